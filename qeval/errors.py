@@ -1,0 +1,72 @@
+"""Every error that qeval raises on purpose, and the exit code each one ends the program with.
+
+    QevalError            1  something went wrong; the message is one line with the fix
+    ├── UsageError        2  the command line asks for something impossible
+    │   ├── SpecError     2  the YAML does; names file, line and key
+    │   └── MissingExtraError 2  a package is not installed; names the command that installs it
+    ├── ModelError        1  a model folder or checkpoint is missing, truncated or of no known format
+    ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
+    ├── StoreError        1  a results folder cannot be read, written or locked
+    ├── BuildError        1  a method cannot quantize this model (recorded per cell, the run goes on)
+    ├── EngineError       1  an engine cannot load or run the artifact (recorded per cell)
+    └── SandboxError      1  no sandbox on this machine, or it broke
+
+Messages name the file, the key and the fix, in one line. A traceback is shown only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QevalError(Exception):
+    """Base class; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(QevalError):
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    pass
+
+
+class MissingExtraError(UsageError):
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package!r} is not installed: pip install 'qeval[{extra}]'")
+
+
+class ModelError(QevalError):
+    pass
+
+
+class DataError(QevalError):
+    pass
+
+
+class StoreError(QevalError):
+    pass
+
+
+class BuildError(QevalError):
+    pass
+
+
+class EngineError(QevalError):
+    pass
+
+
+class SandboxError(QevalError):
+    pass
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``'; did you mean X?'`` for the closest known word, else the known words, as a clause."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(choices)}" if choices else ""

@@ -1,0 +1,112 @@
+"""The LM protocol: what an engine offers and a task may use.
+
+Token ids go in, never text, so that every engine sees identical input. An engine says what it can do
+in ``capabilities``; a task names what it ``needs``; what is missing makes a ``skipped`` record.
+
+This module imports neither torch nor llama.cpp: the parent process reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from qeval.record import MemoryReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qeval.quant.base import Artifact
+
+Ids = Sequence[int]
+Stop = Callable[[list[int]], bool]
+"""Called with all new tokens of one sequence after each step; True ends that sequence."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to execute, not what to measure: none of this enters a cell's key."""
+
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: str = "bfloat16"  # of a torch model's weights and compute; llama.cpp reads it from the file
+    batch_size: int | None = None  # sequences at once; None: the engine's own choice
+    n_threads: int | None = None  # CPU threads; None: the cores this process may use
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw completions. ``temperature`` 0 is greedy (then ``n`` must be 1)."""
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()  # end-of-sequence ids; () never stops at one
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sequence: the new tokens, the stopping id not included."""
+
+    prompt: int  # index into the prompts
+    sample: int  # 0 .. n-1
+    ids: list[int]
+    finish: str  # "eos" | "stop" | "length"
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One sequence fed one token at a time through the KV cache (PROTOCOLS.md `gptq/benchmark`)."""
+
+    nll: NDArray[np.float32]  # [n - 1]: of tokens 1 .. n-1
+    seconds: NDArray[np.float64]  # [n]: wall time of each step
+    allocated: int | None  # max over steps of the framework's allocated bytes after the step
+
+
+class LM(Protocol):
+    """A loaded model. Close it, or use ``contextlib.closing``."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    capabilities: ClassVar[frozenset[str]]  # of {"nll", "logits", "steps", "generate", "memory"}
+    max_seq_len: int
+    vocab_size: int
+
+    @classmethod
+    def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
+        """Load the artifact. Raises EngineError with one line that names the file and the fix."""
+        ...
+
+    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        """Per window, in order: the negative log-likelihood (nats, float32 log-softmax) of tokens
+        ``first`` .. len-1, each given all tokens before it in its window; shape [len - first].
+        Not finite values are passed on as they are."""
+        ...
+
+    def logits(self, ids: Ids) -> NDArray[np.float32]:
+        """Logits after every position of one window: [len(ids), vocab_size], float32."""
+        ...
+
+    def steps(self, ids: Ids) -> StepTrace: ...
+
+    def generate(
+        self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
+    ) -> Iterator[Completion]:
+        """``n`` completions of every prompt, yielded as they finish, in any order. The same seed,
+        prompts and batch size give the same completions on the same machine."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
+        """The engine's own tokenization, to detect drift; None where it has no tokenizer of its own.
+        ``special``: add what the vocabulary adds by default (BOS), as the original tokenizer does."""
+        ...
+
+    def memory(self, context: int) -> MemoryReport:
+        """Weights, KV cache bytes of one sequence of ``context`` tokens, and the framework's peaks so
+        far; the worker adds the process's own."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Quantization methods: how weights become an artifact. One file per method."""

@@ -1,0 +1,112 @@
+"""What a quantization method is (Method), gets (BuildContext) and returns (Artifact).
+
+A method's module must import neither torch nor transformers nor llama_cpp at its top: the parent
+process reads its ``version``, ``Options`` and ``label``; the worker calls ``build``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+Progress = Callable[[int, int, str], None]
+"""done, total, unit ("layers", "windows", ...)."""
+
+
+class Options(BaseModel):
+    """Strict, frozen options of a method or task: an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as the spec names it and as it lies on this machine."""
+
+    id: str  # as written in the spec: a hub id or a path
+    path: Path  # local folder, or a .gguf file
+    identity: str  # content: "hub:<id>@<commit>" or "sha256:<hex>"; enters keys
+    dtype: str  # float32 | float16 | bfloat16
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one quantized linear layer."""
+
+    name: str
+    shape: tuple[int, ...]  # [out_features, in_features]
+    kind: str  # how it is stored: "int4", "Q5_K", ...
+    stored_bytes: int  # with scales, zeros and every other overhead
+    mse: float | None = None  # mean squared error of the weights, where the method knows it
+    note: str = ""  # a fall-back: another type than asked, a damping, ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Weights ready to run. ``path`` is a folder or a .gguf file."""
+
+    path: Path
+    engine: str  # registry name of the engine that runs it
+    simulated: bool  # True: float weights that carry the rounding; sizes are accounted, not measured
+    weight_bytes: int  # stored, everything but the next
+    embedding_bytes: int  # token embeddings and output head, stored
+    bpw: float | None  # bits per weight over the quantized linears, every overhead counted
+    bpw_file: float | None  # the same over all parameters
+    layers: tuple[LayerReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)  # method's own facts: types, calibration, ...
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+    def summary(self) -> dict[str, Any]:
+        """What a Record keeps: everything but the layers (they stay beside the artifact)."""
+        data = self.to_json()
+        del data["layers"]
+        return {**data, "n_layers": len(self.layers)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Artifact:
+        layers = tuple(LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in data["layers"])
+        return Artifact(
+            **{**data, "path": Path(data["path"]), "layers": layers, "notes": tuple(data["notes"])}
+        )
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a build may use. ``out`` is an empty folder that becomes the artifact when build returns."""
+
+    model: ModelRef
+    out: Path
+    base: Artifact | None  # the artifact that Method.base asked for
+    calibration: Callable[[Any], Sequence[Sequence[int]]]  # options.calibration -> token windows
+    progress: Progress
+    cache_dir: Path
+    device: str = "auto"
+    n_threads: int | None = None
+
+
+class Method(Protocol):
+    """How weights become an artifact. Register it in registry.py."""
+
+    version: ClassVar[int]  # raise it when the same options give other weights
+    Options: ClassVar[type[Options]]
+    scalar: ClassVar[str | None]  # the option that `- gguf: Q8_0` sets, or None
+    in_place: ClassVar[bool]  # True: nothing is written; build() is cheap, torch-free, never cached
+    engine: ClassVar[str | None]  # engine of its artifacts; None where only build() knows
+
+    def label(self, options: Any) -> str:
+        """The row's name in tables: ``RTN W4A16 g128``, ``Q5_K_M``."""
+        ...
+
+    def base(self, options: Any, dtype: str) -> dict[str, Any] | None:
+        """Options of the artifact of this same method that this one is made from, or None."""
+        ...
+
+    def build(self, options: Any, context: BuildContext) -> Artifact: ...

@@ -1,0 +1,1 @@
+"""Tasks: what is measured on a loaded model. One file per task."""

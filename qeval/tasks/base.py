@@ -1,0 +1,60 @@
+"""What a task is (Task), gets (TaskContext) and returns (TaskResult).
+
+A task's module imports no torch, transformers or llama_cpp at its top: the parent reads its options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from qeval.lm import LM
+from qeval.quant.base import ModelRef, Options, Progress
+from qeval.record import Metric
+
+if TYPE_CHECKING:
+    from qeval.data import DataSource
+    from qeval.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = ()  # shown under the table
+    files: dict[str, Path] = field(default_factory=dict)  # files inside context.out
+    facts: dict[str, Any] = field(default_factory=dict)  # sha256s, counts: goes into provenance
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """``out`` is this cell's own folder under the results folder; what a killed worker left in it
+    is still there, and belongs to the same key, so a task may go on from it."""
+
+    model: ModelRef
+    data: DataSource
+    out: Path
+    progress: Progress
+    limit: int | None = None  # first units only (windows, problems); recorded and shown
+    batch_size: int | None = None
+    seed: int = 0
+    weak_sandbox: bool = False
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from qeval.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.model)
+
+
+class Task(Protocol):
+    """Register it in registry.py."""
+
+    version: ClassVar[int]  # raise it when the same options give another number
+    Options: ClassVar[type[Options]]
+    needs: ClassVar[frozenset[str]]  # LM capabilities
+
+    def label(self, options: Any) -> str: ...
+
+    def run(self, lm: LM, options: Any, context: TaskContext) -> TaskResult: ...
