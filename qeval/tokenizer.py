@@ -70,9 +70,7 @@ class HfTokenizer:
         return list(self._tok(text, add_special_tokens=special)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        text = self._tok.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self._tok.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
