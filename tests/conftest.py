@@ -1,0 +1,78 @@
+"""Fixtures: tiny models made on the spot, and real data and models where the machine has them.
+
+``../shared`` beside the checkout (or ``QEVAL_SHARED``) holds real datasets and stories260k, a trained
+260k-parameter Llama. Tests that want them skip, with the reason, where it is absent.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(os.environ.get("QEVAL_SHARED", REPO.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared material at {folder} (set QEVAL_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared: Path) -> Path:
+    return shared / "models" / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama folder with random weights (seed 0): hidden 64, MLP 172, 2 layers, vocab 512, 512
+    positions, grouped-query attention, untied head, a byte-level BPE tokenizer that adds no BOS."""
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+def make_tiny_llama(folder: Path, *, dtype: str = "float32", **config: object) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, object] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "initializer_range": 0.2,  # at the default 0.02 every prediction is nearly uniform
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **config})).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer():
+    """A byte-level BPE of 512 tokens, trained on this repository's own tests."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([Path(__file__).read_text(), *[str(i) for i in range(500)]], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
