@@ -45,6 +45,7 @@ class Sampling:
     max_new_tokens: int = 512
     seed: int = 0
     stop_ids: tuple[int, ...] = ()  # end-of-sequence ids; () never stops at one
+    at_once: int | None = None  # sequences generated together; None: EngineSettings.batch_size
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def identity(self) -> dict[str, Any]:
+        """What enters a cell's key. Options that hold a path override this with the content's hash."""
+        return self.model_dump(mode="json")
+
 
 @dataclass(frozen=True)
 class ModelRef:

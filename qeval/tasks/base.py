@@ -25,6 +25,7 @@ class TaskResult:
     notes: tuple[str, ...] = ()  # shown under the table
     files: dict[str, Path] = field(default_factory=dict)  # files inside context.out
     facts: dict[str, Any] = field(default_factory=dict)  # sha256s, counts: goes into provenance
+    context: int | None = None  # longest sequence in tokens: the KV cache number is for it
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class TaskContext:
     progress: Progress
     limit: int | None = None  # first units only (windows, problems); recorded and shown
     batch_size: int | None = None
-    seed: int = 0
     weak_sandbox: bool = False
 
     @cached_property

@@ -1,0 +1,80 @@
+"""Drawing calibration windows from a text, by the rules of the GPTQ code family (PROTOCOLS.md).
+
+Two rules: from one long text (WikiText, PTB, pydoc): joined, tokenized once, offsets drawn; from
+documents (C4): documents drawn until one has more than ``seq_len`` tokens, then an offset in it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from qeval.data import Corpus, DataSource
+from qeval.errors import DataError
+from qeval.quant.base import Options
+from qeval.tokenizer import Tokenizer
+
+DOCUMENT_SETS = ("c4", "c4-train", "c4-excerpt")
+JOINS = {"ptb": "\n\n", "ptb-test": " ", "ptb-train": " "}  # everything else: "\n\n"
+
+
+class CalibrationOptions(Options):
+    """Which text a method sees. The record keeps all of it, and the text's sha256."""
+
+    dataset: str = "c4-train"
+    n_samples: int = Field(default=128, ge=1)
+    seq_len: int = Field(default=2048, ge=2)
+    seed: int = 0
+
+
+def draw_windows(data: DataSource, tokenizer: Tokenizer, options: Any) -> list[list[int]]:
+    """``n_samples`` windows of ``seq_len`` token ids.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    corpus = data.load(options.dataset)
+    rng = random.Random(options.seed)
+    if options.dataset in DOCUMENT_SETS:
+        return draw_from_documents(corpus, tokenizer.encode, options.n_samples, options.seq_len, rng)
+    ids = tokenizer.encode(joined(corpus))
+    if len(ids) <= options.seq_len:
+        raise DataError(too_short(corpus.name, len(ids), options.seq_len))
+    starts = [rng.randint(0, len(ids) - options.seq_len - 1) for _ in range(options.n_samples)]
+    return [ids[i : i + options.seq_len] for i in starts]
+
+
+def draw_from_documents(
+    corpus: Corpus, encode: Callable[[str], list[int]], n: int, seq_len: int, rng: random.Random
+) -> list[list[int]]:
+    """C4's rule: draw documents until one is longer than seq_len, then an offset inside it."""
+    lengths: dict[int, int] = {}
+    kept: dict[int, list[int]] = {}  # ids of the long ones only
+    windows: list[list[int]] = []
+    while len(windows) < n:
+        index = rng.randint(0, len(corpus.documents) - 1)
+        if index not in lengths:
+            ids = encode(corpus.documents[index])
+            lengths[index] = len(ids)
+            if len(ids) > seq_len:
+                kept[index] = ids
+        if not kept and len(lengths) == len(corpus.documents):
+            raise DataError(too_short(corpus.name, max(lengths.values()), seq_len))
+        if index in kept:
+            start = rng.randint(0, lengths[index] - seq_len - 1)
+            windows.append(kept[index][start : start + seq_len])
+    return windows
+
+
+def joined(corpus: Corpus) -> str:
+    return JOINS.get(corpus.name, "\n\n").join(corpus.documents)
+
+
+def too_short(name: str, n_tokens: int, seq_len: int) -> str:
+    return (
+        f"dataset {name}: {n_tokens} tokens are not enough for a window of {seq_len}: "
+        "use a longer text or a smaller seq_len"
+    )

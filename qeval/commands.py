@@ -1,0 +1,313 @@
+"""What each command does, as plain functions: options in, text or records out (cli.py prints)."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeval import registry
+from qeval.artifacts import ArtifactCache, default_cache_dir
+from qeval.cells import Cell, plan
+from qeval.errors import UsageError
+from qeval.models import resolve_model
+from qeval.quant.base import ModelRef
+from qeval.record import Record
+from qeval.spec import Experiment, load_spec
+from qeval.store import Store, latest, read_many
+from qeval.units import human_bytes
+
+if TYPE_CHECKING:
+    from qeval.runner import RunSettings
+
+FAILED = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``records`` are those of the spec's cells; None for a dry run."""
+
+    exit_code: int
+    records: list[Record] | None
+
+
+def run_spec(
+    path: Path,
+    results: Path | None = None,
+    *,
+    dry_run: bool = False,
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    device: str | None = None,
+    allow_weak_sandbox: bool = False,
+) -> Outcome:
+    """Plan the spec, do what has no ok record yet, return the records of all its cells."""
+    from qeval.executor import LocalExecutor
+    from qeval.progress import Progress
+    from qeval.runner import Runner, is_done
+
+    overrides = {"limit": limit, "device": device}
+    experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
+    settings = _settings(experiment, data_dir, cache_dir, allow_weak_sandbox)
+    cells = plan(experiment, _models(experiment, settings.cache_dir), settings.cache_dir)
+    chosen = _select(cells, only)
+    store = Store(results or Path("results") / experiment.name)
+    if dry_run:
+        _print_plan(chosen, store.latest(), ArtifactCache(settings.cache_dir))
+        return Outcome(0, None)
+    with store.lock():
+        _keep_spec(path, store.folder)
+        done = store.latest()
+        pending = [cell for cell in chosen if not is_done(cell, done)]
+        _say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
+        with Progress(len(pending)) as progress:
+            executor = LocalExecutor(store.folder.resolve() / "jobs")
+            new = Runner(store, executor, settings, progress).run(pending)
+        keys = {cell.key for cell in cells}
+        records = [r for r in store.read() if r.kind == "build" or r.key in keys]
+        _warn(store.warnings)
+    failed = any(r.status not in ("ok", "skipped") for r in new)
+    return Outcome(FAILED if failed else 0, records)
+
+
+def _settings(
+    experiment: Experiment, data_dir: Path | None, cache_dir: Path | None, weak: bool
+) -> RunSettings:
+    from qeval.data import DataSource
+    from qeval.lm import EngineSettings
+    from qeval.runner import RunSettings
+
+    spec = experiment.settings
+    engine = EngineSettings(spec.device, spec.dtype, spec.batch_size, spec.n_threads)
+    cache = cache_dir or (Path(spec.cache_dir) if spec.cache_dir else default_cache_dir())
+    data = data_dir or (Path(spec.data_dir) if spec.data_dir else None)
+    found = DataSource(data).data_dir  # QEVAL_DATA_DIR where neither is given
+    return RunSettings(
+        cache_dir=cache.expanduser().resolve(),
+        data_dir=found.expanduser().resolve() if found else None,
+        engine=engine,
+        build_timeout=spec.timeout,
+        weak_sandbox=weak,
+    )
+
+
+def _models(experiment: Experiment, cache_dir: Path) -> list[ModelRef]:
+    return [
+        resolve_model(
+            entry.id,
+            dtype=entry.dtype or experiment.settings.dtype,
+            cache_dir=cache_dir,
+            revision=entry.revision,
+            trust_remote_code=entry.trust_remote_code,
+        )
+        for entry in experiment.models
+    ]
+
+
+def _select(cells: list[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """Cells whose name (model · quantization · task) contains or matches any of the patterns."""
+    if not patterns:
+        return cells
+    chosen = [
+        c
+        for c in cells
+        if any(
+            p.lower() in c.name.lower() or fnmatch.fnmatch(c.name.lower(), p.lower()) for p in patterns
+        )
+    ]
+    if not chosen:
+        raise UsageError(
+            f"--only {' '.join(patterns)}: no cell has that in its name, such as {cells[0].name!r}"
+        )
+    return chosen
+
+
+def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache) -> None:
+    from qeval.runner import is_done, missing_capabilities
+
+    for cell in cells:
+        if is_done(cell, done):
+            state = "done"
+        elif missing_capabilities(cell):
+            state = f"skip: {cell.row.engine} offers no {', '.join(missing_capabilities(cell))}"
+        elif cell.row.artifact or cache.load(cell.row.artifact_key):
+            state = "run"
+        else:
+            state = "build, run"
+        limit = f" [first {cell.task.limit}]" if cell.task.limit else ""
+        print(f"{cell.key[:12]}  {cell.row.engine:9} {state:11} {cell.name}{limit}")
+    n_done = sum(is_done(c, done) for c in cells)
+    _say(f"{len(cells)} cells, {n_done} done")
+
+
+def _keep_spec(path: Path, folder: Path) -> None:
+    """A copy of the spec beside its results, for whoever reads them later."""
+    from qeval.files import write_atomic
+
+    write_atomic(folder / "spec.yaml", path.read_text(encoding="utf-8"))
+
+
+def results_folders(paths: Sequence[Path]) -> list[Path]:
+    """The folders themselves, or, where one holds no records, the results folders inside it.
+
+    Raises:
+        StoreError: nothing there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inner = sorted(p.parent for p in path.glob("*/records.jsonl"))
+        found += [path] if (path / "records.jsonl").exists() or not inner else inner
+    return found
+
+
+def read_results(paths: Sequence[Path]) -> list[Record]:
+    records, warnings = read_many(results_folders(paths))
+    _warn(warnings)
+    return records
+
+
+def find_record(prefix: str, paths: Sequence[Path]) -> Record:
+    from qeval.report.describe import pick
+
+    return pick(read_results(paths), prefix)
+
+
+def failed_cells(records: Sequence[Record]) -> bool:
+    evals = latest(r for r in records if r.kind == "eval").values()
+    return any(r.status not in ("ok", "skipped") for r in evals)
+
+
+def score_samples(
+    samples: Path, *, ks: Sequence[int], timeout: float, workers: int | None, fmt: str, weak: bool
+) -> str:
+    from qeval.score import score_file
+
+    report = score_file(samples, k=list(ks), timeout_s=timeout, weak_sandbox=weak, workers=workers)
+    return json.dumps(report.to_json()) if fmt == "json" else report.text()
+
+
+def list_registered(group: Any) -> str:
+    """One line a name; for methods and tasks, a line for each option with its default."""
+    lines = []
+    for name in registry.names(group):
+        found = registry.lookup(group, name)
+        lines.append(f"{name}: {_summary(sys.modules[found.__module__].__doc__)}")
+        if group == "engines":
+            lines.append(f"    offers {', '.join(sorted(found.capabilities))}")
+            continue
+        for key, info in found.Options.model_fields.items():
+            default = (
+                "required"
+                if info.is_required()
+                else f"default {info.get_default(call_default_factory=True)!r}"
+            )
+            kind = (
+                getattr(info.annotation, "__name__", None)
+                if isinstance(info.annotation, type)
+                else None
+            )
+            lines.append(f"    {key}: {kind or str(info.annotation).replace('typing.', '')}, {default}")
+    return "\n".join(lines)
+
+
+def _summary(doc: str | None) -> str:
+    first = (doc or "").strip().split("\n\n")[0].replace("\n", " ")
+    return first.split(":", 1)[-1].strip() if first.startswith("`") else first
+
+
+def list_cells(path: Path) -> str:
+    """The cells' names, from the spec alone (no model is looked up)."""
+    experiment = load_spec(path)
+    return "\n".join(
+        f"{model.id} · {q.label} · {task.label}{f' [first {task.limit}]' if task.limit else ''}"
+        for model in experiment.models
+        for q in experiment.quantizations
+        for task in experiment.tasks
+    )
+
+
+def data_table(data_dir: Path | None) -> str:
+    from qeval.data import DataSource
+    from qeval.data_manage import list_datasets
+
+    rows = [("name", "found", "licence", "what")]
+    for item in list_datasets(DataSource(data_dir)):
+        where = str(item.path) if item.path else item.where
+        rows.append((item.entry.name, where, item.entry.licence, item.entry.about))
+    return _columns(rows)
+
+
+def fetch_datasets(names: Sequence[str], data_dir: Path) -> Iterator[str]:
+    from qeval.data_manage import fetch
+
+    for name in names:
+        got = fetch(name, data_dir)
+        state = "downloaded" if got.downloaded else "already there"
+        n = len(got.corpus.documents)
+        yield f"{name}: {state}, {n} documents, {got.path}, sha256 {got.file_sha256}"
+
+
+def verify_datasets(data_dir: Path | None) -> tuple[str, bool]:
+    from qeval.data import DATA_DIR_VARIABLE, DataSource
+    from qeval.data_manage import verify
+
+    folder = DataSource(data_dir).data_dir
+    if folder is None:
+        raise UsageError(f"qeval data verify: give --data-dir, or set {DATA_DIR_VARIABLE}")
+    found = verify(folder)
+    rows = [(v.status, v.name, str(v.path), v.file_sha256[:16], v.message) for v in found]
+    return _columns(rows) or f"{folder}: no known dataset", all(v.status != "wrong" for v in found)
+
+
+def cache_table(cache_dir: Path) -> str:
+    entries = ArtifactCache(cache_dir).entries()
+    rows = [("key", "size", "last used", "what")]
+    for e in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
+        rows.append((e.key[:12], human_bytes(e.n_bytes), used, _cached_name(e.description)))
+    total = sum(e.n_bytes for e in entries)
+    return f"{_columns(rows)}\n{len(entries)} models, {human_bytes(total)} in {cache_dir}"
+
+
+def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, everything: bool) -> str:
+    """Raises UsageError where nothing, or more than one way of choosing, is given."""
+    if sum((bool(keys), older is not None, everything)) != 1:
+        raise UsageError("qeval cache remove: give KEYS, or --older-than DAYS, or --all")
+    cache = ArtifactCache(cache_dir)
+    if older is not None:
+        keys = tuple(e.key for e in cache.older_than(older))
+    elif everything:
+        keys = tuple(e.key for e in cache.entries())
+    removed = cache.remove(keys)
+    return f"removed {len(removed)} models, {human_bytes(sum(e.n_bytes for e in removed))}"
+
+
+def _cached_name(description: dict[str, Any]) -> str:
+    return f"{description['model']['id']} · {description['quantization']['label']}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, the last one free."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    )
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for line in warnings:
+        _say(f"warning: {line}")
+
+
+def _say(line: str) -> None:
+    print(f"qeval: {line}", file=sys.stderr, flush=True)

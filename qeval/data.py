@@ -1,0 +1,333 @@
+"""Evaluation and calibration texts by name: the same documents wherever they come from.
+
+A name of ``data/manifest.yaml`` is looked up in a data directory first, then on the hub; ``pydoc``
+comes with CPython, ``file:PATH`` is the user's own text. What comes back is the dataset's rows; how
+rows are joined and cut belongs to a protocol and so to a task.
+
+Row forms, equal to those of the hub's datasets:
+
+- WikiText: a line of the raw file that holds only white space is ``""``, every other line keeps its
+  newline, so that ``"".join(" \\n" if row == "" else row for row in rows)`` is the raw file again.
+- Penn Treebank: Mikolov's lines without the space at either end; ``<unk>`` and ``N`` stay.
+- C4, LAMBADA, ``.jsonl`` files: the ``text`` of each line.
+
+A text whose sha256 is not the one in the manifest is refused under that name: a number measured on it
+would carry a false label. ``file:PATH`` measures it under its own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qeval.errors import DataError, MissingExtraError, did_you_mean
+
+FILE_PREFIX = "file:"
+DATA_DIR_VARIABLE = "QEVAL_DATA_DIR"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of one dataset, in its order."""
+
+    name: str
+    documents: tuple[str, ...]
+    sha256: str  # documents_sha256(documents)
+    origin: str  # where they were found, for the record
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that may hold a dataset, relative to the data directory."""
+
+    path: str
+    sha256: str | None = None  # of the file's bytes
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Arguments of ``datasets.load_dataset``: a config and split, or one file of the repository."""
+
+    path: str
+    config: str | None = None
+    split: str = "train"  # datasets' own name for the rows of a bare file
+    file: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        what = self.file or f"{self.config} {self.split}"
+        return f"{self.path} {what}" + (f" @{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry of the manifest."""
+
+    name: str
+    about: str
+    rows: int | None
+    sha256: str | None  # of the documents
+    licence: str
+    redistribute: bool
+    files: tuple[LocalFile, ...]
+    hub: Hub | None = None
+    column: str = "text"
+
+
+def documents_sha256(documents: Iterable[str]) -> str:
+    """Hex sha256 of the documents' UTF-8 joined with a NUL: one digest for every file format."""
+    digest = hashlib.sha256()
+    for i, document in enumerate(documents):
+        digest.update(b"\x00" * (i > 0) + document.encode())
+    return digest.hexdigest()
+
+
+@cache
+def manifest() -> dict[str, Dataset]:
+    """All named datasets, read from the wheel's copy or from the checkout's ``data/``."""
+    here = Path(__file__).parent
+    wheel, checkout = here / "_data" / "manifest.yaml", here.parent / "data" / "manifest.yaml"
+    path = wheel if wheel.is_file() else checkout
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: _dataset(name, entry) for name, entry in entries.items()}
+
+
+def _dataset(name: str, entry: dict[str, Any]) -> Dataset:
+    hub = entry.get("hub")
+    files = tuple(LocalFile(**f) for f in entry["files"])
+    return Dataset(**{**entry, "name": name, "files": files, "hub": Hub(**hub) if hub else None})
+
+
+def dataset(name: str) -> Dataset:
+    """The manifest's entry of a name.
+
+    Raises:
+        DataError: no such name; the message suggests the closest one.
+    """
+    if name not in manifest():
+        raise DataError(
+            f"unknown dataset {name!r}{did_you_mean(name, manifest())}; "
+            f"your own text is {FILE_PREFIX}PATH"
+        )
+    return manifest()[name]
+
+
+class DataSource:
+    """Where this run finds its texts: a data directory, then the hub.
+
+    ``data_dir`` defaults to the environment variable QEVAL_DATA_DIR. ``offline`` never asks the hub;
+    without it HF_HUB_OFFLINE still holds (``datasets`` then reads its own cache only).
+    """
+
+    def __init__(self, data_dir: Path | None = None, *, offline: bool = False) -> None:
+        named = os.environ.get(DATA_DIR_VARIABLE) or None
+        self.data_dir = data_dir or (Path(named) if named else None)
+        self.offline = offline
+
+    def load(self, name: str) -> Corpus:
+        """The documents of a dataset, checked against the manifest.
+
+        Raises:
+            DataError: unknown, nowhere to be found, unreadable, empty, or not the text of that name.
+        """
+        if name.startswith(FILE_PREFIX):
+            return _file_corpus(name)
+        entry = dataset(name)
+        if name == "pydoc":
+            return checked(entry, _pydoc(), f"CPython {platform.python_version()} pydoc_data.topics")
+        path = self.find(entry)
+        if path is not None:
+            return checked(entry, read_rows(path, entry.column), str(path))
+        if entry.hub is not None and not self.offline:
+            return from_hub(entry, entry.hub, self.searched(entry))
+        raise DataError(_not_found(entry, self.searched(entry)))
+
+    def find(self, entry: Dataset) -> Path | None:
+        """The first of the dataset's files that the data directory holds.
+
+        Raises:
+            DataError: the data directory itself does not exist.
+        """
+        if self.data_dir is None:
+            return None
+        if not self.data_dir.is_dir():
+            raise DataError(
+                f"data directory {self.data_dir} does not exist: correct --data-dir, data_dir: in the "
+                f"spec, or {DATA_DIR_VARIABLE}"
+            )
+        paths = (self.data_dir / f.path for f in entry.files)
+        return next((path for path in paths if path.is_file()), None)
+
+    def searched(self, entry: Dataset) -> str:
+        """The local part of "not found in ..."."""
+        if self.data_dir is None:
+            return "no data directory was given"
+        return f"{self.data_dir} has none of {', '.join(f.path for f in entry.files)}"
+
+
+def _not_found(entry: Dataset, searched: str, hub_said: str = "") -> str:
+    if entry.hub is None:
+        fix = f"put {entry.files[0].path} under --data-dir"
+    else:
+        fix = (
+            f"run `qeval data fetch {entry.name}` on a machine that reaches the hub and give that "
+            f"folder as --data-dir (or {DATA_DIR_VARIABLE})"
+        )
+    return f"dataset {entry.name!r} not found: {searched}{hub_said}; {fix}"
+
+
+def checked(entry: Dataset, documents: tuple[str, ...], origin: str) -> Corpus:
+    """The corpus, if the documents are those that the manifest names.
+
+    Raises:
+        DataError: no documents, another number of them, or another sha256.
+    """
+    if not any(documents):
+        raise DataError(f"dataset {entry.name!r} is empty ({origin})")
+    sha256 = documents_sha256(documents)
+    known = entry.sha256 is not None
+    if known and sha256 != entry.sha256:
+        found, expected = f"documents' sha256 {sha256}", str(entry.sha256)
+    elif not known and entry.rows not in (None, len(documents)):
+        found, expected = f"{len(documents)} documents", str(entry.rows)
+    else:
+        return Corpus(entry.name, documents, sha256, origin)
+    raise DataError(
+        f"{origin} is not {entry.name!r}: {found}, expected {expected}; remove or replace the file, or "
+        f"measure it under its own name with {FILE_PREFIX}PATH"
+    )
+
+
+def _file_corpus(name: str) -> Corpus:
+    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
+    if not path.is_file():
+        raise DataError(f"dataset {name!r}: no such file: {path.absolute()}")
+    documents = _jsonl(path) if path.suffix == ".jsonl" else (_text(path),)
+    if not any(document.strip() for document in documents):
+        raise DataError(f"dataset {name!r} is empty: {path.absolute()} holds no text")
+    return Corpus(name, documents, documents_sha256(documents), str(path.absolute()))
+
+
+def _pydoc() -> tuple[str, ...]:
+    """The topics' texts by topic name. They change with CPython's version: compare their sha256."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as err:
+        raise DataError(
+            "dataset 'pydoc': this Python has no pydoc_data (a stripped build); use file:PATH"
+        ) from err
+    return tuple(topics[key] for key in sorted(topics))
+
+
+# Files to rows
+
+
+def read_rows(path: Path, column: str = "text") -> tuple[str, ...]:
+    """The rows of a local dataset file; its name's ending says how it is written.
+
+    Raises:
+        DataError: it cannot be read that way; the message names the file and the line.
+    """
+    if path.suffix == ".raw":
+        return tuple("" if line.isspace() else line for line in _lines(path))
+    if path.suffix == ".txt":
+        return tuple(line.strip() for line in _lines(path))
+    if path.suffix == ".json":
+        return _json_list(path)
+    if path.suffix == ".parquet":
+        return _parquet(path, column)
+    return _jsonl(path)
+
+
+def _text(path: Path) -> str:
+    """UTF-8 text with its line ends as they are."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            return str(file.read())
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path}: not UTF-8 text (byte {err.start}); convert it first") from err
+    except (OSError, EOFError) as err:
+        raise DataError(f"{path}: cannot be read ({err})") from err
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines with their newline; only ``\\n`` ends one (WikiText holds other Unicode line ends)."""
+    lines = _text(path).split("\n")
+    return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+
+
+def _json_list(path: Path) -> tuple[str, ...]:
+    try:
+        rows = json.loads(_text(path))
+    except ValueError as err:
+        raise DataError(f"{path}: not JSON ({err})") from err
+    if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
+        raise DataError(f"{path}: must be a JSON list of strings")
+    return tuple(rows)
+
+
+def _jsonl(path: Path) -> tuple[str, ...]:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise DataError(f'{path}:{number}: not a JSON object with a "text" ({err!r})') from err
+        if not isinstance(text, str):
+            raise DataError(f'{path}:{number}: "text" must be a string, not {type(text).__name__}')
+        rows.append(text)
+    return tuple(rows)
+
+
+def _parquet(path: Path, column: str) -> tuple[str, ...]:
+    try:
+        parquet = import_module("pyarrow.parquet")  # untyped
+    except ImportError as err:
+        raise MissingExtraError("pyarrow", "hub") from err
+    try:
+        return tuple(parquet.read_table(path, columns=[column])[column].to_pylist())
+    except (OSError, ValueError, KeyError) as err:
+        raise DataError(f"{path}: not a parquet file with a column {column!r} ({err})") from err
+
+
+# The hub
+
+
+def from_hub(entry: Dataset, hub: Hub, searched: str) -> Corpus:
+    """The documents as ``datasets`` gives them. ``searched`` says where they were not found before.
+
+    Raises:
+        DataError: out of reach, or not the text that the manifest names.
+    """
+    try:
+        import datasets
+    except ImportError as err:
+        reason = f", and the hub needs {MissingExtraError('datasets', 'hub')}"
+        raise DataError(_not_found(entry, searched, reason)) from err
+    try:
+        rows = datasets.load_dataset(
+            hub.path, hub.config, split=hub.split, data_files=hub.file, revision=hub.revision
+        )
+        documents = tuple(rows[entry.column])
+    except Exception as err:  # no network, no such revision, a broken download: each library its own
+        reason = f", and the hub's {hub} failed ({type(err).__name__}: {_first_line(err)})"
+        raise DataError(_not_found(entry, searched, reason)) from err
+    return checked(entry, documents, f"hub {hub}")
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip().splitlines() or [""])[0]

@@ -1,0 +1,203 @@
+"""Read the header of a ``.gguf`` file: metadata, and name, shape, type and stored bytes of each tensor.
+
+Format: ggml's docs/gguf.md, versions 2 and 3, little-endian. The ``gguf`` package's own reader makes
+one array per string (seconds for a vocabulary) and lacks llama.cpp's newest types; this one skips
+vocabularies, and needs nothing installed: the parent process describes checkpoints with it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from qeval.errors import ModelError
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_LONGEST_ARRAY = 4096  # per-layer numbers are kept, vocabularies are not
+
+# ggml.h's enum ggml_type: name, weights per block, bytes per block.
+GGML_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]  # as in torch: [out_features, in_features]; the file has it reversed
+    kind: str  # "Q4_K", "F32", ...
+    n_bytes: int
+
+    @property
+    def n_params(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Token embeddings or output head."""
+        return self.name in ("token_embd.weight", "output.weight", "per_layer_token_embd.weight")
+
+    @property
+    def is_linear(self) -> bool:
+        """A weight matrix of a block (or a stack of experts), which a quantization is about."""
+        return len(self.shape) > 1 and self.name.endswith(".weight") and not self.is_embedding
+
+
+@dataclass(frozen=True)
+class Header:
+    metadata: dict[str, Any]  # scalars, strings, and arrays of numbers up to 4096 long
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata["general.architecture"])
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of ``<architecture>.<key>``."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Stored bytes of everything but token embeddings and output head."""
+        return sum(t.n_bytes for t in self.tensors if not t.is_embedding)
+
+    @property
+    def embedding_bytes(self) -> int:
+        return sum(t.n_bytes for t in self.tensors if t.is_embedding)
+
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of the f16 K and V of one sequence: 2 * context * sum over layers of
+        head_count_kv * (key_length + value_length).
+
+        Layers without attention count 0. A sliding window saves nothing: qeval runs llama.cpp with its
+        default full-size cache (``swa_full``).
+        """
+        heads = _per_layer(self.get("attention.head_count", 0), self.get("block_count", 0))
+        kv_heads = _per_layer(self.get("attention.head_count_kv", heads), self.get("block_count", 0))
+        one_head = self.get("embedding_length", 0) // max(1, *heads)
+        key = self.get("attention.key_length", one_head)
+        value = self.get("attention.value_length", one_head)
+        return int(2 * context * sum(kv_heads) * (key + value))
+
+
+def _per_layer(value: int | list[int], n_layers: int) -> list[int]:
+    return value if isinstance(value, list) else [value] * n_layers
+
+
+def read_header(path: Path) -> Header:
+    """The header of ``path``; the first part of a split model stands for all of its parts.
+
+    Raises:
+        ModelError: the file is not GGUF version 2 or 3, or is cut off; a part is missing.
+    """
+    header = _read_one(path)
+    others = [_read_one(part) for part in _parts(path, header.metadata.get("split.count", 1))]
+    return Header(header.metadata, header.tensors + tuple(t for h in others for t in h.tensors))
+
+
+def _parts(path: Path, count: int) -> list[Path]:
+    """The other parts of ``name-00001-of-00003.gguf``."""
+    stem = path.name.partition("-00001-of-")[0]
+    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
+
+
+def _read_one(path: Path) -> Header:
+    try:
+        with path.open("rb") as file:
+            magic, version, n_tensors, n_values = struct.unpack("<4sIQQ", file.read(24))
+            if magic != b"GGUF" or version not in (2, 3):
+                raise ModelError(f"{path}: is not a GGUF file of version 2 or 3")
+            metadata = {_string(file): _value(file) for _ in range(n_values)}
+            tensors = [_tensor(file) for _ in range(n_tensors)]
+            alignment = metadata.get("general.alignment", 32)
+            data = -(-file.tell() // alignment) * alignment
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read ({err.strerror})") from err
+    except (struct.error, KeyError) as err:
+        raise ModelError(f"{path}: the GGUF header is cut off or damaged") from err
+    needed = data + max((offset + t.n_bytes for t, offset in tensors), default=0)
+    if path.stat().st_size < needed:
+        raise ModelError(f"{path}: truncated: {path.stat().st_size} bytes of {needed}; get it again")
+    return Header(metadata, tuple(t for t, _ in tensors))
+
+
+def _read(file: BinaryIO, code: str, count: int = 1) -> tuple[Any, ...]:
+    layout = f"<{count}{code}"
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+
+
+def _string(file: BinaryIO) -> str:
+    (size,) = _read(file, "Q")
+    raw = file.read(size)
+    if len(raw) < size:
+        raise struct.error("string ends early")
+    return raw.decode("utf-8", "replace")
+
+
+def _value(file: BinaryIO) -> Any:
+    (kind,) = _read(file, "I")
+    if kind == _STRING:
+        return _string(file)
+    if kind == _ARRAY:
+        return _array(file)
+    return _read(file, _SCALARS[kind])[0]
+
+
+def _array(file: BinaryIO) -> list[Any] | None:
+    kind, count = _read(file, "I") + _read(file, "Q")
+    if kind == _STRING:
+        for _ in range(count):
+            file.seek(_read(file, "Q")[0], 1)
+        return None
+    if count > _LONGEST_ARRAY:
+        file.seek(count * struct.calcsize(_SCALARS[kind]), 1)
+        return None
+    return list(_read(file, _SCALARS[kind], count))
+
+
+def _tensor(file: BinaryIO) -> tuple[Tensor, int]:
+    """A tensor and where its data begins, from the start of all data."""
+    name = _string(file)
+    (n_dims,) = _read(file, "I")
+    shape = tuple(reversed(_read(file, "Q", n_dims)))
+    number, offset = _read(file, "I") + _read(file, "Q")
+    kind, block, block_bytes = GGML_TYPES[number]
+    return Tensor(name, shape, kind, prod(shape) // block * block_bytes), offset

@@ -1,0 +1,282 @@
+"""`hf`: any transformers causal LM, on CUDA or the CPU, in float32, float16 or bfloat16.
+
+Runs float models and simulated weights alike: an artifact is a normal Hugging Face folder. Perplexity
+forwards one batch of equal windows at a time without a KV cache and scores in float32 pieces, so that
+the logits of a long window over a large vocabulary never exist twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qeval.errors import EngineError, MissingExtraError
+from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
+from qeval.record import MemoryReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from qeval.quant.base import Artifact
+
+_CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
+_SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
+
+
+class HfEngine:
+    name: ClassVar[str] = "hf"
+    version: ClassVar[int] = 1
+    capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
+
+    def __init__(self, model: Any, artifact: Artifact, settings: EngineSettings) -> None:
+        self._model = model
+        self._artifact = artifact
+        self._device: torch.device = model.device
+        self._batch_size = settings.batch_size
+        config = model.config.get_text_config()
+        self.max_seq_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        self.vocab_size = int(config.vocab_size)
+
+    @classmethod
+    def open(cls, artifact: Artifact, settings: EngineSettings) -> HfEngine:
+        """Raises EngineError where transformers cannot load the folder whole."""
+        try:
+            import torch
+        except ImportError as err:
+            raise MissingExtraError("torch", "hf") from err
+        from qeval.quant.linears import device_of
+
+        if settings.n_threads is not None:
+            torch.set_num_threads(settings.n_threads)
+        device = device_of(settings.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
+        return cls(load_model(artifact.path, settings.dtype, device), artifact, settings)
+
+    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        for batch in self._batches(windows):
+            yield from self._score(batch, first)
+
+    def logits(self, ids: Ids) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            out = self._model(input_ids=self._tensor([ids]), use_cache=False).logits[0]
+            result: NDArray[np.float32] = out.float().cpu().numpy()
+        return result
+
+    def steps(self, ids: Ids) -> StepTrace:
+        import numpy as np
+        import torch
+
+        cache, nll, seconds, allocated = None, [], [], []
+        on_gpu = self._device.type == "cuda"
+        with torch.inference_mode():
+            for position, token in enumerate(ids):
+                start = time.perf_counter()
+                out = self._model(
+                    input_ids=self._tensor([[token]]), past_key_values=cache, use_cache=True
+                )
+                if on_gpu:
+                    torch.cuda.synchronize(self._device)
+                    allocated.append(torch.cuda.memory_allocated(self._device))
+                seconds.append(time.perf_counter() - start)
+                cache = out.past_key_values
+                if position + 1 < len(ids):
+                    row = out.logits[0, -1].float().log_softmax(-1)
+                    nll.append(-row[ids[position + 1]].item())
+        return StepTrace(np.array(nll, np.float32), np.array(seconds), max(allocated, default=None))
+
+    def generate(
+        self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
+    ) -> Iterator[Completion]:
+        size = sampling.at_once or self._batch_size or _SEQUENCES[self._device.type]
+        units = [(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
+        for start in range(0, len(units), size):
+            yield from self._generate_batch(prompts, units[start : start + size], sampling, stop)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
+        return None
+
+    def memory(self, context: int) -> MemoryReport:
+        import torch
+
+        on_gpu = self._device.type == "cuda"
+        return MemoryReport(
+            weights=self._artifact.weight_bytes,
+            embeddings=self._artifact.embedding_bytes,
+            kv_cache=self._kv_bytes(context),
+            context=context,
+            vram_allocated=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
+            vram_reserved=torch.cuda.max_memory_reserved(self._device) if on_gpu else None,
+        )
+
+    def close(self) -> None:
+        del self._model
+
+    def _tensor(self, rows: Sequence[Ids]) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(rows, dtype=torch.long, device=self._device)
+
+    def _batches(self, windows: Sequence[Ids]) -> Iterator[list[Ids]]:
+        """Consecutive windows of one length, as many as the token budget (or batch_size) allows."""
+        for length, group in groupby(windows, key=len):
+            equal = list(group)
+            size = self._batch_size or max(1, _TOKENS_AT_ONCE[self._device.type] // length)
+            for start in range(0, len(equal), size):
+                yield equal[start : start + size]
+
+    def _score(self, batch: list[Ids], first: int) -> Iterator[NDArray[np.float32]]:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        ids = self._tensor(batch)
+        keep = ids.shape[1] - first + 1  # logits at first-1 .. last; the last one predicts nothing here
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+            flat = logits[:, -keep:-1].flatten(0, 1)
+            targets = ids[:, first:].flatten()
+            step = max(1, _CHUNK_ELEMENTS // flat.shape[1])
+            pieces = [
+                cross_entropy(flat[i : i + step].float(), targets[i : i + step], reduction="none")
+                for i in range(0, len(targets), step)
+            ]
+            nll = torch.cat(pieces).view(len(batch), -1).cpu().numpy()
+        yield from nll
+
+    def _generate_batch(
+        self,
+        prompts: Sequence[Ids],
+        units: list[tuple[int, int]],
+        sampling: Sampling,
+        stop: Stop | None,
+    ) -> Iterator[Completion]:
+        """Prompts padded on the left into one batch of transformers' own ``generate``."""
+        import torch
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        width = max(len(prompts[p]) for p, _ in units)
+        pad = sampling.stop_ids[0] if sampling.stop_ids else 0
+        rows = [[pad] * (width - len(prompts[p])) + list(prompts[p]) for p, _ in units]
+        mask = [[0] * (width - len(prompts[p])) + [1] * len(prompts[p]) for p, _ in units]
+        greedy = sampling.temperature == 0
+        drawing = (
+            {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        )
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=not greedy,
+            eos_token_id=list(sampling.stop_ids) or None,
+            pad_token_id=pad,
+            **drawing,
+        )
+        ends = _Ends(width, stop)
+        torch.manual_seed(_seed(sampling.seed, units[0]))
+        with torch.inference_mode():
+            out = self._model.generate(
+                self._tensor(rows),
+                attention_mask=self._tensor(mask),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([ends] if stop else []),
+            )
+        for i, (prompt, sample) in enumerate(units):
+            ids, finish = _cut(out[i, width:].tolist(), ends.found.get(i), sampling)
+            yield Completion(prompt, sample, ids, finish)
+
+    def _kv_bytes(self, context: int) -> int | None:
+        """Keys and values of every layer in the model's dtype; None where the config names no heads.
+
+        An upper bound where layers slide a window: transformers' cache of such a layer is shorter.
+        """
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None)
+        layers = getattr(config, "num_hidden_layers", None)
+        if not heads or not layers:
+            return None
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return (
+            2 * int(layers) * int(kv_heads) * int(head_dim) * context * int(self._model.dtype.itemsize)
+        )
+
+
+class _Ends:
+    """transformers stopping criterion: where ``stop`` ended each sequence of a batch."""
+
+    def __init__(self, width: int, stop: Stop | None) -> None:
+        self._width = width
+        self._stop = stop
+        self.found: dict[int, int] = {}  # sequence -> number of new tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        import torch
+
+        new = input_ids[:, self._width :].tolist()
+        for i, ids in enumerate(new):
+            if i not in self.found and self._stop is not None and self._stop(ids):
+                self.found[i] = len(ids)
+        done = [i in self.found for i in range(len(new))]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def _cut(ids: list[int], end: int | None, sampling: Sampling) -> tuple[list[int], str]:
+    """New tokens up to the first stopping id or stop, and why they ended."""
+    for i, token in enumerate(ids[:end]):
+        if token in sampling.stop_ids:
+            return ids[:i], "eos"
+    if end is not None:
+        return ids[:end], "stop"
+    return ids, "length"
+
+
+def _seed(seed: int, unit: tuple[int, int]) -> int:
+    """One stream of random numbers a batch, fixed by the spec's seed and the batch's first unit."""
+    return (seed * 1_000_003 + unit[0] * 10_007 + unit[1]) % 2**63
+
+
+def load_model(path: Path, dtype: str, device: Any, trust_remote_code: bool = False) -> Any:
+    """A transformers causal LM in eval mode, every weight accounted for.
+
+    Raises:
+        EngineError: transformers cannot load it, or weights are missing, left over or misshapen
+            (transformers only warns, and computes with random numbers).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    placement = {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as err:
+        if isinstance(err, torch.OutOfMemoryError):
+            raise
+        raise EngineError(
+            f"{path}: transformers cannot load it: {str(err).strip().splitlines()[0]}"
+        ) from err
+    wrong = {
+        kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]
+    }
+    if info.get("mismatched_keys"):
+        wrong["mismatched_keys"] = [str(k) for k in info["mismatched_keys"]]
+    if wrong:
+        kind, names = next(iter(wrong.items()))
+        raise EngineError(
+            f"{path}: {len(names)} {kind.replace('_', ' ')} in its weights, first {names[0]}"
+        )
+    return model.eval()

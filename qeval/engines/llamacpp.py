@@ -1,0 +1,218 @@
+"""Engine ``llamacpp``: GGUF files through llama.cpp's low-level API, token ids in.
+
+``nll`` must equal llama.cpp's own ``llama-perplexity`` on the same file and windows (same batches, K/V
+type f16, flash attention and repacked weights as that program chooses them), and the torch engine on
+the same float weights. Several windows are separate sequences of one batch; logits come only for the
+positions that score; the log-softmax is float32 on the host, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qeval.engines import _llama
+from qeval.engines._llama import Context, Model
+from qeval.engines._slots import Slots
+from qeval.engines.gguf_file import read_header
+from qeval.engines.gguf_tokenizer import GgufTokenizer
+from qeval.errors import EngineError
+from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
+from qeval.record import MemoryReport
+
+if TYPE_CHECKING:
+    from qeval.quant.base import Artifact
+
+__all__ = ["GgufTokenizer", "LlamaCppEngine"]
+
+_LOGITS_BYTES = 512 * 2**20  # of one llama_decode call, at most
+_ROWS = 16  # rows of one log-softmax: 16 x 49,152 floats stay in the cache
+_SLOTS_CPU, _SLOTS_GPU = 8, 32  # sequences generated at once, unless batch_size says otherwise
+
+
+class LlamaCppEngine:
+    name: ClassVar[str] = "llamacpp"
+    version: ClassVar[int] = 1
+    capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
+
+    def __init__(self, model: Model, settings: EngineSettings) -> None:
+        self._model = model
+        self._batch_size = settings.batch_size
+        self._n_threads = settings.n_threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._n_threads)
+        self.max_seq_len = model.max_seq_len
+        self.vocab_size = model.vocab_size
+
+    @classmethod
+    def open(cls, artifact: Artifact, settings: EngineSettings) -> LlamaCppEngine:
+        """Load the artifact's ``.gguf`` file.
+
+        Raises:
+            EngineError: it is no GGUF file, truncated, of an unknown architecture, or the device is
+                not one that the installed llama.cpp can use.
+        """
+        return cls(Model(artifact.path, device=_device(settings.device)), settings)
+
+    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        if not windows:
+            return
+        longest = max(len(window) for window in windows)
+        n_seq = self._batch_size or max(1, _llama.N_BATCH // longest)
+        n_seq = min(n_seq, len(windows), _llama.MAX_SEQUENCES)
+        with self._context(n_seq, longest) as context:
+            for start in range(0, len(windows), n_seq):
+                yield from self._group_nll(context, windows[start : start + n_seq], first)
+
+    def _group_nll(
+        self, context: Context, windows: Sequence[Ids], first: int
+    ) -> list[NDArray[np.float32]]:
+        """NLL of windows that fit the context together, one sequence each."""
+        context.clear()
+        arrays = [self._checked(window) for window in windows]
+        found: list[list[NDArray[np.float32]]] = [[] for _ in arrays]
+        step = self._positions_at_once(context, len(arrays))
+        for start in range(0, max(map(len, arrays)) - 1, step):  # nothing follows the last token
+            parts = [window[start : min(start + step, len(window) - 1)] for window in arrays]
+            scored = [max(0, start + len(part) - max(start, first - 1)) for part in parts]
+            logits = _decode(context, parts, start, scored)
+            ends = np.cumsum(scored)
+            for window, part, n, end, out in zip(arrays, parts, scored, ends, found, strict=True):
+                targets = window[start + len(part) - n + 1 : start + len(part) + 1]
+                out.append(token_nll(logits[end - n : end], targets, self._pool))
+        return [np.concatenate(pieces) for pieces in found]
+
+    def logits(self, ids: Ids) -> NDArray[np.float32]:
+        tokens = self._checked(ids)
+        rows = np.empty((len(tokens), self.vocab_size), np.float32)
+        with self._context(1, len(tokens)) as context:
+            step = self._positions_at_once(context, 1)
+            for start in range(0, len(tokens), step):
+                part = tokens[start : start + step]
+                rows[start : start + step] = _decode(context, [part], start, [len(part)])
+        return rows
+
+    def steps(self, ids: Ids) -> StepTrace:
+        tokens = self._checked(ids)
+        nll, seconds = np.empty(len(tokens) - 1, np.float32), np.empty(len(tokens))
+        with self._context(1, len(tokens)) as context:
+            for i in range(len(tokens)):
+                begin = time.perf_counter()
+                row = _decode(context, [tokens[i : i + 1]], i, [1])
+                seconds[i] = time.perf_counter() - begin
+                if i + 1 < len(tokens):
+                    nll[i] = token_nll(row, tokens[i + 1 : i + 2], self._pool)[0]
+        return StepTrace(nll, seconds, None)
+
+    def generate(
+        self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
+    ) -> Iterator[Completion]:
+        if not prompts:
+            return
+        self._check_prompts(prompts)
+        usual = _SLOTS_CPU if self._model.device == "cpu" else _SLOTS_GPU
+        n_slots = sampling.at_once or self._batch_size or usual
+        n_slots = min(n_slots, len(prompts) * sampling.n, _llama.MAX_SEQUENCES - 1)
+        longest = max(len(ids) for ids in prompts)
+        limit = min(longest + sampling.max_new_tokens, self.max_seq_len)
+        with self._context(n_slots + 1, limit, unified=True) as context:
+            slots = Slots(context, n_slots, self.max_seq_len, sampling, self._pool)
+            yield from slots.run(prompts, stop)
+
+    def _checked(self, ids: Ids) -> NDArray[np.int32]:
+        """The ids as an array. Raises EngineError where one is not in the vocabulary."""
+        tokens = np.asarray(ids, np.int32)
+        wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+        if wrong.size:
+            raise EngineError(
+                f"token id {wrong[0]} is outside the vocabulary of {self._model.path} "
+                f"({self.vocab_size} tokens): it does not belong to this tokenizer"
+            )
+        return tokens
+
+    def _check_prompts(self, prompts: Sequence[Ids]) -> None:
+        for i, ids in enumerate(prompts):
+            if not 0 < len(ids) < self.max_seq_len:
+                most = self.max_seq_len - 1
+                raise EngineError(
+                    f"prompt {i} has {len(ids)} tokens; {self._model.path} takes 1 to {most}"
+                )
+            self._checked(ids)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
+        return self._model.tokenize(text, special=special)
+
+    def memory(self, context: int) -> MemoryReport:
+        header = read_header(self._model.path)
+        return MemoryReport(
+            weights=header.weight_bytes,
+            embeddings=header.embedding_bytes,
+            kv_cache=header.kv_bytes(context),
+            context=context,
+        )
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._model.close()
+
+    def _context(self, n_seq: int, seq_len: int, *, unified: bool = False) -> Context:
+        return Context(
+            self._model, n_seq=n_seq, seq_len=seq_len, n_threads=self._n_threads, unified=unified
+        )
+
+    def _positions_at_once(self, context: Context, n_seq: int) -> int:
+        """How many positions of ``n_seq`` sequences one llama_decode may take: as many as fit its
+        batch, fewer where their logits would take too much memory."""
+        rows = min(context.n_batch, _LOGITS_BYTES // (4 * self.vocab_size))
+        return max(1, rows // n_seq)
+
+
+def _device(asked: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``, resolved against what the installed library can do."""
+    has_gpu = bool(_llama.library().llama_supports_gpu_offload())
+    if asked == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if asked != "cpu" and not has_gpu:
+        raise EngineError(
+            f"device {asked}: the installed llama-cpp-python sees no GPU; use --device cpu, or rebuild "
+            "it: CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-deps llama-cpp-python"
+        )
+    return asked
+
+
+def _decode(
+    context: Context, parts: Sequence[NDArray[np.int32]], start: int, scored: Sequence[int]
+) -> NDArray[np.float32]:
+    """Feed ``parts[s]`` to sequence ``s`` from position ``start``; the logits of the last ``scored[s]``
+    positions of each, [sum(scored), vocab_size]."""
+    sizes = [len(part) for part in parts]
+    outputs = [np.arange(size) >= size - n for size, n in zip(sizes, scored, strict=True)]
+    context.decode(
+        np.concatenate(parts),
+        np.concatenate([np.arange(start, start + size, dtype=np.int32) for size in sizes]),
+        np.repeat(np.arange(len(parts), dtype=np.int32), sizes),
+        np.concatenate(outputs).astype(np.int8),
+    )
+    return context.logits(sum(scored))
+
+
+def token_nll(
+    logits: NDArray[np.float32], targets: NDArray[np.int32], pool: Executor
+) -> NDArray[np.float32]:
+    """-log softmax(logits)[targets] in float32: logits [n, vocab] (overwritten), targets [n] -> [n]."""
+    nll = np.empty(len(targets), np.float32)
+
+    def rows(start: int) -> None:
+        part = logits[start : start + _ROWS]
+        with np.errstate(all="ignore"):  # NaN and inf are passed on, not warned about
+            part -= part.max(axis=1, keepdims=True)
+            picked = part[np.arange(len(part)), targets[start : start + _ROWS]]
+            nll[start : start + _ROWS] = np.log(np.exp(part, out=part).sum(axis=1)) - picked
+
+    list(pool.map(rows, range(0, len(targets), _ROWS)))
+    return nll

@@ -1,0 +1,88 @@
+"""Peak memory of this process (PROTOCOLS.md section 4): RAM from the kernel, VRAM from the driver.
+
+RAM is VmHWM, the peak resident set size of this process image: unlike getrusage's ru_maxrss it is not
+inherited from the parent that spawned it. VRAM is what NVML reports for this process, sampled in the
+background because the driver keeps no peak.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def peak_rss() -> int | None:
+    """Bytes; None where there is no /proc (then nothing is claimed)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+class VramSampler:
+    """Samples this process's device memory every ``interval`` seconds until ``stop``.
+
+    ``source`` says how it was read: by process id, or, where the driver's ids are another
+    namespace's (containers), as the growth of the device's used memory since the start.
+    """
+
+    def __init__(self, interval: float = 0.02) -> None:
+        self.peak: int | None = None
+        self.source = ""
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._handles: list[Any] = []
+
+    def start(self) -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # no package, no driver, no card: NVML raises its own many types
+            return
+        self._nvml = pynvml
+        count = pynvml.nvmlDeviceGetCount()
+        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        self._base = self._used()
+        self.peak = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int | None:
+        """The peak in bytes over all devices; None without NVML or where no device was used."""
+        if self._thread is None:
+            return None
+        self._sample()
+        self._stop.set()
+        self._thread.join()
+        return self.peak or None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        mine = [
+            p.usedGpuMemory or 0
+            for h in self._handles
+            for p in self._nvml.nvmlDeviceGetComputeRunningProcesses(h)
+            if p.pid == os.getpid()
+        ]
+        if mine:
+            now, self.source = sum(mine), "nvml process"
+        elif self.source == "nvml process":
+            return
+        else:
+            now = self._used() - self._base
+            self.source = "nvml device growth" if now > 0 else self.source
+        self.peak = max(self.peak or 0, now)
+
+    def _used(self) -> int:
+        return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(h).used) for h in self._handles)

@@ -1,0 +1,101 @@
+"""Progress on stderr: what is running, how far, time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from qeval.record import Record
+from qeval.units import human_seconds
+
+
+class Progress:
+    """A Listener for Runner: two bars on a terminal (all cells, this job), else one line a job."""
+
+    def __init__(self, n_cells: int) -> None:
+        self._n_cells = n_cells
+        self._done = 0
+        self._start = time.monotonic()
+        self._title = ""
+        self._bars: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._bars = _bars()
+            self._all = self._bars.add_task("cells", total=self._n_cells)
+            self._job = self._bars.add_task("", total=None)
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def job_started(self, title: str) -> None:
+        self._title = title
+        if self._bars is not None:
+            self._bars.reset(self._job, description=title, total=None)
+        else:
+            self._line(f"{title} ...")
+
+    def job_progress(self, done: int, total: int, unit: str) -> None:
+        if self._bars is not None:
+            self._bars.update(
+                self._job, completed=done, total=total, description=f"{self._title} [{unit}]"
+            )
+
+    def build_ended(self, record: Record) -> None:
+        self._line(f"{self._title}: {_outcome(record)}")
+
+    def cell_ended(self, record: Record) -> None:
+        self._done += 1
+        if self._bars is not None:
+            self._bars.update(self._all, completed=self._done)
+        cell = record.cell
+        names = (cell["model"]["id"], cell["quantization"]["label"], cell["task"]["label"])
+        self._line(f"{' · '.join(names)}: {_outcome(record)}{self._left()}")
+
+    def _left(self) -> str:
+        """Time left, as if the other cells took as long as these did on average."""
+        remaining = self._n_cells - self._done
+        if not remaining:
+            return ""
+        each = (time.monotonic() - self._start) / self._done
+        return f", about {human_seconds(each * remaining)} left"
+
+    def _line(self, text: str) -> None:
+        line = f"[{self._done}/{self._n_cells}] {text}"
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _outcome(record: Record) -> str:
+    seconds = record.timing.get("end", 0.0) - record.timing.get("start", 0.0)
+    took = f" ({human_seconds(seconds)})" if seconds else ""
+    if record.status != "ok":
+        return f"{record.status}: {record.error}{took}"
+    shown = [
+        f"{m.name} {m.value:.4g}{' ' + m.unit if m.unit else ''}"
+        if m.value is not None
+        else f"{m.name} broken"
+        for m in record.metrics
+    ]
+    return f"{', '.join(shown) or 'built'}{took}"
+
+
+def _bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

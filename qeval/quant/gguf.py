@@ -1,0 +1,288 @@
+"""Method ``gguf``: Hugging Face folder -> GGUF -> quantized, both steps by llama.cpp itself.
+
+The float file comes from llama.cpp's ``convert_hf_to_gguf.py`` in a subprocess, the quantized ones from
+``llama_model_quantize`` in process: what ``llama-quantize`` calls, so the files are those a user gets.
+The names in ``TYPES`` are those of llama.cpp's ``tools/quantize/quantize.cpp``.
+
+llama.cpp silently stores a tensor as another type where a row is not a multiple of the type's block.
+The types are therefore read back from the file; the Artifact says what is really in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import field_validator, model_validator
+
+from qeval.calibration import CalibrationOptions
+from qeval.errors import BuildError, did_you_mean
+from qeval.quant.base import Artifact, BuildContext, LayerReport, Options
+
+
+@dataclass(frozen=True)
+class GgufType:
+    ftype: int  # llama.h's enum llama_ftype; the file's general.file_type
+    block: int  # inputs that share a block of its main type; 1: not quantized
+    needs_imatrix: bool = False  # llama.cpp refuses to go without (llama-quant.cpp)
+
+
+TYPES: dict[str, GgufType] = {
+    "F32": GgufType(0, 1),
+    "F16": GgufType(1, 1),
+    "BF16": GgufType(32, 1),
+    "Q8_0": GgufType(7, 32),
+    "Q6_K": GgufType(18, 256),
+    "Q5_K_M": GgufType(17, 256),
+    "Q5_K_S": GgufType(16, 256),
+    "Q5_1": GgufType(9, 32),
+    "Q5_0": GgufType(8, 32),
+    "Q4_K_M": GgufType(15, 256),
+    "Q4_K_S": GgufType(14, 256),
+    "Q4_1": GgufType(3, 32),
+    "Q4_0": GgufType(2, 32),
+    "IQ4_NL": GgufType(25, 32),
+    "IQ4_XS": GgufType(30, 256),
+    "MXFP4_MOE": GgufType(38, 32),  # experts in MXFP4, everything else in Q8_0
+    "Q3_K_L": GgufType(13, 256),
+    "Q3_K_M": GgufType(12, 256),
+    "Q3_K_S": GgufType(11, 256),
+    "IQ3_M": GgufType(27, 256),
+    "IQ3_S": GgufType(26, 256),
+    "IQ3_XS": GgufType(22, 256, needs_imatrix=True),  # its attn_q and attn_k are IQ3_XXS
+    "IQ3_XXS": GgufType(23, 256, needs_imatrix=True),
+    "Q2_K": GgufType(10, 256),
+    "Q2_K_S": GgufType(21, 256, needs_imatrix=True),
+    "IQ2_M": GgufType(29, 256, needs_imatrix=True),
+    "IQ2_S": GgufType(28, 256, needs_imatrix=True),
+    "IQ2_XS": GgufType(20, 256, needs_imatrix=True),
+    "IQ2_XXS": GgufType(19, 256, needs_imatrix=True),
+    "Q2_0": GgufType(41, 64),
+    "TQ2_0": GgufType(37, 256),
+    "TQ1_0": GgufType(36, 256),
+    "IQ1_M": GgufType(31, 256, needs_imatrix=True),
+    "IQ1_S": GgufType(24, 256, needs_imatrix=True),
+    "Q1_0": GgufType(40, 128),
+}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
+_NAMES = {t.ftype: name for name, t in TYPES.items()}
+_FLOAT_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class GgufOptions(Options):
+    type: str  # a name in TYPES or ALIASES, in any case
+    imatrix: bool | None = None  # None: only where llama.cpp demands one
+    calibration: CalibrationOptions | None = None  # of the importance matrix; None: the defaults
+    pre_tokenizer: str | None = None  # llama.cpp's name, for a tokenizer its converter does not know
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        name = value.upper()
+        if name not in TYPES and name not in ALIASES:
+            raise ValueError(f"unknown GGUF type {value!r}{did_you_mean(name, [*TYPES, *ALIASES])}")
+        return ALIASES.get(name, name)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GgufOptions:
+        if self.imatrix is False and TYPES[self.type].needs_imatrix:
+            raise ValueError(f"{self.type} cannot be made without one: drop imatrix: false")
+        if self.imatrix and self.is_float:
+            raise ValueError(f"{self.type} is not quantized, so imatrix does nothing: drop it")
+        if self.calibration is not None and not self.uses_imatrix:
+            raise ValueError("calibration does nothing without an importance matrix: add imatrix: true")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """With the defaults that are used filled in, so that ``imatrix: true`` on a type that needs one
+        is the same cell as nothing said."""
+        calibration = (self.calibration or CalibrationOptions()) if self.uses_imatrix else None
+        return {
+            "type": self.type,
+            "calibration": None if calibration is None else calibration.identity(),
+            "pre_tokenizer": self.pre_tokenizer,
+        }
+
+    @property
+    def is_float(self) -> bool:
+        return TYPES[self.type].block == 1
+
+    @property
+    def uses_imatrix(self) -> bool:
+        return TYPES[self.type].needs_imatrix if self.imatrix is None else self.imatrix
+
+
+class Gguf:
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = GgufOptions
+    scalar: ClassVar[str | None] = "type"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "llamacpp"
+
+    def label(self, options: GgufOptions) -> str:
+        return f"{options.type}+imatrix" if options.uses_imatrix else options.type
+
+    def base(self, options: GgufOptions, dtype: str) -> dict[str, Any] | None:
+        """Quantized types are made from this method's own file in the model's dtype."""
+        if options.is_float:
+            return None
+        named = {} if options.pre_tokenizer is None else {"pre_tokenizer": options.pre_tokenizer}
+        return {"type": _FLOAT_OF[dtype], **named}
+
+    def build(self, options: GgufOptions, context: BuildContext) -> Artifact:
+        """Write ``model.gguf``.
+
+        Raises:
+            BuildError: llama.cpp refuses the model, or its converter cannot be found.
+        """
+        path = context.out / "model.gguf"
+        details: dict[str, Any] = {"type": options.type, "pre_tokenizer": options.pre_tokenizer}
+        if options.is_float:
+            convert(options, context, path)
+        else:
+            details |= _quantize(options, context, path)
+        artifact = describe_gguf(path)
+        notes = artifact.notes
+        if options.pre_tokenizer is not None:
+            notes = (*notes, f"converted with the pre-tokenizer {options.pre_tokenizer!r}, as told")
+        return replace(artifact, notes=notes, details={**artifact.details, **details})
+
+
+def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:
+    """Run llama.cpp's converter on the model's folder."""
+    from qeval.llama_tools import SCRIPT, converter_folder
+
+    model = context.model.path
+    if not model.is_dir():
+        raise BuildError(f"{model}: gguf needs a Hugging Face folder; use 'checkpoint: {model}'")
+    folder = converter_folder(context.cache_dir)
+    arguments = [str(model), "--outfile", str(path), "--outtype", options.type.lower()]
+    if options.pre_tokenizer is None:
+        command = [sys.executable, str(folder / SCRIPT), *arguments]
+    else:
+        wrapper = Path(__file__).with_name("convert_wrapper.py")
+        command = [sys.executable, str(wrapper), str(folder), options.pre_tokenizer, *arguments]
+    context.progress(0, 1, "conversions")
+    _run(command, context.cache_dir / "logs" / f"convert-{context.out.name}.log", model)
+    context.progress(1, 1, "conversions")
+
+
+def _run(command: list[str], log: Path, model: Path) -> None:
+    """Run the converter; its output goes to ``log``, which stays only if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "NO_LOCAL_GGUF"}
+    with log.open("wb") as file:
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    if done.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise BuildError(
+            f"{model}: llama.cpp's converter failed: {_advice(lines[-1] if lines else 'no output')} "
+            f"(log: {log})"
+        )
+    log.unlink()
+
+
+def _advice(last_line: str) -> str:
+    if "get_vocab_base_pre" in last_line:
+        return "it does not know this tokenizer: name the closest it knows with 'pre_tokenizer: gpt-2'"
+    return last_line
+
+
+def _quantize(options: GgufOptions, context: BuildContext, path: Path) -> dict[str, Any]:
+    """Quantize the base artifact's file into ``path``; what the Artifact's details say about it."""
+    from qeval.engines import _llama
+    from qeval.quant import imatrix
+
+    if context.base is None:
+        raise BuildError(f"{options.type} is made from a float GGUF and got none")
+    lib = _llama.library()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = TYPES[options.type].ftype
+    params.nthread = context.n_threads or len(os.sched_getaffinity(0))
+    details: dict[str, Any] = {"imatrix": options.uses_imatrix}
+    alive: Any = None  # llama.cpp reads the matrix during the call
+    if options.uses_imatrix:
+        importance, details["calibration"] = _importance(options, context)
+        params.imatrix, alive = imatrix.as_ctypes(lib, importance)
+    _llama.forget_log()
+    source = context.base.path
+    code = lib.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
+    del alive
+    if code != 0:
+        raise BuildError(f"{source}: llama.cpp cannot make {options.type} of it ({_cause(code)})")
+    return details
+
+
+def _cause(code: int) -> str:
+    from qeval.engines import _llama
+
+    text = _llama.reason(f"code {code}")
+    return "the file cannot be written: is the disk full?" if "iostream" in text else text
+
+
+def _importance(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[str, Any]]:
+    """The importance matrix by GGUF tensor names, and the calibration as it is recorded."""
+    from qeval.engines.gguf_file import read_header
+    from qeval.quant import imatrix
+
+    assert context.base is not None
+    calibration = options.calibration or CalibrationOptions()
+    windows = context.calibration(calibration)
+    means = imatrix.mean_squares(
+        context.model, windows, device=context.device, progress=context.progress
+    )
+    header = read_header(context.base.path)
+    facts = {**calibration.model_dump(), "n_tokens": sum(map(len, windows))}
+    return imatrix.to_gguf_names(means, header), facts
+
+
+def describe_gguf(path: Path) -> Artifact:
+    """The Artifact of a file as it is, with the types that are really in it (reads the header only).
+
+    Raises:
+        ModelError: not a GGUF file, or cut off.
+    """
+    from qeval.engines.gguf_file import read_header
+
+    header = read_header(path)
+    name = _NAMES.get(header.metadata.get("general.file_type", -1))
+    block = TYPES[name].block if name else 1
+    linears = [t for t in header.tensors if t.is_linear]
+    layers = tuple(
+        LayerReport(t.name, t.shape, t.kind, t.n_bytes, note=_width_note(t.shape[-1], block))
+        for t in linears
+    )
+    total = header.weight_bytes + header.embedding_bytes
+    return Artifact(
+        path=path,
+        engine="llamacpp",
+        simulated=False,
+        weight_bytes=header.weight_bytes,
+        embedding_bytes=header.embedding_bytes,
+        bpw=8 * sum(t.n_bytes for t in linears) / max(1, sum(t.n_params for t in linears)),
+        bpw_file=8 * total / max(1, sum(t.n_params for t in header.tensors)),
+        layers=layers,
+        notes=_fallbacks(layers),
+        details={"type": name, "types": dict(Counter(t.kind for t in header.tensors))},
+    )
+
+
+def _width_note(width: int, block: int) -> str:
+    return f"width {width} is not a multiple of {block}" if width % block else ""
+
+
+def _fallbacks(layers: tuple[LayerReport, ...]) -> tuple[str, ...]:
+    """``7 of 30 linears stored as Q8_0: width 576 is not a multiple of 256``, per type and width."""
+    counts = Counter((r.kind, r.note) for r in layers if r.note)
+    return tuple(
+        f"{count} of {len(layers)} linears stored as {kind}: {note}"
+        for (kind, note), count in counts.items()
+    )

@@ -1,0 +1,98 @@
+"""The linear layers of a transformers model, and saving a model whose weights were rounded.
+
+``nn.Linear`` keeps weights as [out, in]; GPT-2's ``Conv1D`` as [in, out]. Both are handed out as
+[out, in]. Output heads and embeddings are left alone, as every weight-only method does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qeval.quant.base import Artifact, LayerReport, ModelRef
+from qeval.weights import DTYPE_BYTES
+
+_NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json")
+
+
+@dataclass(frozen=True)
+class Linear:
+    name: str
+    module: nn.Module
+    transposed: bool  # Conv1D
+
+    @property
+    def weight(self) -> Tensor:
+        """[out_features, in_features]; a view, so writing into it changes the model."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.data.T if self.transposed else weight.data
+
+
+def linears(model: Any) -> Iterator[Linear]:
+    """Every linear layer but the output head, in the model's own order."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            yield Linear(name, module, isinstance(module, Conv1D))
+
+
+def save_simulated(
+    model: Any, source: ModelRef, out: Path, layers: list[LayerReport], notes: tuple[str, ...] = ()
+) -> Artifact:
+    """Write the model with its rounded float weights as a normal Hugging Face folder ``out/model``.
+
+    Sizes in the Artifact are those that the packed format would have (``layers[].stored_bytes``) plus
+    everything unquantized in the model's dtype.
+    """
+    folder = out / "model"
+    model.save_pretrained(folder, max_shard_size="4GB")
+    for file in source.path.iterdir():
+        if file.is_file() and not file.name.endswith(_NOT_COPIED) and not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
+    width = DTYPE_BYTES[source.dtype]
+    embeddings = {id(p): p for m in _embedding_modules(model) for p in m.parameters()}
+    n_embedding = sum(p.numel() for p in embeddings.values())
+    n_total = sum(p.numel() for p in model.parameters())
+    n_linear = sum(r.shape[0] * r.shape[1] for r in layers)
+    linear_bytes = sum(r.stored_bytes for r in layers)
+    rest = (n_total - n_embedding - n_linear) * width
+    return Artifact(
+        path=folder,
+        engine="hf",
+        simulated=True,
+        weight_bytes=linear_bytes + rest,
+        embedding_bytes=n_embedding * width,
+        bpw=8 * linear_bytes / n_linear,
+        bpw_file=8 * (linear_bytes + rest + n_embedding * width) / n_total,
+        layers=tuple(layers),
+        notes=(*notes, *_unquantized_note(n_linear, n_total - n_embedding)),
+    )
+
+
+def _embedding_modules(model: Any) -> list[nn.Module]:
+    head = model.get_output_embeddings()
+    return [m for m in model.modules() if isinstance(m, nn.Embedding)] + ([head] if head else [])
+
+
+def _unquantized_note(n_linear: int, n_body: int) -> tuple[str, ...]:
+    """Says so where much of the model's body is not in linear layers (fused experts, convolutions)."""
+    share = 1 - n_linear / n_body
+    if share < 0.05:
+        return ()
+    return (
+        f"{share:.0%} of the parameters outside embeddings are not in linear layers: left unquantized",
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA where torch has it."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

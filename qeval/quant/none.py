@@ -1,0 +1,30 @@
+"""`none`: the model as it is, in the spec's dtype. The baseline of every comparison."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from qeval.quant.base import Artifact, BuildContext, Options
+from qeval.quant.folder import describe_folder
+
+
+class NoOptions(Options):
+    """`none` has no options: the dtype is the spec's."""
+
+
+class Unquantized:
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = NoOptions
+    scalar: ClassVar[str | None] = None
+    in_place: ClassVar[bool] = True
+    engine: ClassVar[str | None] = None
+
+    def label(self, options: Any) -> str:
+        return "none"
+
+    def base(self, options: Any, dtype: str) -> dict[str, Any] | None:
+        return None
+
+    def build(self, options: Any, context: BuildContext) -> Artifact:
+        """The model's own folder, or its .gguf file where that is all there is."""
+        return describe_folder(context.model.path, context.model.dtype)

@@ -1,0 +1,74 @@
+"""`rtn`: round to nearest, the baseline of every comparison of quantizers (METHODS.md).
+
+Every linear layer is rounded to its own min/max grid, per output channel or per group of inputs. The
+result is simulated: float weights that carry the rounding, with the packed size accounted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from qeval.quant.base import Artifact, BuildContext, LayerReport, Options
+
+
+class RtnOptions(Options):
+    num_bits: int = Field(default=4, ge=2, le=8)
+    group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = False
+
+    @field_validator("group_size")
+    @classmethod
+    def _positive_or_channel(cls, value: int) -> int:
+        if value < 1 and value != -1:
+            raise ValueError("must be a positive number of inputs, or -1 (per channel)")
+        return value
+
+
+class Rtn:
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = RtnOptions
+    scalar: ClassVar[str | None] = None
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: RtnOptions) -> str:
+        group = "" if options.group_size == -1 else f"g{options.group_size}"
+        return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}"
+
+    def base(self, options: RtnOptions, dtype: str) -> dict[str, Any] | None:
+        return None
+
+    def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the group size does not divide a layer's inputs (all are named)."""
+        import torch
+
+        from qeval.engines.hf import load_model
+        from qeval.quant.affine import check_group_size
+        from qeval.quant.linears import device_of, linears, save_simulated
+
+        model = load_model(
+            context.model.path, context.model.dtype, "cpu", context.model.trust_remote_code
+        )
+        layers = list(linears(model))
+        check_group_size({x.name: x.weight.shape[1] for x in layers}, options.group_size)
+        device = device_of(context.device)
+        reports = []
+        with torch.inference_mode():
+            for i, layer in enumerate(layers):
+                reports.append(_round(layer, options, device))
+                context.progress(i + 1, len(layers), "layers")
+        return save_simulated(model, context.model, context.out, reports)
+
+
+def _round(layer: Any, options: RtnOptions, device: Any) -> LayerReport:
+    from qeval.quant.affine import fake_quantize, stored_bytes
+
+    how = (options.num_bits, options.group_size, options.symmetric)
+    weight = layer.weight.to(device)
+    rounded = fake_quantize(weight, *how).to(weight.dtype)
+    mse = (rounded.float() - weight.float()).square().mean().item()
+    layer.weight.copy_(rounded)
+    shape = (weight.shape[0], weight.shape[1])
+    return LayerReport(layer.name, shape, f"int{options.num_bits}", stored_bytes(shape, *how), mse)

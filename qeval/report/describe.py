@@ -1,0 +1,109 @@
+"""Everything that one record holds, for ``qeval show``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+from qeval.errors import UsageError
+from qeval.record import MemoryReport, Metric, Record
+from qeval.store import latest
+from qeval.units import human_bytes, human_seconds
+
+
+def pick(records: Iterable[Record], prefix: str) -> Record:
+    """The newest record whose key starts with ``prefix``.
+
+    Raises:
+        UsageError: no key does, or several do.
+    """
+    found = [r for key, r in latest(records).items() if key.startswith(prefix)]
+    if not found:
+        raise UsageError(f"no cell's key starts with {prefix!r}: `qeval list cells` shows the keys")
+    if len(found) > 1:
+        keys = ", ".join(r.key[:12] for r in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise UsageError(f"{len(found)} cells' keys start with {prefix!r} ({keys}): give more of it")
+    return found[0]
+
+
+def describe(record: Record) -> str:
+    """All facts of a record in readable lines; ends in a newline."""
+    sections = [
+        ("", _asked(record)),
+        ("metrics", [_metric(m) for m in record.metrics]),
+        ("memory", list(_memory(record.memory)) if record.memory else []),
+        ("artifact", _pairs(record.artifact or {})),
+        ("notes", list(record.notes)),
+        ("timing", _pairs({k: _time(k, v) for k, v in record.timing.items()})),
+        ("files", _pairs(record.files)),
+        ("provenance", _pairs(record.provenance)),
+    ]
+    lines = []
+    for title, body in sections:
+        if title and body:
+            lines += ["", title]
+        lines += [f"  {line}" if title else line for line in body]
+    return "\n".join(lines) + "\n"
+
+
+def _asked(record: Record) -> list[str]:
+    facts = {"key": record.key, "kind": record.kind, "status": record.status}
+    facts |= {"error": record.error} if record.error else {}
+    facts |= {name: _short(value) for name, value in record.cell.items()}
+    return _pairs(facts)
+
+
+def _short(value: Any) -> Any:
+    """``RTN W4 (rtn, num_bits=4)`` and the like for the parts of a cell."""
+    if not isinstance(value, dict):
+        return value
+    options = value.get("options")
+    named = ", ".join(f"{k}={v}" for k, v in options.items()) if isinstance(options, dict) else ""
+    rest = [str(v) for k, v in value.items() if k not in ("label", "id", "options") and v is not None]
+    head = value.get("label") or value.get("id")
+    inner = ", ".join([*rest, *([named] if named else [])])
+    return f"{head} ({inner})" if head and inner else head or inner
+
+
+def _pairs(facts: dict[str, Any]) -> list[str]:
+    shown = {k: v for k, v in facts.items() if v not in (None, "", (), [], {})}
+    width = max((len(k) for k in shown), default=0)
+    return [f"{k.ljust(width)}  {_inline(v)}" for k, v in shown.items()]
+
+
+def _inline(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return text.replace("\n", "\n    ")
+
+
+def _metric(metric: Metric) -> str:
+    value = "not finite" if metric.value is None else f"{metric.value:.6g}"
+    parts = [f"{metric.name} = {value}{' ' + metric.unit if metric.unit else ''}"]
+    if metric.stderr is not None:
+        parts.append(f"standard error {metric.stderr:.3g}")
+    if metric.low is not None and metric.high is not None:
+        parts.append(f"interval [{metric.low:.6g}, {metric.high:.6g}]")
+    parts += [f"n = {metric.n}", metric.protocol]
+    if metric.nonfinite:
+        parts.append(f"{100 * metric.nonfinite:.3g}% not finite")
+    return ", ".join(parts)
+
+
+def _memory(memory: MemoryReport) -> Iterator[str]:
+    for f in fields(memory):
+        value = getattr(memory, f.name)
+        if value is not None:
+            shown = f"{value:,} tokens" if f.name == "context" else human_bytes(value)
+            yield f"{f.name.ljust(14)}  {shown}"
+
+
+def _time(name: str, value: float | None) -> str:
+    """Durations as people read them; ``start`` and ``end`` are points in time (UTC)."""
+    if value is None:
+        return "unknown"
+    if name in ("start", "end"):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return human_seconds(value)

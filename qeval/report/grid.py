@@ -1,0 +1,132 @@
+"""A table as lines of text in cells, before any renderer lays them out. One function a layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qeval.report.format import (
+    SIMULATED,
+    difference_text,
+    marks,
+    printed_unit,
+    value_text,
+)
+from qeval.report.table import Column, Entry, Row, Table
+from qeval.units import GIB
+
+
+@dataclass(frozen=True)
+class GridCell:
+    lines: tuple[str, ...]
+    style: str = ""  # "better", "worse", "bad", "label" or plain
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of one model under its heading ("": the title says it, or a column does)."""
+
+    heading: str
+    rows: tuple[tuple[GridCell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    title: str
+    headers: tuple[tuple[str, ...], ...]  # lines of each column's header
+    right: tuple[bool, ...]  # columns that are aligned to the right
+    sections: tuple[Section, ...]
+
+
+def grid(table: Table) -> Grid:
+    return _starcoder2(table) if table.layout == "starcoder2" else _full(table)
+
+
+def _full(table: Table) -> Grid:
+    several, dtypes = len(table.models) > 1, table.dtypes
+    first: tuple[tuple[str, ...], ...] = (("quantization",),)
+    if len(dtypes) > 1:
+        first += (("dtype",),)
+    title = "" if several or not table.rows else table.models[0]
+    if title and len(dtypes) == 1:
+        title += f", {dtypes[0]}"
+    sections = []
+    for model in table.models:
+        rows = [_row(table, row, len(dtypes) > 1) for row in table.rows if row.model == model]
+        heading = f"{model}, {dtypes[0]}" if len(dtypes) == 1 else model
+        sections.append(Section(heading if several else "", tuple(rows)))
+    headers = first + tuple(_header(c) for c in table.columns)
+    right = (False,) * len(first) + tuple(c.kind in ("memory", "time") for c in table.columns)
+    return Grid(title, headers, right, tuple(sections))
+
+
+def _header(column: Column) -> tuple[str, ...]:
+    unit = printed_unit(column)
+    lines = [f"{column.title} {unit}".strip(), column.protocol]
+    if column.limit:
+        lines.append(f"[first {column.limit}]")
+    return tuple(line for line in lines if line)
+
+
+def _row(table: Table, row: Row, with_dtype: bool) -> tuple[GridCell, ...]:
+    cells = [GridCell((_label(row),), "label")]
+    if with_dtype:
+        cells.append(GridCell((row.dtype,)))
+    return (*cells, *(_cell(column, row.entries[column.id]) for column in table.columns))
+
+
+def _label(row: Row) -> str:
+    return row.quantization + (f" {SIMULATED}" if row.simulated else "") + marks(row.notes)
+
+
+def _cell(column: Column, entry: Entry) -> GridCell:
+    lines = [value_text(column, entry), difference_text(entry)]
+    return GridCell(tuple(line for line in lines if line), _style(column, entry))
+
+
+def _style(column: Column, entry: Entry) -> str:
+    if entry.value is None:
+        return "" if entry.status in ("–", "…") else "bad"
+    change = entry.difference
+    if change is None or not change.significant:
+        return ""
+    more_is_worse = column.name == "ppl"
+    return "worse" if (change.value > 0) == more_is_worse else "better"
+
+
+# -- REFERENCES.md, table A ---------------------------------------------------------------------
+
+
+def _starcoder2(table: Table) -> Grid:
+    names = {model: model.rstrip("/").rsplit("/", 1)[-1] for model in table.models}
+    if len(set(names.values())) < len(names):
+        names = {model: model for model in names}
+    rows = []
+    before = None
+    for row in table.rows:
+        model = "" if row.model == before else names[row.model]
+        before = row.model
+        values = [GridCell((_short(c, row.entries[c.id]),)) for c in table.columns]
+        rows.append((GridCell((model,), "label"), GridCell((_label(row),)), *values))
+    headers = (("model",), ("quantization",), *_short_headers(table.columns))
+    return Grid("", headers, (False,) * len(headers), (Section("", tuple(rows)),))
+
+
+def _short_headers(columns: tuple[Column, ...]) -> tuple[tuple[str, ...], ...]:
+    """Protocols go under the table; only where one pass@k has several do they stand here."""
+    names = [c.name for c in columns]
+    out = []
+    for i, column in enumerate(columns):
+        title = f"HumanEval {column.title}" if i == 0 else column.title
+        several = names.count(column.name) > 1
+        first = (f"[first {column.limit}]",) if column.limit and several else ()
+        out.append((title, column.protocol, *first) if several else (title,))
+    return tuple(out)
+
+
+def _short(column: Column, entry: Entry) -> str:
+    if entry.value is None:
+        return entry.status + marks(entry.notes)
+    if column.unit == "share":
+        return f"{100 * entry.value:.1f}%" + marks(entry.notes)
+    size = entry.value / GIB
+    return (f"{size:.0f} G" if size >= 5 else f"{size:.2g} G") + marks(entry.notes)

@@ -1,0 +1,122 @@
+"""One table, four forms: text, markdown, csv, json. No number is ever cut to fit.
+
+csv and json carry the raw numbers (shares, bytes, seconds) in full precision; json is strict.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from qeval.errors import UsageError, did_you_mean
+from qeval.record import finite
+from qeval.report.format import marks
+from qeval.report.grid import GridCell, grid
+from qeval.report.table import Column, Entry, Row, Table
+from qeval.report.text import text
+
+FORMATS = ("text", "markdown", "csv", "json")
+
+
+def render(table: Table, fmt: str, *, width: int | None = None, color: bool = False) -> str:
+    """The table as one string that ends in a newline.
+
+    Args:
+        fmt: one of FORMATS.
+        width: columns of the terminal, for text; None where there is none.
+        color: ANSI styles, for text.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    if fmt == "text":
+        return text(table, width=width, color=color)
+    forms = {"markdown": markdown, "csv": csv_text, "json": json_text}
+    if fmt not in forms:
+        raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)}")
+    return forms[fmt](table)
+
+
+def markdown(table: Table) -> str:
+    """A GitHub pipe table, then footnotes and legend."""
+    g = grid(table)
+    lines = [f"**{_escaped(g.title)}**", ""] if g.title else []
+    lines.append(_pipes(GridCell(header) for header in g.headers))
+    lines.append("|" + "|".join("---:" if right else "---" for right in g.right) + "|")
+    for section in g.sections:
+        if section.heading:
+            blanks = [GridCell(()) for _ in g.headers[1:]]
+            lines.append(_pipes([GridCell((f"**{section.heading}**",)), *blanks]))
+        lines += [_pipes(row) for row in section.rows]
+    notes = [f"{marks((i,)).strip()} {note}" for i, note in enumerate(table.footnotes, 1)]
+    for group in (notes, table.legend):
+        if group:
+            lines += ["", "  \n".join(_escaped(line) for line in group)]
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(cells: Any) -> str:
+    return (
+        "| " + " | ".join("<br>".join(_escaped(line) for line in cell.lines) for cell in cells) + " |"
+    )
+
+
+def _escaped(line: str) -> str:
+    for mark in ("\\", "|", "<"):
+        line = line.replace(mark, "\\" + mark)
+    return line
+
+
+def csv_text(table: Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["model", "dtype", "quantization", "baseline", "simulated"]
+    writer.writerow([*head, *(name for column in table.columns for name in _csv_names(column))])
+    for row in table.rows:
+        writer.writerow([*_csv_head(row), *_csv_values(table, row)])
+    return out.getvalue()
+
+
+def _csv_names(column: Column) -> list[str]:
+    name = f"{column.id} ({column.unit})" if column.unit else column.id
+    if column.kind in ("memory", "time"):
+        return [name]
+    parts = ("±", "low", "high", "difference", "difference low", "difference high", "significant")
+    return [name, *(f"{column.id} {part}" for part in parts), f"{column.id} status"]
+
+
+def _csv_head(row: Row) -> list[Any]:
+    return [row.model, row.dtype, row.quantization, int(row.baseline), int(row.simulated)]
+
+
+def _csv_values(table: Table, row: Row) -> Iterator[Any]:
+    for column in table.columns:
+        entry = row.entries[column.id]
+        yield entry.value
+        if column.kind not in ("memory", "time"):
+            yield from _csv_details(entry)
+
+
+def _csv_details(entry: Entry) -> Iterator[Any]:
+    yield from (entry.half, entry.low, entry.high)
+    change = entry.difference
+    yield from (change.value, change.low, change.high) if change else (None, None, None)
+    tested = change.significant if change else None
+    yield None if tested is None else int(tested)
+    yield entry.status or "ok"
+
+
+def json_text(table: Table) -> str:
+    data = {
+        "schema_version": 1,
+        "layout": table.layout,
+        "columns": [{"id": column.id, **asdict(column)} for column in table.columns],
+        "rows": [asdict(row) for row in table.rows],
+        "footnotes": table.footnotes,
+        "legend": table.legend,
+    }
+    return json.dumps(finite(data), allow_nan=False, ensure_ascii=False, indent=1) + "\n"

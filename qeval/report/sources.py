@@ -1,0 +1,143 @@
+"""Which records make which row: one row a quantized model, models together, in the spec's order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from qeval.record import Record
+
+_FAR = 10**6  # where a cell without "order" is sorted to
+
+
+@dataclass
+class Source:
+    """The records that one row is made from; ``evals`` is never empty."""
+
+    evals: list[Record] = field(default_factory=list)
+    build: Record | None = None
+
+    @cached_property
+    def by_task(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.evals:
+            found.setdefault(task_id(record), []).append(record)
+        return found
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        return self.evals[0].cell.get("model") or {}
+
+    @cached_property
+    def quantization(self) -> dict[str, Any]:
+        return self.evals[0].cell.get("quantization") or {}
+
+    @cached_property
+    def engine(self) -> str:
+        return str((self.evals[0].cell.get("engine") or {}).get("name", "?"))
+
+    @cached_property
+    def identity(self) -> str:
+        return str(self.model.get("identity") or self.model.get("id"))
+
+    @cached_property
+    def baseline(self) -> bool:
+        return any(r.cell.get("baseline") for r in self.evals)
+
+    @cached_property
+    def artifact(self) -> dict[str, Any]:
+        made = [r.artifact for r in (*self.evals, self.build) if r is not None and r.artifact]
+        return made[0] if made else {}
+
+    @property
+    def simulated(self) -> bool:
+        return bool(self.artifact.get("simulated"))
+
+    def order(self, axis: int) -> int:
+        return min(order(record, axis) for record in self.evals)
+
+
+def sources(records: Sequence[Record]) -> list[Source]:
+    """One source a row, from one record a key, sorted as the spec has them, else by appearance."""
+    found: dict[str, Source] = {}
+    for record in records:
+        if record.kind == "eval":
+            found.setdefault(_row_key(record.cell), Source()).evals.append(record)
+    builds = {_build_key(r.cell): r for r in records if r.kind == "build"}
+    places: dict[str, int] = {}
+    for source in found.values():
+        source.build = builds.get(_build_key(source.evals[0].cell))
+        places[source.identity] = min(source.order(0), places.get(source.identity, _FAR))
+    appeared = {identity: i for i, identity in enumerate(places)}
+    return sorted(found.values(), key=lambda s: (places[s.identity], appeared[s.identity], s.order(1)))
+
+
+def baselines(rows: Sequence[Source]) -> list[int | None]:
+    """For each row the index of the one it is compared with: its model's baseline, with the same
+    dtype where there is one; None for a baseline and where the model has none."""
+    found: dict[tuple[str, Any], int] = {}
+    for i, row in enumerate(rows):
+        if row.baseline:
+            found.setdefault((row.identity, None), i)
+            found.setdefault((row.identity, row.model.get("dtype")), i)
+    out: list[int | None] = []
+    for row in rows:
+        near = found.get((row.identity, row.model.get("dtype")), found.get((row.identity, None)))
+        out.append(None if row.baseline else near)
+    return out
+
+
+def names(rows: Sequence[Source]) -> list[tuple[str, str]]:
+    """Model and quantization as shown. Names that are alike get what makes them differ: the start of
+    the model's content hash, the engine."""
+    contents: dict[str, set[str]] = {}
+    alike: dict[tuple[str, Any, str], int] = {}
+    for row in rows:
+        contents.setdefault(_model_name(row), set()).add(row.identity)
+        key = (row.identity, row.model.get("dtype"), _label(row))
+        alike[key] = alike.get(key, 0) + 1
+    out = []
+    for row in rows:
+        model, label = _model_name(row), _label(row)
+        twin = alike[(row.identity, row.model.get("dtype"), label)] > 1
+        several = len(contents[model]) > 1
+        out.append(
+            (
+                f"{model} ({row.identity[:20]})" if several else model,
+                f"{label} ({row.engine})" if twin else label,
+            )
+        )
+    return out
+
+
+def order(record: Record, axis: int) -> int:
+    """Place of a record's model (0), quantization (1) or task (2) in its spec."""
+    places = record.cell.get("order") or ()
+    return int(places[axis]) if len(places) > axis else _FAR
+
+
+def task_id(record: Record) -> str:
+    task = record.cell.get("task") or {}
+    parts = [task.get("name"), task.get("options"), record.cell.get("limit")]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _model_name(row: Source) -> str:
+    return str(row.model.get("id", "?"))
+
+
+def _label(row: Source) -> str:
+    return str(row.quantization.get("label") or row.quantization.get("name", "?"))
+
+
+def _row_key(cell: dict[str, Any]) -> str:
+    return json.dumps([_build_key(cell), cell.get("engine")], sort_keys=True)
+
+
+def _build_key(cell: dict[str, Any]) -> str:
+    model, quantization = cell.get("model") or {}, cell.get("quantization") or {}
+    parts = [model.get("identity") or model.get("id"), model.get("dtype")]
+    return json.dumps([*parts, quantization.get("name"), quantization.get("options")], sort_keys=True)

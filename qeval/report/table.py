@@ -1,0 +1,70 @@
+"""The one table that all renderers print: columns, rows of entries, footnotes, legend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qeval.report.compare import Difference
+
+Kind = Literal["metric", "memory", "time", "task"]
+Layout = Literal["full", "starcoder2"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of number under one protocol; ``id`` is unique in a table."""
+
+    name: str  # "ppl", "pass@1", "vram_process"
+    title: str  # "PPL", "VRAM"
+    unit: str = ""  # as printed: "%", "GiB", "tok/s"
+    protocol: str = ""
+    limit: int | None = None  # only the first units were measured
+    kind: Kind = "metric"
+
+    @property
+    def id(self) -> str:
+        first = f"[first {self.limit}]" if self.limit else ""
+        return " ".join(part for part in (self.name, self.protocol, first) if part)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands where a row and a column meet: a value, or a ``status`` that says why none does."""
+
+    value: float | None = None
+    half: float | None = None  # symmetric 95% interval: value +- half
+    low: float | None = None
+    high: float | None = None
+    difference: Difference | None = None
+    status: str = ""  # "failed", "broken (100% not finite)", "–", "…"; empty with a value
+    accounted: bool = False  # computed from what would be stored, not measured
+    notes: tuple[int, ...] = ()  # footnotes, counted from 1
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    dtype: str
+    quantization: str
+    baseline: bool
+    simulated: bool
+    entries: dict[str, Entry]  # by Column.id
+    notes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]  # rows of one model stand together
+    footnotes: tuple[str, ...] = ()
+    legend: tuple[str, ...] = ()
+    layout: Layout = "full"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.dtype for row in self.rows))

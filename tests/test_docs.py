@@ -1,0 +1,135 @@
+"""The pages agree with the code: names, options, commands, links, and the walk-through's own code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from qeval import registry
+from qeval.quant.base import BuildContext, ModelRef
+from qeval.spec import ModelEntry, Spec, load_spec
+
+REPO = Path(__file__).parents[1]
+PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("data/*.md")])
+CONFIGS = sorted(REPO.glob("configs/*.yaml"))
+
+
+def text(name: str) -> str:
+    return (REPO / name).read_text(encoding="utf-8")
+
+
+def section(page: str, title: str) -> str:
+    """The part of a page under the heading that starts with ``title``."""
+    return next(s for s in re.split(r"^## ", page, flags=re.MULTILINE) if s.startswith(title))
+
+
+@pytest.mark.parametrize("group", ["methods", "engines", "tasks"])
+def test_reference_has_a_row_for_each_registered_name_and_no_other(group: Any):
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|", section(text("docs/reference.md"), group.capitalize()), re.M
+    )
+    assert sorted(rows) == sorted(registry.BUILT_IN[group])
+
+
+@pytest.mark.parametrize("group", ["methods", "tasks"])
+def test_reference_names_every_option(group: Any):
+    rows = section(text("docs/reference.md"), group.capitalize())
+    for name in registry.BUILT_IN[group]:
+        row = next(line for line in rows.splitlines() if line.startswith(f"| `{name}` |"))
+        for option in registry.lookup(group, name).Options.model_fields:
+            assert re.search(rf"\b{option}\b", row), f"docs/reference.md: {name} lacks {option}"
+
+
+def test_options_yaml_shows_every_key():
+    shown = set(re.findall(r"[\w-]+(?=:)", text("configs/options.yaml")))
+    wanted = {*Spec.model_fields, *ModelEntry.model_fields, *registry.BUILT_IN["methods"]}
+    for group in ("methods", "tasks"):
+        for name in registry.BUILT_IN[group]:  # type: ignore[index]
+            wanted |= set(registry.lookup(group, name).Options.model_fields)  # type: ignore[arg-type]
+    assert wanted - shown - {"none"} == set()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads(path: Path):
+    experiment = load_spec(path)
+    assert experiment.name == path.stem
+    assert experiment.models and experiment.quantizations and experiment.tasks
+
+
+def test_every_command_is_in_the_readme_and_every_one_there_exists():
+    from qeval.cli import cli
+
+    readme = text("README.md")
+    for name in cli.commands:
+        assert f"`qeval {name}" in readme, f"README.md does not show `qeval {name}`"
+    for command in re.findall(r"^(?:\| `)?qeval (\w+)", readme, re.MULTILINE):
+        assert command in cli.commands, f"README.md shows `qeval {command}`"
+    for group, names in re.findall(r"`qeval (\w+) ([a-z]+(?:\\\|[a-z]+)+)`", readme):
+        parts = names.split("\\|")
+        found = cli.commands[group]
+        if isinstance(found, click.Group):
+            assert sorted(parts) == sorted(found.commands)
+
+
+def test_options_of_shown_command_lines_exist():
+    from qeval.cli import cli
+
+    for page in PAGES:
+        for line in re.findall(
+            r"^ *(?:#  *)?qeval (\w+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            name, *words = line.split("#")[0].split()
+            known = {o for p in cli.commands[name].params for o in p.opts}
+            assert {w for w in words if w.startswith("--")} <= known, f"{page.name}: qeval {line}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_architecture_maps_every_module():
+    shown = text("docs/architecture.md")
+    for module in (REPO / "qeval").glob("*.py"):
+        if not module.name.startswith("__"):
+            assert module.name in shown, f"docs/architecture.md does not show {module.name}"
+
+
+def test_data_page_names_every_dataset():
+    from qeval.data import manifest
+
+    for name in manifest():
+        assert f"`{name}`" in text("data/README.md")
+
+
+def test_the_walk_through_builds_a_model(tiny_llama: Path, tmp_path: Path):
+    code = re.search(
+        r"`qeval/quant/clip.py`:\n\n```python\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL
+    )
+    assert code
+    namespace: dict[str, Any] = {"__name__": "clip"}
+    exec(compile(code[1], "CONTRIBUTING.md", "exec"), namespace)
+    method = namespace["Clip"]()
+    ref = ModelRef("tiny", tiny_llama, "sha256:0", "float32")
+    ticks: list[int] = []
+    context = BuildContext(
+        ref, tmp_path, None, list, lambda done, total, unit: ticks.append(done), tmp_path
+    )
+    artifact = method.build(method.Options(num_bits=4), context)
+    assert artifact.simulated and artifact.engine == "hf" and artifact.path.is_dir()
+    assert len(artifact.layers) == 14 and ticks == list(range(1, 15))
+    assert artifact.bpw is not None and 4 < artifact.bpw < 5
+    whole = method.build(method.Options(ratio=1.0), replaced(context, tmp_path / "whole"))
+    assert sum(r.mse for r in whole.layers) < sum(r.mse for r in artifact.layers)  # here clipping costs
+
+
+def replaced(context: BuildContext, out: Path) -> BuildContext:
+    from dataclasses import replace
+
+    out.mkdir()
+    return replace(context, out=out)
