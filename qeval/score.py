@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ class ScoreReport:
         metrics = [asdict(metric) for metric in self.metrics]
         return {**data, "metrics": metrics, "verdicts": [g.to_json() for g in self.graded]}
 
+    def text(self) -> str:
+        """The totals for a reader: pass@k with its 95% interval, verdicts by status, notes."""
+        lines = [f"{m.name}: {m.value:.4f}  95% {m.low:.4f} to {m.high:.4f}" for m in self.metrics]
+        ends = ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        lines.append(f"{len(self.graded)} samples of {self.problems} problems: {ends}")
+        lines.append(f"sandbox: {self.sandbox} ({', '.join(self.layers)})")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
 
 def score_file(
     samples: Path,
@@ -85,9 +93,6 @@ def score_file(
     graded = grade(found, problems, sandbox, limits, workers=workers, progress=progress)
     protocol = "humaneval/file" if timeout_s == Limits.timeout_s else f"humaneval/file/{timeout_s:g}s"
     attempted = len({sample.task_id for sample in found})
-    notes = [WEAK_NOTE] if sandbox.name == "weak" else []
-    if attempted < len(problems):
-        notes.append(f"{len(problems) - attempted} of {len(problems)} problems have no sample")
     return ScoreReport(
         metrics=pass_metrics(graded, k, protocol),
         graded=tuple(graded),
@@ -95,8 +100,15 @@ def score_file(
         problems=attempted,
         sandbox=sandbox.name,
         layers=sandbox.layers,
-        notes=tuple(notes),
+        notes=tuple(_notes(sandbox, attempted, len(problems))),
     )
+
+
+def _notes(sandbox: Sandbox, attempted: int, total: int) -> Iterator[str]:
+    if sandbox.name == "weak":
+        yield WEAK_NOTE
+    if attempted < total:
+        yield f"{total - attempted} of {total} problems have no sample"
 
 
 def grade(

@@ -50,7 +50,8 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     share, z2 = successes / n, Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = centre - half if successes > 0 else 0.0  # exactly, not 1e-19
+    return low, centre + half if successes < n else 1.0
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:

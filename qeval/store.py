@@ -7,7 +7,6 @@ else; the next append starts on a line of its own. ``lock`` keeps a second run o
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -18,17 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qeval.errors import StoreError
+from qeval.files import disk_message
 from qeval.record import SCHEMA_VERSION, Record
-
-_FIXES = {
-    errno.ENOSPC: "free some space and run again, finished cells are kept",
-    errno.EDQUOT: "free some space and run again, finished cells are kept",
-    errno.EROFS: "use a folder on a writable disk",
-    errno.EACCES: "make it writable or use another folder",
-    errno.EPERM: "make it writable or use another folder",
-    errno.ENOTDIR: "use the name of a folder",
-    errno.EEXIST: "use the name of a folder",
-}
 
 
 class Store:
@@ -115,11 +105,8 @@ class Store:
             self._fail("create", err)
 
     def _fail(self, action: str, err: OSError) -> NoReturn:
-        code = err.errno or 0
-        fix = _FIXES.get(code, "use another folder")
-        raise StoreError(
-            f"cannot {action} the results folder {self.folder}: {os.strerror(code)}; {fix}"
-        ) from err
+        message = f"cannot {action} the results folder {disk_message(self.folder, err)}"
+        raise StoreError(message) from err
 
     def _line(self, number: int, line: bytes, *, torn: bool) -> Record | None:
         """The record of a line, or None with a warning. ``torn``: nothing ends this line."""

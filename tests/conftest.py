@@ -76,3 +76,24 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test package of tests/plugin, visible to this process and to the workers it starts."""
+    from qeval import registry
+
+    folder = REPO / "tests" / "plugin"
+    monkeypatch.syspath_prepend(str(folder))
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    registry.names.cache_clear()
+    yield folder
+    registry.names.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache or data directory."""
+    monkeypatch.setenv("QEVAL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("QEVAL_DATA_DIR", raising=False)

@@ -131,8 +131,8 @@ def test_a_disk_that_fills_up_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         store.append(replace(RECORD, key="k2"))
     monkeypatch.undo()
     assert str(caught.value) == (
-        f"cannot write to the results folder {tmp_path}: No space left on device; "
-        "free some space and run again, finished cells are kept"
+        f"cannot write to the results folder {tmp_path}: no space left on the device: "
+        "free some (`qeval cache list`) and run again"
     )
     assert written == [10]
     assert store.path.read_bytes() == before
@@ -162,7 +162,9 @@ def test_a_real_limit_of_the_file_size_tears_nothing(tmp_path):
     assert 1 <= int(state.split()[0]) < 100
 
 
-@pytest.mark.parametrize(("code", "word"), [(errno.EROFS, "writable disk"), (errno.EACCES, "make it")])
+@pytest.mark.parametrize(
+    ("code", "word"), [(errno.EROFS, "read-only: choose"), (errno.EACCES, "permission denied: choose")]
+)
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, code, word):
     def refuse(*args: object) -> int:
         raise OSError(code, os.strerror(code))
@@ -178,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, code
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="Permission denied; make it writable"):
+    with pytest.raises(StoreError, match="permission denied: choose a folder"):
         Store(tmp_path).append(RECORD)
 
 
@@ -186,7 +188,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(
-            StoreError, match=r"cannot create the results folder .*use the name of a folder"
+            StoreError, match=r"cannot create the results folder .*(File exists|is a file)"
         ):
             Store(folder).append(RECORD)
 

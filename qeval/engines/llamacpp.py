@@ -33,7 +33,7 @@ __all__ = ["GgufTokenizer", "LlamaCppEngine"]
 
 _LOGITS_BYTES = 512 * 2**20  # of one llama_decode call, at most
 _ROWS = 16  # rows of one log-softmax: 16 x 49,152 floats stay in the cache
-_SLOTS_CPU, _SLOTS_GPU = 8, 32  # sequences generated at once, unless batch_size says otherwise
+_SLOTS_CPU, _SLOTS_GPU = 16, 32  # sequences generated at once, unless batch_size says otherwise
 
 
 class LlamaCppEngine:

@@ -33,10 +33,13 @@ def value_text(column: Column, entry: Entry) -> str:
 
 
 def difference_text(entry: Entry) -> str:
-    """``+1.3% [+0.9, +1.7]``, ``-3.7 pts [-8.1, +0.6] n.s.``, ``×1.32``; empty without one."""
+    """``+1.3% [+0.9, +1.7]``, ``-3.7 pts [-8.1, +0.6] n.s.``, ``×1.32``; ``identical``
+    where no unit differs; empty without a difference."""
     change = entry.difference
     if change is None:
         return ""
+    if change.value == change.low == change.high == 0:
+        return "identical"
     if change.kind == "ratio":
         return f"×{_significant(change.value, 3)}"
     tested = {True: "", False: " n.s.", None: " untested"}[change.significant]
@@ -89,7 +92,8 @@ def _number(column: Column, entry: Entry) -> str:
 
 def _with_interval(entry: Entry, *, scale: float, unit: str) -> str:
     assert entry.value is not None
-    value, half = scale * entry.value, scale * _half_width(entry.low, entry.high)
+    half = scale * (entry.half or _half_width(entry.low, entry.high))
+    value = scale * entry.value
     if not half:
         return (f"{value:.1f}" if unit else _significant(value, 4)) + unit
     decimals = 1 if unit else max(_decimals(half, most=4), _decimals_of(value, 4))

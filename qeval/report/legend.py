@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qeval.report.columns import COST_UNITS
-from qeval.report.format import is_factor
+from qeval.report.format import difference_text, is_factor
 from qeval.report.table import Entry, Table
 
 
 def legend(table: Table, memory_task: str, contexts: set[int]) -> tuple[str, ...]:
     """``memory_task``: label of the task whose processes the peaks were measured in; ``contexts``: the
     sequence lengths that KV cache sizes are for."""
-    lines = [*_numbers(table), *_marks(table), *_memory(table, memory_task, contexts)]
-    return tuple(lines)
+    return (*_numbers(table), *_marks(table), *_memory(table, memory_task, contexts))
 
 
 def _numbers(table: Table) -> Iterator[str]:
@@ -23,7 +22,8 @@ def _numbers(table: Table) -> Iterator[str]:
         return
     if any(e.half is not None for e in entries):
         yield "±: 95% interval, 1.96 standard errors on each side"
-    if any(c.unit == "share" for c in table.columns) and any(_has_interval(e) for e in entries):
+    shares = [c for c in table.columns if c.unit == "share"]
+    if any(_has_interval(row.entries[c.id]) for c in shares for row in table.rows):
         yield "pass@k [low, high]: 95% interval"
     yield from _differences(table, entries)
 
@@ -46,8 +46,8 @@ def _differences(table: Table, entries: list[Entry]) -> Iterator[str]:
     if any(e.difference and is_factor(e.difference) for e in entries):
         yield "× [low, high]: how many times the baseline, where that is ten and more"
     if "ratio" in kinds:
-        yield f"× of a speed: ratio to the baseline ({names}), not tested"
-    if any(e.difference and e.difference.significant is False for e in entries):
+        yield f"× of a speed or time: ratio to the baseline ({names}), not tested"
+    if any("n.s." in difference_text(e) for e in entries):
         yield "n.s.: not significant, the difference may be chance (p >= 0.05)"
     if not names and len(table.rows) > 1:
         yield "no row is a baseline: no differences are shown"
@@ -68,7 +68,7 @@ def _marks(table: Table) -> Iterator[str]:
 
 def _memory(table: Table, task: str, contexts: set[int]) -> Iterator[str]:
     names = {c.name for c in table.columns}
-    during = f" while it ran {task}" if task else ""
+    during = f", during the task {task}" if task else ""
     if "bpw" in names:
         yield "bpw: bits per weight of the quantized linears, scales and every other overhead counted"
     if "size" in names:
@@ -82,7 +82,8 @@ def _memory(table: Table, task: str, contexts: set[int]) -> Iterator[str]:
     if "kv_cache" in names and contexts:
         sizes = " or ".join(f"{n:,}" for n in sorted(contexts))
         yield f"KV cache: one sequence of {sizes} tokens"
-    if any(c.unit in COST_UNITS and c.kind == "metric" for c in table.columns):
+    costs = [c for c in table.columns if c.kind == "metric" and c.unit in COST_UNITS]
+    if any(_has_interval(row.entries[c.id]) for c in costs for row in table.rows):
         yield "speed or time [low, high]: lowest and highest of the repeats"
 
 

@@ -53,9 +53,8 @@ def markdown(table: Table) -> str:
             lines.append(_pipes([GridCell((f"**{section.heading}**",)), *blanks]))
         lines += [_pipes(row) for row in section.rows]
     notes = [f"{marks((i,)).strip()} {note}" for i, note in enumerate(table.footnotes, 1)]
-    for group in (notes, table.legend):
-        if group:
-            lines += ["", "  \n".join(_escaped(line) for line in group)]
+    small_print = [f"- {_escaped(line)}" for line in (*notes, *table.legend)]
+    lines += ["", *small_print] if small_print else []
     return "\n".join(lines) + "\n"
 
 

@@ -69,13 +69,11 @@ def build_table(
     filled = _metric_columns(found)
     facts, memory_task = costs(found)
     shown = _chosen([c for c, _ in filled.values()], facts, wide, columns, layout)
-    cells = [
-        {c.id: _find(source, c, filled[c.id][1]) for c in shown if c.id in filled} for source in found
-    ]
+    cells = [_found(source, filled) for source in found]
     notes = _Notes()
     rows = []
     for i, (base, shown_as) in enumerate(zip(baselines(found), names(found), strict=True)):
-        theirs = {} if base is None else cells[base]
+        theirs = {} if base is None or layout == "starcoder2" else cells[base]
         rows.append(_row(found[i], shown_as, shown, (cells[i], theirs, facts[i]), notes))
     table = Table(tuple(shown), tuple(rows), tuple(notes.texts), layout=layout)
     contexts = {int(fact["context"]) for fact in facts if "context" in fact}
@@ -117,15 +115,20 @@ def _chosen(
     return [*col.memory_columns(known, wide=wide), *quality, *(times if wide else [])]
 
 
-def _find(source: Source, column: Column, tasks: Iterable[str]) -> _Found | None:
-    """The metric of this column, else the record that should have given it, else None (not run)."""
-    missing = None
-    for record in (record for task in tasks for record in source.by_task.get(task, ())):
-        for metric in record.metrics if record.status == "ok" else ():
-            if col.metric_column(metric, record.cell.get("limit")).id == column.id:
-                return _Found(record, metric)
-        missing = _Found(record, None)
-    return missing
+def _found(source: Source, filled: Mapping[str, tuple[Column, set[str]]]) -> _Cells:
+    """For each column its metric, else the record that should have given it, else None (not run)."""
+    metrics = {
+        col.metric_column(metric, record.cell.get("limit")).id: _Found(record, metric)
+        for record in source.evals
+        if record.status == "ok"
+        for metric in record.metrics
+    }
+    return {name: metrics.get(name) or _silent(source, tasks) for name, (_, tasks) in filled.items()}
+
+
+def _silent(source: Source, tasks: Iterable[str]) -> _Found | None:
+    records = [record for task in tasks for record in source.by_task.get(task, ())]
+    return _Found(records[-1], None) if records else None
 
 
 def _row(

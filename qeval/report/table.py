@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from qeval.report.compare import Difference
@@ -22,7 +23,7 @@ class Column:
     limit: int | None = None  # only the first units were measured
     kind: Kind = "metric"
 
-    @property
+    @cached_property
     def id(self) -> str:
         first = f"[first {self.limit}]" if self.limit else ""
         return " ".join(part for part in (self.name, self.protocol, first) if part)

@@ -130,8 +130,8 @@ def _row(
         line: list[Span] = []
         for part, cell, i in zip(parts, cells, block, strict=True):
             padded = part.rjust(widths[i]) if g.right[i] else part.ljust(widths[i])
-            line += [(padded, cell.style), (" " * _GAP, "")]
-        yield line
+            line += [(" " * _GAP, ""), (padded, cell.style)]
+        yield line[1:]
 
 
 def _small_print(table: Table, width: int | None) -> Iterator[list[Span]]:

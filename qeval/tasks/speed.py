@@ -71,11 +71,14 @@ class Speed:
 
 
 def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
+    """None where the machine's noise is larger than the time of the tokens."""
     first = median(_times(lm, options.decode_prompt, 1, batch, options.repeats))
     total = _times(lm, options.decode_prompt, options.new_tokens, batch, options.repeats)
     name = f"speed/d{options.decode_prompt}+{options.new_tokens}b{batch}"
-    tokens = batch * (options.new_tokens - 1)
-    return _rate("decode_tok_s", tokens, [max(t - first, 1e-9) for t in total], name)
+    decoding = [t - first for t in total]
+    if min(decoding) <= 0:
+        return Metric("decode_tok_s", None, name, "tok/s", n=len(total))
+    return _rate("decode_tok_s", batch * (options.new_tokens - 1), decoding, name)
 
 
 def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:

@@ -140,7 +140,7 @@ ANSWERS = {
     "no fence, two functions": (RIGHT + HELPER + "It works fine.", RIGHT + HELPER),
     "only the closing fence": (RIGHT + "```\nThis adds them.", RIGHT),
     "async": (block("async def solve(xs):\n    return 1\n"), "async def solve(xs):\n    return 1\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -1,0 +1,124 @@
+"""A third party's package for qeval: a method, an engine and a task, found by entry points.
+
+Everything runs without torch, so that the runner, the worker, the store and the command line can be
+tested in milliseconds a job. The task misbehaves in every way a job can end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, Options
+from qeval.record import MemoryReport, Metric
+from qeval.tasks.base import TaskResult
+
+
+class CopyOptions(Options):
+    num_bits: int = 8
+    fail: bool = False
+    die: bool = False
+
+
+class Copy:
+    """`copy`: writes num_bits into a file; the engine reads it back."""
+
+    version = 1
+    Options = CopyOptions
+    scalar = "num_bits"
+    in_place = False
+    engine = "ngram"
+
+    def label(self, options):
+        return f"copy{options.num_bits}" + (" fail" * options.fail) + (" die" * options.die)
+
+    def base(self, options, dtype):
+        return None
+
+    def build(self, options, context):
+        path = context.out / "model.json"
+        path.write_text(json.dumps({"num_bits": options.num_bits}))
+        if options.fail:
+            raise BuildError("this one never works: use another")
+        if options.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        built = Path(os.environ.get("QEVAL_TEST_LOG", os.devnull))
+        with built.open("a") as log:
+            log.write(f"build {options.num_bits}\n")
+        return Artifact(path, "ngram", False, 1000 * options.num_bits, 500, options.num_bits, 9.0)
+
+
+class NgramEngine:
+    """A uniform distribution, so that perplexity is the vocabulary's size; num_bits 0 gives NaN."""
+
+    name = "ngram"
+    version = 1
+    capabilities = frozenset({"nll", "steps", "memory"})
+    max_seq_len = 64
+    vocab_size = 512
+
+    def __init__(self, num_bits):
+        self.num_bits = num_bits
+
+    @classmethod
+    def open(cls, artifact, settings):
+        return cls(json.loads(artifact.path.read_text())["num_bits"])
+
+    def nll(self, windows, *, first=1):
+        for ids in windows:
+            value = np.nan if self.num_bits == 0 else np.log(512.0) + (len(set(ids)) % 7) / 100
+            yield np.full(len(ids) - first, value, np.float32)
+
+    def tokenize(self, text, *, special=True):
+        return None
+
+    def memory(self, context):
+        return MemoryReport(weights=1000 * self.num_bits, embeddings=500)
+
+    def close(self):
+        pass
+
+
+class MisbehaveOptions(Options):
+    how: str = "ok"
+    marker: str | None = None  # a file: the first run misbehaves, later ones are ok
+
+
+class Misbehave:
+    """`misbehave`: ends its worker in the way that `how` says."""
+
+    version = 1
+    Options = MisbehaveOptions
+    needs = frozenset({"nll"})
+
+    def label(self, options):
+        return f"misbehave {options.how}"
+
+    def run(self, lm, options, context):
+        how = options.how
+        if options.marker and Path(options.marker).exists():
+            how = "ok"
+        elif options.marker:
+            Path(options.marker).write_text("was here")
+        if how == "hang":
+            if os.fork() == 0:  # a child in the same group must die, too
+                (context.out / "child.pid").write_text(str(os.getpid()))
+                time.sleep(600)
+            time.sleep(600)
+        actions = {
+            "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "exit": lambda: os._exit(7),
+            "raise": lambda: 1 / 0,
+            "oom": lambda: np.empty(2**60, np.uint8),
+            "garbage": lambda: print("\x00" * 100, flush=True),
+        }
+        actions.get(how, lambda: None)()
+        for i in range(3):
+            context.progress(i + 1, 3, "steps")
+        return TaskResult((Metric("steps", 3.0, "misbehave"),), context=8)

@@ -1,0 +1,257 @@
+"""Which rows and columns a set of records becomes, and what a cell shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qeval.errors import UsageError
+from qeval.record import MemoryReport, Metric, Record
+from qeval.report.rows import build_table
+
+GIB = 2**30
+
+
+def column_ids(table) -> list[str]:
+    return [c.id for c in table.columns]
+
+
+def entry(table, label, column):
+    [row] = [r for r in table.rows if r.quantization == label]
+    return row.entries[column]
+
+
+def test_two_protocols_never_share_a_column(record, ppl):
+    metrics = [ppl([1.0, 2.0], "gptq/c4"), ppl([1.0, 2.0], "llamacpp/c4")]
+    table = build_table([record(metrics=metrics)])
+    assert column_ids(table)[-2:] == ["ppl gptq/c4", "ppl llamacpp/c4"]
+
+
+def test_a_limited_measurement_has_a_column_of_its_own(record, ppl):
+    whole = record(metrics=[ppl([1.0] * 9)])
+    first = record(metrics=[ppl([1.0] * 4)], limit=4)
+    table = build_table([whole, first])
+    assert column_ids(table)[-2:] == ["ppl gptq/wikitext2", "ppl gptq/wikitext2 [first 4]"]
+    assert len(table.rows) == 1
+
+
+def test_a_limit_that_cut_nothing_off_is_not_shown(record, ppl):
+    table = build_table([record(metrics=[ppl([1.0] * 9)], limit=50)])
+    assert column_ids(table)[-1] == "ppl gptq/wikitext2"
+
+
+def test_rows_and_columns_stand_in_the_order_of_the_spec(small, record, ppl):
+    other = record("none", metrics=[ppl([1.0, 2.0])], model="org/first", order=(0, 0, 0))
+    moved = [replace(r, cell={**r.cell, "order": [1, *r.cell["order"][1:]]}) for r in small]
+    table = build_table([*reversed(moved), other])
+    assert table.models == ("org/first", "org/model")
+    assert [r.quantization for r in table.rows[1:]] == ["none", "Q8_0", "Q5_K_M", "RTN W4"]
+    assert [c.name for c in table.columns] == [
+        "bpw",
+        "size",
+        "ram_peak",
+        "ppl",
+        "pass@1",
+        "decode_tok_s",
+    ]
+
+
+def test_rows_without_an_order_stand_as_they_came(small):
+    bare = [replace(r, cell={k: v for k, v in r.cell.items() if k != "order"}) for r in small]
+    labels = [r.quantization for r in build_table(bare).rows]
+    assert labels == ["none", "Q8_0", "Q5_K_M", "RTN W4"]
+
+
+def test_differences_are_taken_from_the_models_own_baseline(small, record, ppl):
+    other = [
+        record("none", metrics=[ppl([9.0, 9.0, 9.1])], model="b"),
+        record("Q8_0", metrics=[ppl([9.1, 9.1, 9.2])], model="b"),
+    ]
+    table = build_table([*small, *other])
+    change = table.rows[-1].entries["ppl gptq/wikitext2"].difference
+    assert change.value == pytest.approx(0.105, abs=1e-3)
+    assert change.significant
+    assert all(e.difference is None for e in table.rows[0].entries.values())
+
+
+def test_each_dtype_has_its_own_baseline(record, ppl):
+    records = [
+        record("none", metrics=[ppl([1.0, 1.0])], dtype="float32"),
+        record("none", metrics=[ppl([2.0, 2.0])], dtype="bfloat16"),
+        record("Q8_0", metrics=[ppl([2.0, 2.0])], dtype="bfloat16"),
+    ]
+    table = build_table(records)
+    assert table.dtypes == ("float32", "bfloat16")
+    [q8] = [r for r in table.rows if r.quantization == "Q8_0"]
+    assert q8.entries["ppl gptq/wikitext2"].difference.value == 0
+
+
+def test_another_text_is_not_compared_and_says_so(record, ppl):
+    records = [
+        record(metrics=[ppl([1.0, 2.0])], provenance={"text_sha256": "a"}),
+        record("Q8_0", metrics=[ppl([1.0, 2.0])], provenance={"text_sha256": "b"}),
+    ]
+    table = build_table(records)
+    found = entry(table, "Q8_0", "ppl gptq/wikitext2")
+    assert found.difference is None
+    assert table.footnotes == ("no difference shown: other text than the baseline's",)
+    assert found.notes == (1,)
+
+
+def test_a_simulated_row_shows_accounted_bytes_and_nothing_measured(small):
+    table = build_table(small, wide=True)
+    rtn = table.rows[-1].entries
+    assert rtn["bpw"].accounted and rtn["weights"].accounted and rtn["embeddings"].accounted
+    assert (rtn["ram_peak"].value, rtn["ram_peak"].status) == (None, "–")
+    assert (rtn["decode_tok_s speed/b1"].value, rtn["decode_tok_s speed/b1"].status) == (None, "–")
+    assert rtn["kv_cache"].value == GIB // 8
+    assert not table.rows[1].entries["bpw"].accounted
+
+
+def test_simulated_rows_hide_vram_too(record, ppl):
+    memory = MemoryReport(vram_process=9 * GIB, vram_allocated=8 * GIB, vram_reserved=9 * GIB)
+    records = [record(q, metrics=[ppl([1.0])], memory=memory) for q in ("none", "RTN W4")]
+    for row in build_table(records, wide=True).rows:
+        shown = [row.entries[f"vram_{n}"].value for n in ("process", "allocated", "reserved")]
+        assert shown == ([None] * 3 if row.simulated else [9 * GIB, 8 * GIB, 9 * GIB])
+
+
+def test_failures_show_their_status_and_reason(small):
+    table = build_table(small)
+    found = entry(table, "Q5_K_M", "decode_tok_s speed/b1")
+    assert found.status == "timeout"
+    assert table.footnotes[found.notes[0] - 1] == "timeout: no result after 60 s"
+
+
+def test_the_same_note_keeps_its_number(small):
+    table = build_table(small)
+    drifted = [entry(table, q, "ppl gptq/wikitext2").notes for q in ("Q8_0", "Q5_K_M")]
+    assert drifted == [(1,), (1,)]
+    assert table.footnotes[0] == "tokenizer drift: 2 tokens differ"
+
+
+def test_notes_of_the_artifact_stand_once_at_the_row(record, ppl):
+    fallback = "12 layers fell back to Q8_0"
+    base = record("Q8_0", metrics=[ppl([1.0, 2.0])], notes=(fallback,))
+    table = build_table([replace(base, artifact={**base.artifact, "notes": [fallback]})])
+    assert table.rows[0].notes == (1,)
+    assert table.rows[0].entries["ppl gptq/wikitext2"].notes == ()
+
+
+def test_a_broken_metric_says_how_much_of_it(small):
+    found = entry(build_table(small), "RTN W4", "ppl gptq/wikitext2")
+    assert (found.value, found.status) == (None, "broken (50% not finite)")
+
+
+def test_a_cell_that_was_not_run_is_pending(small):
+    assert entry(build_table(small), "RTN W4", "pass@1 humaneval/base/greedy [first 20]").status == "…"
+
+
+def test_a_task_that_never_gave_a_number_still_has_a_column(record):
+    failed = record("none", "humaneval", status="skipped", error="the engine offers no generate")
+    table = build_table([failed])
+    assert column_ids(table) == ["humaneval"]
+    assert table.rows[0].entries["humaneval"].status == "skipped"
+    assert table.footnotes == ("skipped: the engine offers no generate",)
+
+
+def test_a_later_failure_does_not_hide_an_ok_result(small):
+    again = replace(small[0], status="failed", error="x", metrics=())
+    assert build_table([*small, again]) == build_table(small)
+
+
+def test_memory_comes_from_one_task(record, ppl):
+    big, little = MemoryReport(ram_peak=9 * GIB), MemoryReport(ram_peak=2 * GIB)
+    tok = Metric("decode_tok_s", 1.0, "speed/b1", "tok/s")
+    records = [
+        record("none", "perplexity", [ppl([1.0])], memory=big),
+        record("none", "speed", [tok], memory=little),
+        record("Q8_0", "perplexity", [ppl([1.0])], memory=big),
+    ]
+    table = build_table(records)
+    assert [r.entries["ram_peak"].value for r in table.rows] == [2 * GIB, None]
+    assert "RAM: peak resident set of the row's own process, during the task speed" in table.legend
+
+
+@pytest.mark.parametrize(
+    ("memory", "name", "title"),
+    [
+        (MemoryReport(vram_process=GIB, vram_allocated=1, ram_peak=1), "vram_process", "VRAM"),
+        (MemoryReport(vram_allocated=GIB, ram_peak=1), "vram_allocated", "VRAM allocated"),
+        (MemoryReport(ram_peak=GIB), "ram_peak", "RAM"),
+    ],
+)
+def test_the_short_form_names_the_memory_it_shows(record, ppl, memory, name, title):
+    table = build_table([record(metrics=[ppl([1.0])], memory=memory)])
+    assert [(c.name, c.title) for c in table.columns if c.kind == "memory"][-1] == (name, title)
+
+
+def test_wide_has_every_notion_of_memory_and_the_times(record, ppl):
+    memory = MemoryReport(1, 2, 3, 2048, 4, 5, 6, 7)
+    ours = record("Q8_0", metrics=[ppl([1.0])], memory=memory, timing={"start": 10.0, "end": 25.0})
+    build = Record(
+        "build",
+        "b",
+        {k: ours.cell[k] for k in ("model", "quantization")},
+        "ok",
+        memory=MemoryReport(ram_peak=11),
+        timing={"build_s": 3.0},
+    )
+    table = build_table([build, ours], wide=True)
+    shown = {c.name: table.rows[0].entries[c.id].value for c in table.columns if c.kind != "metric"}
+    weights = int(8.5 * GIB / 8)
+    assert shown == {
+        "bpw": 8.5,
+        "bpw_file": 8.6,
+        "weights": weights,
+        "embeddings": GIB // 4,
+        "kv_cache": 3,
+        "vram_allocated": 4,
+        "vram_reserved": 5,
+        "vram_process": 6,
+        "ram_peak": 7,
+        "build_s": 3.0,
+        "build_ram": 11,
+        "wall_s": 15.0,
+    }
+    assert "KV cache: one sequence of 2,048 tokens" in table.legend
+
+
+def test_columns_are_chosen_by_name_or_glob_in_the_given_order(small):
+    assert column_ids(build_table(small, columns=["pass@1", "BPW*"])) == [
+        "pass@1 humaneval/base/greedy [first 20]",
+        "bpw",
+        "bpw_file",
+    ]
+    with pytest.raises(UsageError, match="no column 'pas@1' in these results; did you mean 'pass@1'"):
+        build_table(small, columns=["pas@1"])
+
+
+def test_starcoder2_layout_has_exactly_its_columns(small):
+    table = build_table(small, layout="starcoder2")
+    assert [c.name for c in table.columns] == ["pass@1", "pass@10", "ram_peak"]
+
+
+def test_two_models_of_one_name_are_told_apart(record, ppl):
+    mine = record(metrics=[ppl([1.0])])
+    changed = {**mine.cell, "model": {**mine.cell["model"], "identity": "sha256:0123456789abcdef"}}
+    table = build_table([mine, replace(mine, key="other", cell=changed)])
+    assert table.models == ("org/model (sha256:org/model)", "org/model (sha256:0123456789abc)")
+
+
+def test_two_engines_of_one_quantization_are_told_apart(record, ppl):
+    mine = record("Q8_0", metrics=[ppl([1.0])])
+    other = replace(mine, key="other", cell={**mine.cell, "engine": {"name": "hf"}})
+    labels = [r.quantization for r in build_table([mine, other]).rows]
+    assert labels == ["Q8_0 (llamacpp)", "Q8_0 (hf)"]
+
+
+def test_no_records_make_an_empty_table():
+    table = build_table([])
+    assert (table.columns, table.rows, table.footnotes) == ((), (), ())
+
+
+def test_no_baseline_is_said(record, ppl):
+    records = [record(q, metrics=[ppl([1.0])]) for q in ("Q8_0", "Q5_K_M")]
+    assert "no row is a baseline: no differences are shown" in build_table(records).legend

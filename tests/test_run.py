@@ -1,0 +1,318 @@
+"""`qeval run` as a user meets it: resuming, faults, signals. Workers are real, models are a toy plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qeval.commands import run_spec
+from qeval.errors import ModelError, StoreError, UsageError
+from qeval.record import Record
+from qeval.store import Store, latest
+
+SPEC = """\
+name: toy
+models: [{model}]
+dtype: float32
+quantizations: [{quantizations}]
+tasks: [{tasks}]
+"""
+QUICK = "misbehave: {how: ok}"  # no tokenizer, so no import of transformers: 0.2 s a job
+PPL = "perplexity: {dataset: 'file:TEXT', seq_len: 32, limit: 4}"
+
+
+@pytest.fixture
+def toy(plugin, tiny_llama, tmp_path, monkeypatch):
+    """Writes a spec of the plugin's method and runs it in this process (its workers are processes)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    monkeypatch.setenv("QEVAL_TEST_LOG", str(tmp_path / "builds.log"))
+
+    def write(tasks: str = QUICK, quantizations: str = "copy: 8") -> Path:
+        text = SPEC.format(
+            model=tiny_llama,
+            quantizations=", ".join(f"{{{q}}}" for q in quantizations.split("; ")),
+            tasks=", ".join(f"{{{t}}}" for t in tasks.split("; ")),
+        )
+        path = tmp_path / "toy.yaml"
+        path.write_text(text.replace("TEXT", str(tmp_path / "text.txt")))
+        return path
+
+    return write
+
+
+def evals(folder: Path | str = "results/toy") -> list[Record]:
+    return [r for r in latest(Store(folder).read()).values() if r.kind == "eval"]
+
+
+def builds(tmp_path: Path) -> list[str]:
+    log = tmp_path / "builds.log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_run_measures_and_a_second_run_does_nothing(toy, tmp_path):
+    spec = toy(tasks=PPL)
+    assert run_spec(spec).exit_code == 0
+    (record,) = evals()
+    (metric,) = record.metrics
+    assert record.status == "ok"
+    assert metric.value == pytest.approx(512.0, rel=0.1)
+    assert metric.protocol == "gptq/file:text.txt@32"
+    assert len(metric.values) == 4
+    assert record.artifact["weight_bytes"] == 8000
+    assert record.provenance["text_sha256"]
+    before = Path("results/toy/records.jsonl").read_bytes()
+    outcome = run_spec(spec)
+    assert outcome.exit_code == 0
+    assert len([r for r in outcome.records if r.kind == "eval"]) == 1
+    assert Path("results/toy/records.jsonl").read_bytes() == before
+    assert builds(tmp_path) == ["build 8"]
+
+
+def test_one_build_serves_all_tasks_and_all_results_folders(toy, tmp_path):
+    spec = toy(tasks=f"{QUICK}; misbehave: {{how: garbage}}")
+    run_spec(spec, Path("a"))
+    run_spec(spec, Path("b"))
+    assert builds(tmp_path) == ["build 8"]
+    assert len(evals("a")) == len(evals("b")) == 2
+
+
+def test_a_renamed_spec_and_other_batch_size_measure_nothing_again(toy):
+    spec = toy()
+    run_spec(spec)
+    text = spec.read_text().replace("name: toy", "name: other") + "batch_size: 3\nn_threads: 1\n"
+    spec.write_text(text)
+    before = Path("results/toy/records.jsonl").read_bytes()
+    run_spec(spec, Path("results/toy"))
+    assert Path("results/toy/records.jsonl").read_bytes() == before
+
+
+def test_another_limit_or_text_is_another_cell(toy, tmp_path, capsys):
+    spec = toy(tasks=PPL)
+    keys = set()
+    for limit, text in ((None, "a text"), (2, "a text"), (None, "another text")):
+        (tmp_path / "text.txt").write_text(text)
+        run_spec(spec, dry_run=True, limit=limit)
+        keys.add(capsys.readouterr().out.split()[0])
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        ("kill", "killed", "SIGKILL"),
+        ("exit", "failed", "exit code 7"),
+        ("raise", "failed", "ZeroDivisionError: division by zero"),
+        ("oom", "oom", "Unable to allocate"),
+        ("garbage", "ok", ""),
+    ],
+)
+def test_however_a_job_ends_it_is_recorded_and_the_run_goes_on(toy, how, status, words):
+    spec = toy(tasks=f"misbehave: {{how: {how}}}; misbehave: {{how: fine}}")
+    assert run_spec(spec).exit_code == (0 if status == "ok" else 3)
+    bad, good = evals()
+    assert (bad.status, good.status) == (status, "ok")
+    assert words in (bad.error or "")
+    assert "\n" not in (bad.error or "")
+
+
+def test_a_job_that_hangs_is_killed_with_its_whole_group(toy):
+    spec = toy(tasks="misbehave: {how: hang, timeout: 3}")
+    assert run_spec(spec).exit_code == 3
+    (record,) = evals()
+    assert record.status == "timeout"
+    (pid_file,) = Path("results/toy/cells").glob("*/child.pid")
+    assert not alive(int(pid_file.read_text()))
+
+
+def test_only_what_failed_is_done_again(toy, tmp_path):
+    marker = tmp_path / "marker"
+    spec = toy(tasks=f"misbehave: {{how: raise, marker: '{marker}'}}; {QUICK}")
+    assert run_spec(spec).exit_code == 3
+    assert run_spec(spec).exit_code == 0
+    assert [r.status for r in evals()] == ["ok", "ok"]
+    assert len([r for r in Store("results/toy").read() if r.kind == "eval"]) == 3
+
+
+def test_a_failed_build_fails_its_row_only_and_leaves_no_artifact(toy, tmp_path):
+    spec = toy(quantizations="copy: {fail: true}; copy: {num_bits: 6, die: true}; copy: 4")
+    assert run_spec(spec).exit_code == 3
+    first, second, third = evals()
+    assert first.error == "build failed: this one never works: use another"
+    assert (first.status, second.status, third.status) == ("failed", "killed", "ok")
+    cached = list((tmp_path / "cache" / "artifacts").glob("[0-9a-f]*"))
+    assert len(cached) == 1
+    assert not list((tmp_path / "cache" / "artifacts").glob(".building-*"))
+
+
+def test_a_model_of_nan_is_marked_broken_and_the_table_is_printed(toy):
+    from qeval.report.render import render
+    from qeval.report.rows import build_table
+
+    outcome = run_spec(toy(tasks=PPL, quantizations="copy: 0"))
+    (record,) = evals()
+    assert record.metrics[0].value is None
+    assert record.metrics[0].nonfinite == 1.0
+    assert "broken" in render(build_table(outcome.records), "text")
+    for line in Path("results/toy/records.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in strict JSON"))
+
+
+def test_what_an_engine_cannot_do_is_skipped_with_the_reason(toy):
+    assert run_spec(toy(tasks="speed: {}")).exit_code == 0
+    (record,) = evals()
+    assert record.status == "skipped"
+    assert record.error == "the engine ngram offers no generate"
+
+
+def test_dry_run_runs_nothing(toy, capsys):
+    assert run_spec(toy(), dry_run=True).records is None
+    assert not Path("results").exists()
+    assert "build, run" in capsys.readouterr().out
+
+
+def test_only_chooses_cells_by_name(toy):
+    spec = toy(quantizations="copy: 8; copy: 4")
+    run_spec(spec, only=["copy4"])
+    assert [r.cell["quantization"]["label"] for r in evals()] == ["copy4"]
+    with pytest.raises(UsageError, match="no cell has that"):
+        run_spec(spec, only=["copy5"])
+
+
+def test_a_text_shorter_than_a_window(toy, tmp_path):
+    spec = toy(tasks=PPL)
+    (tmp_path / "text.txt").write_text("short")
+    assert run_spec(spec).exit_code == 3
+    (record,) = evals()
+    assert "are not enough for a window of 32: use a longer text or a smaller seq_len" in record.error
+
+
+def test_an_empty_text(toy, tmp_path):
+    spec = toy(tasks=PPL)
+    (tmp_path / "text.txt").write_text("")
+    assert run_spec(spec).exit_code == 3
+    assert "is empty" in evals()[0].error
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer", "model.safetensors"])
+def test_a_model_folder_with_a_part_missing_stops_before_any_job(toy, tiny_llama, tmp_path, file):
+    import shutil
+
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    for path in broken.glob(f"{file}*"):
+        path.unlink()
+    spec = toy()
+    spec.write_text(spec.read_text().replace(str(tiny_llama), str(broken)))
+    with pytest.raises(ModelError, match=r"no (config.json|weights|tokenizer)"):
+        run_spec(spec)
+    assert not Path("results").exists()
+
+
+def test_a_truncated_model_and_a_missing_one(toy, tiny_llama, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    spec = toy()
+    text = spec.read_text()
+    spec.write_text(text.replace(str(tiny_llama), str(broken)))
+    with pytest.raises(ModelError, match=r"truncated: \d+ bytes of \d+"):
+        run_spec(spec)
+    spec.write_text(text.replace(str(tiny_llama), "/no/such/model"))
+    with pytest.raises(ModelError, match="/no/such/model: no such model folder"):
+        run_spec(spec)
+
+
+def test_a_folder_that_another_run_uses(toy):
+    spec = toy()
+    with Store("results/toy").lock(), pytest.raises(StoreError, match="another qeval run"):
+        run_spec(spec)
+
+
+def start(spec: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "qeval", "run", str(spec), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def hanging_child() -> int | None:
+    found = list(Path("results/toy/cells").glob("*/child.pid"))
+    return int(found[0].read_text()) if found and found[0].read_text() else None
+
+
+def test_ctrl_c_ends_everything_and_keeps_what_is_done(toy):
+    spec = toy(tasks=f"{QUICK}; misbehave: {{how: hang}}")
+    run = start(spec)
+    wait_for(hanging_child)
+    child = hanging_child()
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert "interrupted; finished cells are kept" in err
+    assert "Traceback" not in err
+    assert not alive(child)
+    assert [r.status for r in evals()] == ["ok"]
+
+
+def test_ctrl_c_twice(toy):
+    run = start(toy(tasks="misbehave: {how: hang}"))
+    wait_for(hanging_child)
+    child = hanging_child()
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    wait_for(lambda: not alive(child))
+
+
+def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
+    """The table after kill -9 and a second run equals that of an unbroken run."""
+    from qeval.report.render import render
+    from qeval.report.rows import build_table
+
+    spec = toy(tasks=f"{QUICK}; misbehave: {{how: hang, marker: 'hung'}}", quantizations="copy: 8; copy: 4")
+    run = start(spec)
+    wait_for(hanging_child)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=20)
+    os.kill(hanging_child(), signal.SIGKILL)  # the plugin's own fork, which no one promised to end
+    assert [r.status for r in evals()] == ["ok"]
+    with Path("results/toy/records.jsonl").open("a") as file:
+        file.write('{"schema_version": 1, "kind": "ev')  # and its last line was torn
+    assert run_spec(spec).exit_code == 0
+    unbroken = run_spec(spec, Path("unbroken"))
+    broken = run_spec(spec)
+    assert len(evals()) == len(evals("unbroken")) == 4
+    tables = [
+        render(build_table(o.records, columns=["steps", "bpw", "weights"]), "json")
+        for o in (broken, unbroken)
+    ]
+    assert tables[0] == tables[1]
