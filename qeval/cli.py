@@ -7,6 +7,7 @@ Tables and ``--format json`` go to stdout, progress and warnings to stderr. Exit
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -77,7 +78,7 @@ def table(
     results: tuple[Path, ...], fmt: str, wide: bool, columns: tuple[str, ...], layout: str
 ) -> None:
     """Print the comparison in the RESULTS folders (or in every results folder inside them)."""
-    from qeval.commands import FAILED, failed_cells, read_results
+    from qeval.results import FAILED, failed_cells, read_results
 
     records = read_results(results)
     _print_table(records, fmt, {"wide": wide, "columns": list(columns) or None, "layout": layout})
@@ -89,10 +90,10 @@ def table(
 @click.argument("results", type=FOLDER, nargs=-1, required=True)
 def show(cell: str, results: tuple[Path, ...]) -> None:
     """Print everything known of one CELL (the start of its key) in the RESULTS folders."""
-    from qeval.commands import find_record
     from qeval.report.describe import describe
+    from qeval.results import find_record
 
-    click.echo(describe(find_record(cell, results)))
+    click.echo(describe(find_record(cell, results)), nl=False)
 
 
 @cli.command()
@@ -200,7 +201,10 @@ def _print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> No
     from qeval.report.render import render
     from qeval.report.rows import build_table
 
-    click.echo(render(build_table(records, **options), fmt))
+    terminal = fmt == "text" and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    table = build_table(records, **options)
+    click.echo(render(table, fmt, width=width, color=terminal), nl=False)
 
 
 @contextmanager

@@ -18,14 +18,13 @@ from qeval.errors import UsageError
 from qeval.models import resolve_model
 from qeval.quant.base import ModelRef
 from qeval.record import Record
+from qeval.results import FAILED, say, warn
 from qeval.spec import Experiment, load_spec
-from qeval.store import Store, latest, read_many
+from qeval.store import Store
 from qeval.units import human_bytes
 
 if TYPE_CHECKING:
     from qeval.runner import RunSettings
-
-FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,13 @@ def run_spec(
         _keep_spec(path, store.folder)
         done = store.latest()
         pending = [cell for cell in chosen if not is_done(cell, done)]
-        _say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
+        say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
         with Progress(len(pending)) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
             new = Runner(store, executor, settings, progress).run(pending)
         keys = {cell.key for cell in cells}
         records = [r for r in store.read() if r.kind == "build" or r.key in keys]
-        _warn(store.warnings)
+        warn(store.warnings)
     failed = any(r.status not in ("ok", "skipped") for r in new)
     return Outcome(FAILED if failed else 0, records)
 
@@ -144,7 +143,7 @@ def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache
         limit = f" [first {cell.task.limit}]" if cell.task.limit else ""
         print(f"{cell.key[:12]}  {cell.row.engine:9} {state:11} {cell.name}{limit}")
     n_done = sum(is_done(c, done) for c in cells)
-    _say(f"{len(cells)} cells, {n_done} done")
+    say(f"{len(cells)} cells, {n_done} done")
 
 
 def _keep_spec(path: Path, folder: Path) -> None:
@@ -152,36 +151,6 @@ def _keep_spec(path: Path, folder: Path) -> None:
     from qeval.files import write_atomic
 
     write_atomic(folder / "spec.yaml", path.read_text(encoding="utf-8"))
-
-
-def results_folders(paths: Sequence[Path]) -> list[Path]:
-    """The folders themselves, or, where one holds no records, the results folders inside it.
-
-    Raises:
-        StoreError: nothing there.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inner = sorted(p.parent for p in path.glob("*/records.jsonl"))
-        found += [path] if (path / "records.jsonl").exists() or not inner else inner
-    return found
-
-
-def read_results(paths: Sequence[Path]) -> list[Record]:
-    records, warnings = read_many(results_folders(paths))
-    _warn(warnings)
-    return records
-
-
-def find_record(prefix: str, paths: Sequence[Path]) -> Record:
-    from qeval.report.describe import pick
-
-    return pick(read_results(paths), prefix)
-
-
-def failed_cells(records: Sequence[Record]) -> bool:
-    evals = latest(r for r in records if r.kind == "eval").values()
-    return any(r.status not in ("ok", "skipped") for r in evals)
 
 
 def score_samples(
@@ -302,12 +271,3 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
         for row in rows
     )
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for line in warnings:
-        _say(f"warning: {line}")
-
-
-def _say(line: str) -> None:
-    print(f"qeval: {line}", file=sys.stderr, flush=True)

@@ -6,9 +6,9 @@ GIB = 2**30
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes as GiB: ``29.7`` from 1 up, ``0.254`` below, so that tiny models do not show as 0.0."""
+    """Bytes as GiB: ``29.7`` from 1 up, ``0.110`` below, so that tiny models do not show as 0.0."""
     value = n_bytes / GIB
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:#.3g}"
 
 
 def human_bytes(n_bytes: float) -> str:

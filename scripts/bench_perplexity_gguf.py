@@ -26,8 +26,8 @@ _CLOCK = re.compile(r"^(\d+)\.(\d+)\.(\d+)\.(\d+) ")  # minutes.seconds.millisec
 
 
 def theirs(args: argparse.Namespace) -> dict[str, float]:
-    """Run llama-perplexity; its final estimate and the seconds between its first and last log line about
-    the chunks."""
+    """Run llama-perplexity; its final estimate, and the seconds between its first and last log line
+    about the chunks."""
     command = [
         args.program,
         "-m",

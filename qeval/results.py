@@ -1,0 +1,53 @@
+"""Reading results folders for `qeval table` and `qeval show`, which must answer in a blink."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qeval.record import Record
+from qeval.store import latest, read_many
+
+FAILED = 3  # exit code: some cells failed
+
+
+def results_folders(paths: Sequence[Path]) -> list[Path]:
+    """The folders themselves, or, where one holds no records, the results folders inside it."""
+    found: list[Path] = []
+    for path in paths:
+        inner = sorted(p.parent for p in path.glob("*/records.jsonl"))
+        found += [path] if (path / "records.jsonl").exists() or not inner else inner
+    return found
+
+
+def read_results(paths: Sequence[Path]) -> list[Record]:
+    """All records of the folders; what had to be left out is warned of on stderr.
+
+    Raises:
+        StoreError: a folder is missing, empty, or written by a newer qeval.
+    """
+    records, warnings = read_many(results_folders(paths))
+    warn(warnings)
+    return records
+
+
+def find_record(prefix: str, paths: Sequence[Path]) -> Record:
+    """The newest record whose key begins with ``prefix``; raises UsageError where not exactly one does."""
+    from qeval.report.describe import pick
+
+    return pick(read_results(paths), prefix)
+
+
+def failed_cells(records: Sequence[Record]) -> bool:
+    evals = latest(r for r in records if r.kind == "eval").values()
+    return any(r.status not in ("ok", "skipped") for r in evals)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    for line in warnings:
+        say(f"warning: {line}")
+
+
+def say(line: str) -> None:
+    print(f"qeval: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,153 @@
+"""The transformers engine against transformers itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qeval.engines.hf import HfEngine, load_model
+from qeval.errors import EngineError
+from qeval.lm import EngineSettings, Sampling
+from qeval.quant.folder import describe_folder
+
+WINDOWS = [[(7 * i + 13 * j) % 512 for i in range(48)] for j in range(5)]
+
+
+def open_lm(folder: Path, **settings) -> HfEngine:
+    return HfEngine.open(
+        describe_folder(folder, "float32"), EngineSettings(device="cpu", dtype="float32", **settings)
+    )
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_llama):
+    return open_lm(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("first", [1, 2, 25, 47])
+def test_nll_is_the_cross_entropy_of_transformers_own_logits(lm, reference, first):
+    got = list(lm.nll(WINDOWS, first=first))
+    for ids, nll in zip(WINDOWS, got, strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([ids])).logits[0]
+        expected = torch.nn.functional.cross_entropy(
+            logits[first - 1 : -1], torch.tensor(ids[first:]), reduction="none"
+        )
+        assert nll.shape == (len(ids) - first,)
+        assert nll.dtype == np.float32
+        np.testing.assert_allclose(nll, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_and_nll_agree(lm):
+    logits = torch.tensor(lm.logits(WINDOWS[0]))
+    assert logits.shape == (48, 512)
+    nll = -logits.log_softmax(-1)[range(47), WINDOWS[0][1:]]
+    np.testing.assert_allclose(next(lm.nll(WINDOWS[:1])), nll.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_windows_of_unequal_length_keep_their_order(lm):
+    windows = [WINDOWS[0][:20], WINDOWS[1], WINDOWS[2][:20], WINDOWS[3]]
+    together = list(lm.nll(windows))
+    assert [len(x) for x in together] == [19, 47, 19, 47]
+    for ids, nll in zip(windows, together, strict=True):
+        np.testing.assert_allclose(nll, next(lm.nll([ids])), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_size_changes_no_number(tiny_llama, lm):
+    one = list(open_lm(tiny_llama, batch_size=1).nll(WINDOWS))
+    np.testing.assert_allclose(one, list(lm.nll(WINDOWS)), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_through_the_cache_equal_one_forward(lm):
+    trace = lm.steps(WINDOWS[0])
+    np.testing.assert_allclose(trace.nll, next(lm.nll(WINDOWS[:1])), rtol=1e-4, atol=1e-5)
+    assert len(trace.seconds) == 48
+    assert trace.allocated is None
+
+
+def test_greedy_generation_equals_transformers(lm, reference):
+    prompts = [WINDOWS[0][:9], WINDOWS[1][:17], WINDOWS[2][:4]]  # unequal: padded on the left
+    got = {c.prompt: c for c in lm.generate(prompts, Sampling(max_new_tokens=12))}
+    for i, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        out = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),  # without it every token 0 counts as padding
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert got[i].ids == out[0, len(prompt) :].tolist()
+        assert got[i].finish == "length"
+
+
+def test_a_stop_id_ends_a_sequence_and_is_not_part_of_it(lm):
+    prompt = WINDOWS[0][:9]
+    (free,) = lm.generate([prompt], Sampling(max_new_tokens=10))
+    end = next(i for i, t in enumerate(free.ids) if t not in free.ids[:i] and i > 2)
+    (cut,) = lm.generate([prompt], Sampling(max_new_tokens=10, stop_ids=(free.ids[end],)))
+    assert cut.ids == free.ids[:end]
+    assert cut.finish == "eos"
+
+
+def test_a_stop_function_ends_each_sequence_on_its_own(lm):
+    prompts = [WINDOWS[0][:9], WINDOWS[1][:9]]
+    first = {c.prompt: c.ids for c in lm.generate(prompts, Sampling(max_new_tokens=10))}
+    ends = {tuple(first[0][:3]): True}
+    got = {
+        c.prompt: c
+        for c in lm.generate(prompts, Sampling(max_new_tokens=10), lambda ids: tuple(ids) in ends)
+    }
+    assert (got[0].ids, got[0].finish) == (first[0][:3], "stop")
+    assert (got[1].ids, got[1].finish) == (first[1], "length")
+
+
+def test_samples_differ_and_a_seed_repeats_them(lm):
+    sampling = Sampling(n=6, temperature=1.0, top_p=0.95, max_new_tokens=8, seed=3)
+    runs = [
+        {(c.prompt, c.sample): c.ids for c in lm.generate([WINDOWS[0][:9]], sampling)} for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert set(runs[0]) == {(0, s) for s in range(6)}
+    assert len({tuple(ids) for ids in runs[0].values()}) > 1
+
+
+def test_memory_counts_the_cache_of_grouped_queries(lm):
+    report = lm.memory(100)
+    assert report.kv_cache == 2 * 2 * 2 * 16 * 100 * 4  # k and v, layers, kv heads, head_dim, tokens
+    assert report.embeddings == 2 * 512 * 64 * 4
+    assert report.vram_allocated is None
+    assert lm.max_seq_len == 512
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(tiny_llama, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=r"1 missing keys in its weights, first model\.layers\.1\.mlp\.up"):
+        load_model(folder, "float32", "cpu")
+
+
+def test_an_unknown_architecture_is_one_line(tiny_llama, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"no_such_model"'))
+    with pytest.raises(EngineError, match="transformers cannot load it") as caught:
+        load_model(folder, "float32", "cpu")
+    assert "\n" not in str(caught.value)
