@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from qeval.record import Record
+from qeval.record import Metric, Record
 from qeval.units import human_seconds
 
 
@@ -78,13 +78,14 @@ def _outcome(record: Record) -> str:
     took = f" ({human_seconds(seconds)})" if seconds else ""
     if record.status != "ok":
         return f"{record.status}: {record.error}{took}"
-    shown = [
-        f"{m.name} {m.value:.4g}{' ' + m.unit if m.unit else ''}"
-        if m.value is not None
-        else f"{m.name} broken"
-        for m in record.metrics
-    ]
-    return f"{', '.join(shown) or 'built'}{took}"
+    shown = ", ".join(_shown(metric) for metric in record.metrics)
+    return f"{shown or 'built'}{took}"
+
+
+def _shown(metric: Metric) -> str:
+    if metric.value is None:
+        return f"{metric.name} {'broken' if metric.nonfinite else 'not measurable'}"
+    return f"{metric.name} {metric.value:.4g}{' ' + metric.unit if metric.unit else ''}"
 
 
 def _bars() -> Any:

@@ -33,7 +33,7 @@ def read_results(paths: Sequence[Path]) -> list[Record]:
 
 
 def find_record(prefix: str, paths: Sequence[Path]) -> Record:
-    """The newest record whose key begins with ``prefix``; raises UsageError where not exactly one does."""
+    """The newest record whose key begins with ``prefix``; UsageError where not exactly one does."""
     from qeval.report.describe import pick
 
     return pick(read_results(paths), prefix)
