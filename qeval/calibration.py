@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -30,21 +31,41 @@ class CalibrationOptions(Options):
     seed: int = 0
 
 
-def draw_windows(data: DataSource, tokenizer: Tokenizer, options: Any) -> list[list[int]]:
+@dataclass(frozen=True)
+class Calibration:
+    """What a method sees, and what the artifact keeps of it (``details["calibration"]``)."""
+
+    windows: list[list[int]]  # token ids
+    facts: dict[str, Any]  # the options, the number of tokens, the text's sha256
+
+
+def draw(data: DataSource, tokenizer: Tokenizer, options: CalibrationOptions) -> Calibration:
     """``n_samples`` windows of ``seq_len`` token ids.
 
     Raises:
         DataError: the text is shorter than one window.
     """
     corpus = data.load(options.dataset)
-    rng = random.Random(options.seed)
+    n, seq_len, rng = options.n_samples, options.seq_len, random.Random(options.seed)
     if options.dataset in DOCUMENT_SETS:
-        return draw_from_documents(corpus, tokenizer.encode, options.n_samples, options.seq_len, rng)
-    ids = tokenizer.encode(joined(corpus))
-    if len(ids) <= options.seq_len:
-        raise DataError(too_short(corpus.name, len(ids), options.seq_len))
-    starts = [rng.randint(0, len(ids) - options.seq_len - 1) for _ in range(options.n_samples)]
-    return [ids[i : i + options.seq_len] for i in starts]
+        windows = draw_from_documents(corpus, tokenizer.encode, n, seq_len, rng)
+    else:
+        windows = draw_from_text(corpus, tokenizer.encode, n, seq_len, rng)
+    tokens = sum(map(len, windows))
+    return Calibration(
+        windows, {**options.model_dump(), "n_tokens": tokens, "text_sha256": corpus.sha256}
+    )
+
+
+def draw_from_text(
+    corpus: Corpus, encode: Callable[[str], list[int]], n: int, seq_len: int, rng: random.Random
+) -> list[list[int]]:
+    """The rule of long texts: join, tokenize once, draw offsets."""
+    ids = encode(joined(corpus))
+    if len(ids) <= seq_len:
+        raise DataError(too_short(corpus.name, len(ids), seq_len))
+    starts = [rng.randint(0, len(ids) - seq_len - 1) for _ in range(n)]
+    return [ids[i : i + seq_len] for i in starts]
 
 
 def draw_from_documents(

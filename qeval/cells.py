@@ -99,7 +99,7 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
             method = registry.method(quantization.method)
             artifact = None
             if method.in_place:
-                context = BuildContext(model, Path(), None, _no_calibration, _no_progress, cache_dir)
+                context = BuildContext(model, Path(), None, _nothing, _nothing, cache_dir)
                 artifact = method.build(quantization.options, context)
             engine = artifact.engine if artifact else method.engine
             baseline = quantization.label == experiment.baseline
@@ -121,9 +121,6 @@ def content_key(data: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _no_calibration(_: Any) -> list[list[int]]:
-    return []
-
-
-def _no_progress(*_: Any) -> None:
-    return
+def _nothing(*_: Any) -> Any:
+    """Calibration and progress of a method that works in place: it may use neither."""
+    raise AssertionError("a method that works in place asked for calibration or progress")

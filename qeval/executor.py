@@ -65,7 +65,10 @@ class LocalExecutor:
             finally:
                 kill_group(process)
         result = _collect(process.returncode, result_file, log_file, timeout if timed_out else None)
-        return replace(result, timing={"start": start, "end": time.time(), **result.timing})
+        end = time.time()
+        return replace(
+            result, timing={"start": start, "end": end, **result.timing, "wall_s": end - start}
+        )
 
 
 def _environment() -> dict[str, str]:

@@ -98,17 +98,16 @@ def identify(path: Path, cache_dir: Path) -> str:
 def _download(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import list_repo_files, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as err:
         raise MissingExtraError("huggingface_hub", "hub") from err
     skip = ["*.gguf", "*.pth", "*.pt", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*"]
     try:
-        try:
-            names = list_repo_files(name, revision=revision)
-            skip += ["*.bin"] if any(n.endswith(".safetensors") for n in names) else []
-        except (OSError, ValueError):
-            pass  # no hub: what snapshot_download has on this disk must do
+        names = list_repo_files(name, revision=revision)
+        skip += ["*.bin"] if any(n.endswith(".safetensors") for n in names) else []
+    except Exception:  # no hub (each layer has its own exceptions): what is on this disk must do
+        skip += ["*.bin"]
+    try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=skip))
-    except (OSError, ValueError, LocalEntryNotFoundError) as err:
+    except Exception as err:
         reason = str(err).strip().splitlines()[0]
-        raise ModelError(f"{name}: no folder here, and the hub did not give it: {reason}") from err
+        raise ModelError(f"{name}: no such folder, and the hub did not give it: {reason}") from err

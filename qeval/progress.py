@@ -74,7 +74,7 @@ class Progress:
 
 
 def _outcome(record: Record) -> str:
-    seconds = record.timing.get("end", 0.0) - record.timing.get("start", 0.0)
+    seconds = record.timing.get("wall_s", 0.0)
     took = f" ({human_seconds(seconds)})" if seconds else ""
     if record.status != "ok":
         return f"{record.status}: {record.error}{took}"

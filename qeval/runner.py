@@ -84,6 +84,11 @@ class Runner:
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
             return Record("eval", cell.key, cell.describe(), status, error=f"build failed: {failure}")
+        if artifact.simulated and not registry.task(cell.task.task).on_simulated:
+            reason = "simulated weights run as the float model does: nothing to measure"
+            return Record(
+                "eval", cell.key, cell.describe(), "skipped", artifact=artifact.summary(), error=reason
+            )
         return self._evaluate(cell, artifact)
 
     def _finish(self, record: Record) -> Record:
@@ -182,7 +187,8 @@ def missing_capabilities(cell: Cell) -> frozenset[str]:
 
 
 def is_done(cell: Cell, done: dict[str, Record]) -> bool:
-    return cell.key in done and done[cell.key].status == "ok"
+    """Measured, or skipped for a reason that its key contains (task, engine and method versions)."""
+    return cell.key in done and done[cell.key].status in ("ok", "skipped")
 
 
 def _record(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval import provenance, registry
 from qeval.errors import QevalError
@@ -27,6 +27,9 @@ from qeval.jobs import Job, JobResult
 from qeval.memory import VramSampler, peak_rss
 from qeval.quant.base import BuildContext, Progress
 from qeval.record import MemoryReport, finite
+
+if TYPE_CHECKING:
+    from qeval.calibration import Calibration, CalibrationOptions
 
 _PR_SET_PDEATHSIG = 1
 
@@ -85,12 +88,12 @@ def _build(job: Job, progress: Progress) -> JobResult:
     return JobResult("ok", None, artifact.to_json(), asdict(memory), timing, provenance.collect())
 
 
-def _calibration(job: Job, options: Any) -> Sequence[Sequence[int]]:
-    from qeval.calibration import draw_windows
+def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
+    from qeval.calibration import draw
     from qeval.data import DataSource
     from qeval.tokenizer import load_tokenizer
 
-    return draw_windows(DataSource(job.data_dir), load_tokenizer(job.model), options)
+    return draw(DataSource(job.data_dir), load_tokenizer(job.model), options)
 
 
 def _evaluate(job: Job, progress: Progress) -> JobResult:

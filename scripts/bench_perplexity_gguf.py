@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 N_CTX = 512
-_CLOCK = re.compile(r"^(\d+)\.(\d+)\.(\d+)\.(\d+) ")  # minutes.seconds.milliseconds.microseconds
 
 
 def theirs(args: argparse.Namespace) -> dict[str, float]:
@@ -41,18 +40,21 @@ def theirs(args: argparse.Namespace) -> dict[str, float]:
     ]
     command += ["--chunks", str(args.chunks), "--log-timestamps"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = (done.stdout + done.stderr).splitlines()
-    began = next(_seconds(x) for x in lines if "calculating perplexity over" in x)
-    final = next(x for x in lines if "Final estimate: PPL" in x)
-    ppl = float(final.split("PPL = ")[1].split(" ")[0])
-    return {"ppl": ppl, "seconds": _seconds(final) - began}
+    log = done.stdout + done.stderr
+    ppl = re.search(r"Final estimate: PPL = ([\d.]+)", log)
+    if ppl is None:
+        raise SystemExit(f"llama-perplexity printed no estimate: {log[-300:]!r}")
+    seconds = _clock(log, "Final estimate") - _clock(log, r"\w+: calculating perplexity over")
+    return {"ppl": float(ppl[1]), "seconds": seconds}
 
 
-def _seconds(line: str) -> float:
-    match = _CLOCK.match(line)
-    if match is None:
-        raise SystemExit(f"no time stamp in llama-perplexity's log line {line!r}")
-    minutes, seconds, milli, micro = map(int, match.groups())
+def _clock(log: str, message: str) -> float:
+    """Seconds at which a message was logged. Its stamp (minutes.seconds.milli.micro) need not begin
+    a line: the program writes the rest of an unfinished line elsewhere."""
+    stamp = re.search(r"(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) I " + message, log)
+    if stamp is None:
+        raise SystemExit(f"no time stamp before {message!r} in llama-perplexity's log")
+    minutes, seconds, milli, micro = map(int, stamp.groups())
     return 60 * minutes + seconds + milli / 1e3 + micro / 1e6
 
 

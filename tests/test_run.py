@@ -1,4 +1,4 @@
-"""`qeval run` as a user meets it: resuming, faults, signals. Workers are real, models are a toy plugin."""
+"""`qeval run` as a user meets it: resuming, faults, signals. Real workers, a toy plugin's models."""
 
 from __future__ import annotations
 
@@ -172,6 +172,16 @@ def test_what_an_engine_cannot_do_is_skipped_with_the_reason(toy):
     assert record.error == "the engine ngram offers no generate"
 
 
+def test_a_skipped_cell_is_not_tried_again(toy):
+    spec = toy(quantizations="copy: {simulated: true}")
+    for _ in range(2):
+        assert run_spec(spec).exit_code == 0
+    (record,) = [r for r in Store("results/toy").read() if r.kind == "eval"]
+    assert record.status == "skipped"
+    assert "simulated weights" in record.error
+    assert record.artifact["simulated"]
+
+
 def test_dry_run_runs_nothing(toy, capsys):
     assert run_spec(toy(), dry_run=True).records is None
     assert not Path("results").exists()
@@ -298,7 +308,9 @@ def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     from qeval.report.render import render
     from qeval.report.rows import build_table
 
-    spec = toy(tasks=f"{QUICK}; misbehave: {{how: hang, marker: 'hung'}}", quantizations="copy: 8; copy: 4")
+    spec = toy(
+        tasks=f"{QUICK}; misbehave: {{how: hang, marker: 'hung'}}", quantizations="copy: 8; copy: 4"
+    )
     run = start(spec)
     wait_for(hanging_child)
     os.kill(run.pid, signal.SIGKILL)

@@ -6,12 +6,15 @@ process reads its ``version``, ``Options`` and ``label``; the worker calls ``bui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from qeval.calibration import Calibration, CalibrationOptions
 
 Progress = Callable[[int, int, str], None]
 """done, total, unit ("layers", "windows", ...)."""
@@ -89,7 +92,7 @@ class BuildContext:
     model: ModelRef
     out: Path
     base: Artifact | None  # the artifact that Method.base asked for
-    calibration: Callable[[Any], Sequence[Sequence[int]]]  # options.calibration -> token windows
+    calibration: Callable[[CalibrationOptions], Calibration]  # draws the windows a method asks for
     progress: Progress
     cache_dir: Path
     device: str = "auto"

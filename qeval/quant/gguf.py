@@ -235,13 +235,12 @@ def _importance(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[
 
     assert context.base is not None
     calibration = options.calibration or CalibrationOptions()
-    windows = context.calibration(calibration)
+    drawn = context.calibration(calibration)
     means = imatrix.mean_squares(
-        context.model, windows, device=context.device, progress=context.progress
+        context.model, drawn.windows, device=context.device, progress=context.progress
     )
     header = read_header(context.base.path)
-    facts = {**calibration.model_dump(), "n_tokens": sum(map(len, windows))}
-    return imatrix.to_gguf_names(means, header), facts
+    return imatrix.to_gguf_names(means, header), drawn.facts
 
 
 def describe_gguf(path: Path) -> Artifact:

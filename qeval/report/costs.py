@@ -71,8 +71,7 @@ def _peaks(row: Source, task: str) -> dict[str, float | None]:
 
 
 def _times(row: Source) -> dict[str, float | None]:
-    spans = [(r.timing.get("start"), r.timing.get("end")) for r in row.evals]
-    walls = [end - start for start, end in spans if start is not None and end is not None]
+    walls = [r.timing["wall_s"] for r in row.evals if "wall_s" in r.timing]
     build = row.build
     peak = build.memory if build is not None else None
     return {

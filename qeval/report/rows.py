@@ -173,6 +173,8 @@ def _entry(
     if found is None:
         return Entry(status=PENDING)
     record = found.record
+    if record.status == "skipped" and source.simulated:
+        return Entry(status=NONE)  # the legend's line on simulated rows says why
     if record.status != "ok":
         reason = f"{record.status}: {record.error or 'no reason recorded'}"
         return Entry(status=record.status, notes=notes.numbers([reason]))

@@ -54,6 +54,7 @@ class Task(Protocol):
     version: ClassVar[int]  # raise it when the same options give another number
     Options: ClassVar[type[Options]]
     needs: ClassVar[frozenset[str]]  # LM capabilities
+    on_simulated: ClassVar[bool]  # whether its numbers mean anything on simulated weights
 
     def label(self, options: Any) -> str: ...
 

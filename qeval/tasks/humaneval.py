@@ -78,6 +78,7 @@ class HumanEval:
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = HumanEvalOptions
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
+    on_simulated: ClassVar[bool] = True
 
     def label(self, options: HumanEvalOptions) -> str:
         mode = f" {options.mode}" if options.mode else ""

@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
-from qeval.calibration import DOCUMENT_SETS, draw_from_documents, draw_windows, joined, too_short
+from qeval.calibration import (
+    DOCUMENT_SETS,
+    CalibrationOptions,
+    draw,
+    draw_from_documents,
+    joined,
+    too_short,
+)
 from qeval.data import FILE_PREFIX, dataset
 from qeval.errors import DataError
 from qeval.lm import LM
@@ -87,6 +94,7 @@ class Perplexity:
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = PerplexityOptions
     needs: ClassVar[frozenset[str]] = frozenset({"nll", "steps"})
+    on_simulated: ClassVar[bool] = True
 
     def label(self, options: PerplexityOptions) -> str:
         return protocol_id(options)
@@ -166,13 +174,11 @@ def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskCon
 
 
 def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
-    from qeval.calibration import CalibrationOptions
-
     name = CALIBRATION_SPLIT.get(options.dataset, options.dataset)
-    corpus = context.data.load(name)
     chosen = CalibrationOptions(dataset=name, n_samples=1, seq_len=seq_len)
-    ids = draw_windows(context.data, context.tokenizer, chosen)
-    return Windows(ids, [context.tokenizer.decode(ids[0])], corpus.sha256)
+    drawn = draw(context.data, context.tokenizer, chosen)
+    text = context.tokenizer.decode(drawn.windows[0])
+    return Windows(drawn.windows, [text], drawn.facts["text_sha256"])
 
 
 def _cut(ids: list[int], seq_len: int, name: str) -> list[list[int]]:

@@ -34,6 +34,7 @@ class Speed:
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = SpeedOptions
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
+    on_simulated: ClassVar[bool] = False  # they run as the float model does
 
     def label(self, options: SpeedOptions) -> str:
         return "speed"

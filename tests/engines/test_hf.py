@@ -138,7 +138,9 @@ def test_missing_weights_are_an_error_and_not_random_numbers(tiny_llama, tmp_pat
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EngineError, match=r"1 missing keys in its weights, first model\.layers\.1\.mlp\.up"):
+    with pytest.raises(
+        EngineError, match=r"1 missing keys in its weights, first model\.layers\.1\.mlp\.up"
+    ):
         load_model(folder, "float32", "cpu")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeval.artifacts import default_cache_dir
 from qeval.engines import llamacpp
 from qeval.engines._slots import seed_of
-from qeval.engines.gguf_file import GGML_TYPES, read_header
-from qeval.engines.llamacpp import GgufTokenizer, LlamaCppEngine, token_nll
-from qeval.errors import EngineError, ModelError, QevalError
+from qeval.engines.llamacpp import LlamaCppEngine, token_nll
+from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling
 from qeval.quant.base import Artifact, BuildContext, ModelRef
 from qeval.quant.gguf import Gguf, GgufOptions
@@ -29,30 +25,6 @@ from qeval.quant.gguf import Gguf, GgufOptions
 pytest.importorskip("llama_cpp")
 CPU = EngineSettings(device="cpu", n_threads=1)
 IDS = [int(i) for i in np.random.default_rng(0).integers(1, 512, 96)]
-
-
-@pytest.fixture(scope="session")
-def cache_dir() -> Path:
-    """The user's cache, if it gives the converter without a download."""
-    cache = default_cache_dir()
-    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
-    if not named and not any((cache / "sdist").glob("llama_cpp_python-*")):
-        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
-    return cache
-
-
-def build(model: Path, kind: str, out: Path, cache_dir: Path, base: Artifact | None = None) -> Artifact:
-    out.mkdir()
-    ref = ModelRef(str(model), model, "sha256:test", "float32")
-    # transformers' from-scratch tokenizer is unknown to the converter, which goes by a hash
-    options = GgufOptions(type=kind, pre_tokenizer="gpt-2")
-    context = BuildContext(ref, out, base, lambda _: [], lambda *_: None, cache_dir, "cpu", 1)
-    return Gguf().build(options, context)
-
-
-@pytest.fixture(scope="session")
-def tiny_f32(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return build(tiny_llama, "F32", tmp_path_factory.mktemp("gguf") / "f32", cache_dir)
 
 
 @pytest.fixture(scope="session")
@@ -292,19 +264,6 @@ def test_seeds_are_31_bits_and_differ():
 # ---- loading
 
 
-def damage(kind: str, good: Path, path: Path) -> Path:
-    raw = good.read_bytes()
-    contents = {
-        "empty": b"",
-        "text": b"this is not a model\n",
-        "header": raw[:100],
-        "cut": raw[: len(raw) // 2],
-        "architecture": raw.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lxama", 1),
-    }
-    path.write_bytes(contents[kind])
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -315,7 +274,7 @@ def damage(kind: str, good: Path, path: Path) -> Path:
         ("architecture", "unknown model architecture: 'lxama'"),
     ],
 )
-def test_a_broken_file_is_one_line(tiny_f32, tmp_path, capfd, kind, says):
+def test_a_broken_file_is_one_line(tiny_f32, tmp_path, capfd, damage, kind, says):
     path = damage(kind, tiny_f32.path, tmp_path / "model.gguf")
     with pytest.raises(EngineError, match=says) as caught:
         LlamaCppEngine.open(Artifact(path, "llamacpp", False, 0, 0, None, None), CPU)
@@ -346,24 +305,7 @@ def test_importing_the_engine_imports_no_backend():
     assert done.stdout.strip() == "[]"
 
 
-# ---- the header
-
-
-def test_the_table_of_types_is_that_of_the_installed_library():
-    import ctypes
-
-    from qeval.engines._llama import library
-
-    lib = library().llama_cpp._lib
-    lib.ggml_type_name.restype = ctypes.c_char_p
-    lib.ggml_blck_size.restype = ctypes.c_int64
-    lib.ggml_type_size.restype = ctypes.c_size_t
-    installed = {
-        i: (lib.ggml_type_name(i).decode().upper(), lib.ggml_blck_size(i), lib.ggml_type_size(i))
-        for i in range(43)
-        if lib.ggml_type_size(i)
-    }
-    assert installed == GGML_TYPES
+# ---- memory
 
 
 def test_memory_counts_every_stored_byte(engine, tiny_f32):
@@ -374,68 +316,6 @@ def test_memory_counts_every_stored_byte(engine, tiny_f32):
     # 2 layers x 2 K/V heads x (16 + 16) x 2 bytes x 100 tokens
     assert (report.kv_cache, report.context) == (2 * 2 * 32 * 2 * 100, 100)
     assert tiny_f32.weight_bytes == report.weights
-
-
-@pytest.mark.parametrize("kind", ["empty", "text", "header", "cut"])
-def test_the_header_of_a_broken_file_is_refused(tiny_f32, tmp_path, kind):
-    with pytest.raises(ModelError):
-        read_header(damage(kind, tiny_f32.path, tmp_path / "model.gguf"))
-
-
-@settings(max_examples=100, deadline=None)
-@given(end=st.integers(0, 40_000))
-def test_a_file_cut_anywhere_is_a_clear_error(tiny_f32, tmp_path_factory, end):
-    path = tmp_path_factory.getbasetemp() / "cut.gguf"
-    path.write_bytes(tiny_f32.path.read_bytes()[:end])
-    with pytest.raises(QevalError):
-        read_header(path)
-
-
-# ---- the tokenizer
-
-
-TEXTS = [
-    "",
-    "def f(x):\n    return x + 1\n",
-    " two  spaces ",
-    "naïve 漢字 \U0001f600",
-    "<|endoftext|>a",
-]
-
-
-def test_the_vocabulary_of_the_file_is_that_of_the_folder(tiny_f32, tiny_llama):
-    from qeval.tokenizer import HfTokenizer
-
-    ours = GgufTokenizer(tiny_f32.path)
-    theirs = HfTokenizer(ModelRef("t", tiny_llama, "sha256:t", "float32"))
-    for text in TEXTS:
-        assert ours.encode(text) == theirs.encode(text)
-        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
-    assert (ours.bos_id, ours.adds_bos, ours.eos_ids) == (theirs.bos_id, False, theirs.eos_ids)
-    assert ours.sha256 == theirs.sha256 and not ours.has_chat_template
-
-
-def test_the_chat_template_is_rendered_as_transformers_does(tiny_llama, cache_dir, tmp_path):
-    from transformers import AutoTokenizer
-
-    from qeval.tokenizer import HfTokenizer
-
-    folder = Path(shutil.copytree(tiny_llama, tmp_path / "chat"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = (
-        "{% for m in messages %}\n{{ eos_token + m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    artifact = build(folder, "F32", tmp_path / "out", cache_dir)
-    messages = [{"role": "user", "content": " write f "}]
-    theirs = HfTokenizer(ModelRef("t", folder, "sha256:t", "float32")).chat(messages)
-    assert GgufTokenizer(artifact.path).chat(messages) == theirs
-
-
-def test_without_a_template_chat_is_refused(tiny_f32):
-    with pytest.raises(ModelError, match="no chat template"):
-        GgufTokenizer(tiny_f32.path).chat([{"role": "user", "content": "x"}])
 
 
 # ---- a trained model

@@ -22,6 +22,7 @@ from qeval.tasks.base import TaskResult
 
 class CopyOptions(Options):
     num_bits: int = 8
+    simulated: bool = False
     fail: bool = False
     die: bool = False
 
@@ -51,7 +52,9 @@ class Copy:
         built = Path(os.environ.get("QEVAL_TEST_LOG", os.devnull))
         with built.open("a") as log:
             log.write(f"build {options.num_bits}\n")
-        return Artifact(path, "ngram", False, 1000 * options.num_bits, 500, options.num_bits, 9.0)
+        return Artifact(
+            path, "ngram", options.simulated, 1000 * options.num_bits, 500, options.num_bits, 9.0
+        )
 
 
 class NgramEngine:
@@ -96,6 +99,7 @@ class Misbehave:
     version = 1
     Options = MisbehaveOptions
     needs = frozenset({"nll"})
+    on_simulated = False
 
     def label(self, options):
         return f"misbehave {options.how}"

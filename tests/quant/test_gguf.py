@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from qeval.artifacts import default_cache_dir
+from qeval.calibration import Calibration, CalibrationOptions
 from qeval.engines.gguf_file import read_header
 from qeval.engines.llamacpp import LlamaCppEngine
 from qeval.errors import BuildError, ModelError
@@ -38,7 +39,11 @@ def cache_dir() -> Path:
 def context(model: Path, out: Path, cache_dir: Path, base: Artifact | None = None) -> BuildContext:
     out.mkdir(parents=True, exist_ok=True)
     ref = ModelRef(str(model), model, "sha256:test", "float32")
-    return BuildContext(ref, out, base, lambda _: WINDOWS, lambda *_: None, cache_dir, "cpu", 1)
+    return BuildContext(ref, out, base, drawn, lambda *_: None, cache_dir, "cpu", 1)
+
+
+def drawn(options: CalibrationOptions) -> Calibration:
+    return Calibration(WINDOWS, {**options.model_dump(), "text_sha256": "test"})
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +272,7 @@ def test_important_inputs_are_rounded_with_less_error(
 def test_the_calibration_is_recorded(wide_llama, wide_f32, cache_dir, tmp_path):
     options = GgufOptions(type="Q4_0", imatrix=True, calibration={"dataset": "pydoc", "n_samples": 4})
     artifact = Gguf().build(options, context(wide_llama, tmp_path / "out", cache_dir, wide_f32))
-    expected = {"dataset": "pydoc", "n_samples": 4, "seq_len": 2048, "seed": 0, "n_tokens": 256}
+    expected = {"dataset": "pydoc", "n_samples": 4, "seq_len": 2048, "seed": 0, "text_sha256": "test"}
     assert artifact.details["calibration"] == expected
 
 

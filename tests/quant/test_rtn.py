@@ -59,7 +59,9 @@ def test_the_folder_is_complete_and_in_the_dtype_of_the_spec(tiny_llama, tmp_pat
 
 
 def test_a_group_that_does_not_divide_stops_the_build(tiny_llama, tmp_path):
-    with pytest.raises(BuildError, match=r"in_features 172 of model\.layers\.0\.mlp\.down_proj \(and of 1"):
+    with pytest.raises(
+        BuildError, match=r"in_features 172 of model\.layers\.0\.mlp\.down_proj \(and of 1"
+    ):
         build(tiny_llama, tmp_path / "a", num_bits=4, group_size=64)
 
 

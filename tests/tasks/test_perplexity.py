@@ -1,4 +1,4 @@
-"""Perplexity protocols against the definitions of PROTOCOLS.md, written out again without qeval's code."""
+"""Perplexity protocols against their definitions, written out again without qeval's code."""
 
 import math
 import random
@@ -17,7 +17,26 @@ from qeval.quant.folder import describe_folder
 from qeval.tasks.base import TaskContext
 from qeval.tasks.perplexity import Perplexity, PerplexityOptions
 
-WORDS = "the model of a language and its weights are small numbers in rows 12 34 (x) == y\n".split(" ")
+WORDS = [
+    "the",
+    "model",
+    "of",
+    "a",
+    "language",
+    "and",
+    "its",
+    "weights",
+    "are",
+    "small",
+    "numbers",
+    "in",
+    "rows",
+    "12",
+    "34",
+    "(x)",
+    "==",
+    "y\n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +62,7 @@ def reference(tiny_llama):
 
 def documents(n: int, seed: int = 0, longest: int = 200) -> tuple[str, ...]:
     rng = random.Random(seed)
-    return tuple(
-        " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, longest))) for _ in range(n)
-    )
+    return tuple(" ".join(rng.choice(WORDS) for _ in range(rng.randint(5, longest))) for _ in range(n))
 
 
 @pytest.fixture
@@ -102,7 +119,7 @@ def test_the_joins_of_the_other_sets(lm, reference, context, dataset, join):
 
 def test_c4_new_reads_1100_documents_and_256_windows_at_most(lm, context):
     texts = (*("word " * 3 for _ in range(1100)), *("other " * 500 for _ in range(3)))
-    metric, result = run(lm, context(texts=texts), dataset="c4-new", seq_len=8)
+    metric, _ = run(lm, context(texts=texts), dataset="c4-new", seq_len=8)
     assert metric.n == 256
     short, _ = run(lm, context(texts=texts[:10]), dataset="c4-new", seq_len=8)
     assert short.n < 256

@@ -1,0 +1,87 @@
+"""The cache of quantized models: whole or not at all."""
+
+import json
+import os
+import time
+
+import pytest
+
+from qeval.artifacts import ArtifactCache
+from qeval.commands import cache_table, remove_cached
+from qeval.errors import StoreError, UsageError
+from qeval.quant.base import Artifact, LayerReport
+
+KEY = "ab" * 32
+WHAT = {"model": {"id": "m"}, "quantization": {"label": "Q"}}
+
+
+def build(cache: ArtifactCache, key: str = KEY) -> Artifact:
+    with cache.building(key) as out:
+        (out / "model.bin").write_bytes(b"x" * 1000)
+        layers = (LayerReport("l", (2, 3), "int4", 7),)
+        artifact = Artifact(out / "model.bin", "hf", True, 10, 5, 4.0, 5.0, layers, ("note",), {"a": 1})
+        return cache.publish(key, out, artifact, WHAT)
+
+
+def test_published_and_loaded_are_the_same(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    assert cache.load(KEY) is None
+    published = build(cache)
+    assert cache.load(KEY) == published
+    assert published.path == tmp_path / "artifacts" / KEY / "model.bin"
+    assert published.layers[0].shape == (2, 3)
+
+
+def test_a_cache_may_be_moved(tmp_path):
+    build(ArtifactCache(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert ArtifactCache(tmp_path / "b").load(KEY).path.is_file()
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    with pytest.raises(RuntimeError), cache.building(KEY) as out:
+        (out / "half").write_text("x")
+        raise RuntimeError
+    assert cache.load(KEY) is None
+    assert not out.exists()
+
+
+def test_what_a_killed_build_left_is_never_taken_and_swept_by_the_next(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    left = tmp_path / "artifacts" / f".building-{KEY[:16]}-dead"
+    left.mkdir(parents=True)
+    (left / "artifact.json").write_text(json.dumps({"artifact": {}}))
+    assert cache.load(KEY) is None
+    assert cache.entries() == []
+    build(cache)
+    assert not left.exists()
+
+
+def test_list_and_remove(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    build(cache)
+    build(cache, "ac" * 32)
+    old = time.time() - 10 * 86400
+    os.utime(tmp_path / "artifacts" / KEY / "artifact.json", (old, old))
+    assert "2 models" in cache_table(tmp_path)
+    assert "m · Q" in cache_table(tmp_path)
+    with pytest.raises(UsageError, match="fits 2 cached"):
+        remove_cached(tmp_path, ("a",), None, False)
+    with pytest.raises(UsageError, match="fits 0 cached"):
+        remove_cached(tmp_path, ("ff",), None, False)
+    with pytest.raises(UsageError, match="give KEYS"):
+        remove_cached(tmp_path, (), None, False)
+    assert "removed 1 models" in remove_cached(tmp_path, (), 5.0, False)
+    assert [e.key for e in cache.entries()] == ["ac" * 32]
+    assert "removed 1 models" in remove_cached(tmp_path, ("ac",), None, False)
+    assert cache.entries() == []
+
+
+def test_a_cache_folder_that_is_a_file(tmp_path):
+    (tmp_path / "artifacts").write_text("")
+    with (
+        pytest.raises(StoreError, match=r"choose another folder|File exists"),
+        ArtifactCache(tmp_path).building(KEY),
+    ):
+        pass
