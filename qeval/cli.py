@@ -115,17 +115,18 @@ def score(samples: Path, **options: Any) -> None:
 
 @cli.command(name="list")
 @click.argument("what", type=click.Choice(["methods", "engines", "tasks", "cells"]))
-@click.argument("spec", type=FOLDER, required=False)
-def list_(what: str, spec: Path | None) -> None:
-    """List the registered methods, engines or tasks with their options, or the cells of SPEC."""
+@click.argument("path", type=FOLDER, required=False)
+def list_(what: str, path: Path | None) -> None:
+    """List the registered methods, engines or tasks with their options, or the cells of PATH (a spec,
+    or a results folder: then with their keys)."""
     from qeval.commands import list_cells, list_registered
 
     if what != "cells":
         click.echo(list_registered(what))
-    elif spec is None:
-        raise UsageError("qeval list cells: name the spec file")
+    elif path is None:
+        raise UsageError("qeval list cells: name a spec file or a results folder")
     else:
-        click.echo(list_cells(spec))
+        click.echo(list_cells(path))
 
 
 @cli.group()

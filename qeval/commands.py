@@ -18,9 +18,9 @@ from qeval.errors import UsageError
 from qeval.models import resolve_model
 from qeval.quant.base import ModelRef
 from qeval.record import Record
-from qeval.results import FAILED, say, warn
+from qeval.results import FAILED, cell_name, read_results, say, warn
 from qeval.spec import Experiment, load_spec
-from qeval.store import Store
+from qeval.store import Store, latest
 from qeval.units import human_bytes
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def run_spec(
         _keep_spec(path, store.folder)
         done = store.latest()
         pending = [cell for cell in chosen if not is_done(cell, done)]
+        for task in dict.fromkeys(cell.task.task for cell in pending):
+            registry.task(task).preflight(weak_sandbox=allow_weak_sandbox)
         say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
         with Progress(len(pending)) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
@@ -84,7 +86,9 @@ def _settings(
     from qeval.runner import RunSettings
 
     spec = experiment.settings
-    engine = EngineSettings(spec.device, spec.dtype, spec.batch_size, spec.n_threads)
+    engine = EngineSettings(
+        device=spec.device, batch_size=spec.batch_size, n_threads=spec.n_threads
+    )  # dtype and trust_remote_code are each model's own
     cache = cache_dir or (Path(spec.cache_dir) if spec.cache_dir else default_cache_dir())
     data = data_dir or (Path(spec.data_dir) if spec.data_dir else None)
     found = DataSource(data).data_dir  # QEVAL_DATA_DIR where neither is given
@@ -192,7 +196,11 @@ def _summary(doc: str | None) -> str:
 
 
 def list_cells(path: Path) -> str:
-    """The cells' names, from the spec alone (no model is looked up)."""
+    """The cells of a results folder with key and status; of a spec their names alone, since keys need
+    the models."""
+    if path.is_dir():
+        records = latest(r for r in read_results([path]) if r.kind == "eval").values()
+        return _columns([(r.key[:12], r.status, cell_name(r.cell)) for r in records])
     experiment = load_spec(path)
     return "\n".join(
         f"{model.id} · {q.label} · {task.label}{f' [first {task.limit}]' if task.limit else ''}"

@@ -33,6 +33,7 @@ class EngineSettings:
     dtype: str = "bfloat16"  # of a torch model's weights and compute; llama.cpp reads it from the file
     batch_size: int | None = None  # sequences at once; None: the engine's own choice
     n_threads: int | None = None  # CPU threads; None: the cores this process may use
+    trust_remote_code: bool = False  # run code that comes with the model
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from qeval.record import Metric, Record
+from qeval.results import cell_name
 from qeval.units import human_seconds
 
 
@@ -53,9 +54,7 @@ class Progress:
         self._done += 1
         if self._bars is not None:
             self._bars.update(self._all, completed=self._done)
-        cell = record.cell
-        names = (cell["model"]["id"], cell["quantization"]["label"], cell["task"]["label"])
-        self._line(f"{' · '.join(names)}: {_outcome(record)}{self._left()}")
+        self._line(f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
 
     def _left(self) -> str:
         """Time left, as if the other cells took as long as these did on average."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qeval.record import Record
 from qeval.store import latest, read_many
@@ -42,6 +43,13 @@ def find_record(prefix: str, paths: Sequence[Path]) -> Record:
 def failed_cells(records: Sequence[Record]) -> bool:
     evals = latest(r for r in records if r.kind == "eval").values()
     return any(r.status not in ("ok", "skipped") for r in evals)
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """``model · quantization · task [first N]`` of a Record's cell."""
+    first = f" [first {cell['limit']}]" if cell.get("limit") else ""
+    names = (cell["model"]["id"], cell["quantization"]["label"], cell["task"]["label"])
+    return " · ".join(names) + first
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ job becomes a record, and the run goes on with the next.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,7 +122,7 @@ class Runner:
                 options=options.model_dump(mode="json"),
                 out=out.resolve(),
                 artifact=base,
-                **self._common(),
+                **self._common(model),
             )
             return self._build(job, label)
 
@@ -160,14 +160,15 @@ class Runner:
             artifact=artifact,
             limit=cell.task.limit,
             weak_sandbox=self.settings.weak_sandbox,
-            **self._common(),
+            **self._common(cell.row.model),
         )
         result = self._run(job, cell.task.timeout)
         return _record("eval", cell.key, cell.describe(), result, artifact, self.store.folder.resolve())
 
-    def _common(self) -> dict[str, Any]:
+    def _common(self, model: ModelRef) -> dict[str, Any]:
         s = self.settings
-        return {"cache_dir": s.cache_dir, "data_dir": s.data_dir, "settings": s.engine}
+        engine = replace(s.engine, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        return {"cache_dir": s.cache_dir, "data_dir": s.data_dir, "settings": engine}
 
     def _run(self, job: Job, timeout: float | None) -> JobResult:
         self.listener.job_started(job.title)

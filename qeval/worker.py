@@ -8,6 +8,7 @@ JSON line a step to the file descriptor FD; whatever libraries print goes to the
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -54,7 +55,9 @@ def _guarded(job: Job, progress: Progress) -> JobResult:
         status, error = "failed", disk_message(job.out, err) if err.errno else str(err)
     except Exception as err:
         status = "oom" if _is_oom(err) else "failed"
-        error = f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else ''}"
+        error = f"{type(err).__name__}: {(str(err).strip().splitlines() or [''])[0]}"
+        if "No space left on device" in error:  # libraries that write for themselves
+            error = disk_message(job.out, OSError(errno.ENOSPC, error))
     traceback.print_exc()
     timing = {"start": start, "end": time.time()}
     return JobResult(status, error, timing=timing, provenance=provenance.collect())  # type: ignore[arg-type]

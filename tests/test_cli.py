@@ -53,7 +53,7 @@ def test_help_and_table_import_nothing_heavy():
         (["run", "nope.yaml"], 2, "qeval: nope.yaml: no such file"),
         (["table", "nope"], 1, "qeval: results folder nope does not exist"),
         (["show", "ab", "nope"], 1, "qeval: results folder nope does not exist"),
-        (["list", "cells"], 2, "qeval list cells: name the spec file"),
+        (["list", "cells"], 2, "qeval list cells: name a spec file"),
         (["cache", "remove"], 2, "qeval cache remove: give KEYS"),
         (["data", "verify"], 2, "qeval data verify: give --data-dir"),
         (["score", "nope.jsonl"], 1, "nope.jsonl"),

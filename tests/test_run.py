@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qeval.commands import run_spec
-from qeval.errors import ModelError, StoreError, UsageError
+from qeval.errors import ModelError, SandboxError, StoreError, UsageError
 from qeval.record import Record
 from qeval.store import Store, latest
 
@@ -194,6 +194,20 @@ def test_only_chooses_cells_by_name(toy):
     assert [r.cell["quantization"]["label"] for r in evals()] == ["copy4"]
     with pytest.raises(UsageError, match="no cell has that"):
         run_spec(spec, only=["copy5"])
+
+
+def test_without_a_sandbox_nothing_starts(toy, monkeypatch, tmp_path):
+    """bwrap that does not work: the run stops before its first job, and says what to do."""
+    broken = tmp_path / "bin" / "bwrap"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+    spec = toy(tasks=f"{QUICK}; humaneval: {{limit: 1}}")
+    with pytest.raises(SandboxError, match=r"no sandbox to run generated code in.*allow-weak-sandbox"):
+        run_spec(spec)
+    assert evals() == []
+    assert run_spec(spec, allow_weak_sandbox=True).exit_code == 0
 
 
 def test_a_text_shorter_than_a_window(toy, tmp_path):

@@ -57,7 +57,8 @@ class HfEngine:
         device = device_of(settings.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
-        return cls(load_model(artifact.path, settings.dtype, device), artifact, settings)
+        model = load_model(artifact.path, settings.dtype, device, settings.trust_remote_code)
+        return cls(model, artifact, settings)
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         for batch in self._batches(windows):

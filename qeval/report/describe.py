@@ -22,7 +22,9 @@ def pick(records: Iterable[Record], prefix: str) -> Record:
     """
     found = [r for key, r in latest(records).items() if key.startswith(prefix)]
     if not found:
-        raise UsageError(f"no cell's key starts with {prefix!r}: `qeval list cells` shows the keys")
+        raise UsageError(
+            f"no cell's key starts with {prefix!r}: `qeval list cells RESULTS` shows the keys"
+        )
     if len(found) > 1:
         keys = ", ".join(r.key[:12] for r in found[:4]) + (", ..." if len(found) > 4 else "")
         raise UsageError(f"{len(found)} cells' keys start with {prefix!r} ({keys}): give more of it")

@@ -84,6 +84,10 @@ class HumanEval:
         mode = f" {options.mode}" if options.mode else ""
         return f"HumanEval{mode} {_drawing(options)}"
 
+    def preflight(self, *, weak_sandbox: bool) -> None:
+        humaneval_problems()
+        find_sandbox(weak=weak_sandbox)
+
     def run(self, lm: LM, options: HumanEvalOptions, context: TaskContext) -> TaskResult:
         """pass@k for every k, with one value per problem.
 

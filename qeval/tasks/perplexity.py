@@ -99,6 +99,9 @@ class Perplexity:
     def label(self, options: PerplexityOptions) -> str:
         return protocol_id(options)
 
+    def preflight(self, *, weak_sandbox: bool) -> None:
+        """Needs nothing but the engine."""
+
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
         seq_len = _seq_len(options, lm)

@@ -39,6 +39,9 @@ class Speed:
     def label(self, options: SpeedOptions) -> str:
         return "speed"
 
+    def preflight(self, *, weak_sandbox: bool) -> None:
+        """Needs nothing but the engine."""
+
     def run(self, lm: LM, options: SpeedOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the model's maximum is shorter than the decoding run."""
         context_len = options.decode_prompt + options.new_tokens

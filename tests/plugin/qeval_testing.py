@@ -104,6 +104,9 @@ class Misbehave:
     def label(self, options):
         return f"misbehave {options.how}"
 
+    def preflight(self, *, weak_sandbox):
+        pass
+
     def run(self, lm, options, context):
         how = options.how
         if options.marker and Path(options.marker).exists():
