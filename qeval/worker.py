@@ -130,7 +130,9 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
         "notes": [*result.notes, *_contamination(job, result.facts)],
         "files": {name: str(path) for name, path in result.files.items()},
     }
-    facts = {**provenance.collect(), **result.facts, "vram_source": sampler.source}
+    facts = {**provenance.collect(), **result.facts, "settings": asdict(job.settings)}
+    if sampler.source:
+        facts["vram_source"] = sampler.source
     return JobResult("ok", None, payload, memory, timing, facts)
 
 
