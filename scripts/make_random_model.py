@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-# From each model's config.json on the hub.
+# The large one from its config.json on the hub; the tiny ones for a quick look at the whole line.
 SHAPES: dict[str, dict[str, Any]] = {
     "starcoder2-15b": {
         "model_type": "starcoder2",
@@ -32,6 +32,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "use_bias": True,
         "rope_theta": 100000,
+        "tie_word_embeddings": False,
+    },
+    "tiny-llama": {
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
         "tie_word_embeddings": False,
     },
     "starcoder2-tiny": {
@@ -57,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     shape = dict(SHAPES[args.shape])
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape, bos_token_id=0, eos_token_id=0)
+    config = AutoConfig.for_model(shape.pop("model_type"), bos_token_id=0, eos_token_id=0, **shape)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(args.out, max_shard_size="4GB")
