@@ -40,7 +40,7 @@ def run_setup(tmp_path: Path, interpreter: str) -> subprocess.CompletedProcess[s
 def test_setup_refuses_an_old_python(tmp_path: Path):
     done = run_setup(tmp_path, 'test "$1" = --version && echo Python 3.9.2 && exit 0\nexit 1')
     assert done.returncode == 1
-    assert "needs Python 3.10 or newer" in done.stderr and "Python 3.9.2" in done.stderr
+    assert "needs Python 3.11 or newer" in done.stderr and "Python 3.9.2" in done.stderr
     assert not (tmp_path / ".venv").exists()
 
 
