@@ -1,0 +1,153 @@
+"""The whole line with real engines, as a user types it: a tiny model, every method, task and format."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qeval.artifacts import default_cache_dir
+from qeval.store import Store, latest
+
+pytestmark = pytest.mark.real
+
+SPEC = """\
+name: line
+models: [{model}]
+dtype: float32
+quantizations:
+  - none
+  - rtn: {{num_bits: 8, group_size: 4}}
+  - gguf: {{type: [F32, Q8_0], pre_tokenizer: gpt-2}}
+tasks:
+  - perplexity: {{dataset: pydoc, protocol: [gptq, llamacpp, gptq-benchmark], seq_len: 128, limit: 3}}
+  - humaneval: {{limit: 2, max_new_tokens: 8}}
+  - speed: {{prefill_tokens: 64, decode_prompt: 16, new_tokens: 32, batch_sizes: [1], repeats: 1}}
+n_threads: 1
+"""
+
+
+def qeval(*args: object, code: int = 0) -> str:
+    command = [sys.executable, "-m", "qeval", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("llama_cpp")
+    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
+    sdists = list((default_cache_dir() / "sdist").glob("llama_cpp_python-*"))
+    if not named and not sdists:
+        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
+    folder = tmp_path_factory.mktemp("line")
+    (folder / "spec.yaml").write_text(SPEC.format(model=tiny_llama))
+    environment = {"QEVAL_CACHE_DIR": str(folder / "cache")}
+    if not named:
+        environment["QEVAL_LLAMA_CPP_SDIST"] = str(sdists[0])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
+        again = qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
+    assert "gptq/pydoc@128" in again
+    return folder / "r"
+
+
+def metrics(results: Path) -> dict[tuple[str, str, str], float | None]:
+    return {
+        (r.cell["quantization"]["label"], m.name, m.protocol): m.value
+        for r in latest(Store(results).read()).values()
+        for m in r.metrics
+    }
+
+
+def test_every_cell_is_ok_once(results):
+    records = [r for r in Store(results).read() if r.kind == "eval"]
+    assert len(records) == 20
+    statuses = {r.cell["quantization"]["label"]: [] for r in records}
+    for r in records:
+        statuses[r.cell["quantization"]["label"]].append(r.status)
+    simulated = statuses.pop("RTN W8A16g4")
+    assert simulated == ["ok", "ok", "ok", "ok", "skipped"]  # no speed of simulated weights
+    assert all(found == ["ok"] * 5 for found in statuses.values())
+
+
+def test_both_engines_agree_on_the_float_model(results):
+    found = metrics(results)
+    for protocol in ("gptq/pydoc@128", "llamacpp/pydoc@128", "gptq/benchmark:pydoc@128"):
+        ours, theirs = found["none", "ppl", protocol], found["F32", "ppl", protocol]
+        assert theirs == pytest.approx(ours, rel=1e-3), protocol
+        assert found["Q8_0", "ppl", protocol] == pytest.approx(ours, rel=0.05)
+
+
+def test_memory_and_provenance_of_every_cell(results):
+    for r in latest(Store(results).read()).values():
+        if r.kind == "eval" and r.status == "ok":
+            assert r.memory.ram_peak > 2**20
+            assert r.memory.weights > 0
+            assert r.memory.kv_cache > 0
+            assert r.memory.vram_process is None or r.memory.vram_process > 0
+            assert r.provenance["settings"]["device"] == "cpu"
+            assert r.provenance["packages"]
+
+
+def test_stored_size_is_the_files_size(results):
+    for r in latest(Store(results).read()).values():
+        if r.kind == "eval" and r.cell["quantization"]["name"] == "gguf":
+            stored = r.artifact["weight_bytes"] + r.artifact["embedding_bytes"]
+            size = Path(r.artifact["path"]).stat().st_size
+            assert stored < size < stored + 40_000  # header and vocabulary
+
+
+def test_the_table_in_every_format(results):
+    text = qeval("table", results)
+    assert "RTN W8A16g4 †" in text
+    assert "[first 3]" in text
+    assert "| quantization |" in qeval("table", results, "--format", "markdown")
+    rows = list(csv.DictReader(io.StringIO(qeval("table", results, "--format", "csv"))))
+    assert [row["quantization"] for row in rows] == ["none", "RTN W8A16g4", "F32", "Q8_0"]
+    json.loads(qeval("table", results, "--format", "json"), parse_constant=pytest.fail)
+    layout = qeval("table", results, "--layout", "starcoder2")
+    assert layout.splitlines()[0].split() == [
+        "model",
+        "quantization",
+        "HumanEval",
+        "pass@1",
+        "pass@10",
+        "RAM",
+    ]
+
+
+def test_score_repeats_the_verdicts_without_a_model(results):
+    (samples,) = {
+        results / r.files["samples"]
+        for r in latest(Store(results).read()).values()
+        if r.files and r.cell["quantization"]["label"] == "none"
+    }
+    report = json.loads(qeval("score", samples, "--format", "json"))
+    assert report["passed"] == 0
+    saved = [json.loads(line) for line in samples.with_name("verdicts.jsonl").read_text().splitlines()]
+    assert len(saved) == 2
+
+
+def test_a_built_file_is_a_checkpoint(results, tiny_llama, tmp_path):
+    found = metrics(results)
+    gguf = next(
+        r.artifact["path"]
+        for r in latest(Store(results).read()).values()
+        if r.kind == "eval" and r.cell["quantization"]["label"] == "Q8_0"
+    )
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"name: c\nmodels: [{tiny_llama}]\ndtype: float32\nquantizations: [{{checkpoint: {gguf}}}]\n"
+        "tasks: [{perplexity: {dataset: pydoc, seq_len: 128, limit: 3}}]\nn_threads: 1\n"
+    )
+    qeval("run", spec, "--results", tmp_path / "r", "--device", "cpu")
+    expected = found["Q8_0", "ppl", "gptq/pydoc@128"]
+    assert metrics(tmp_path / "r")["model.gguf", "ppl", "gptq/pydoc@128"] == pytest.approx(expected)
