@@ -2,7 +2,8 @@
 
 Greedy generation of a fixed number of tokens from fixed random prompts, no end-of-sequence. One
 warm-up, then the median of ``repeats`` with its minimum and maximum. With T(n) the time for n new
-tokens: prefill = prompt tokens / T(1); decode = batch (n - 1) / (T(n) - T(1)); time to first token =
+tokens: prefill = prompt tokens / T(1); decode = batch (n - 1) / (T(n) - T(1)), both measured one
+after the other in every repeat, so that a machine that drifts does so in both; time to first token =
 T(1) at batch 1.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import ClassVar
 
@@ -52,7 +54,8 @@ class Speed:
             )
         prefill = min(options.prefill_tokens, lm.max_seq_len - 1)
         steps = 1 + len(options.batch_sizes)
-        seconds = _times(lm, prefill, 1, 1, options.repeats)
+        first = _prepared(lm, prefill, 1, 1)
+        seconds = [first() for _ in range(options.repeats)]
         context.progress(1, steps, "measurements")
         name = f"speed/p{prefill}"
         metrics = [
@@ -76,13 +79,13 @@ class Speed:
 
 def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
     """None where the machine's noise is larger than the time of the tokens."""
-    first = median(_times(lm, options.decode_prompt, 1, batch, options.repeats))
-    total = _times(lm, options.decode_prompt, options.new_tokens, batch, options.repeats)
+    first = _prepared(lm, options.decode_prompt, 1, batch)
+    all_of_them = _prepared(lm, options.decode_prompt, options.new_tokens, batch)
+    seconds = [-first() + all_of_them() for _ in range(options.repeats)]
     name = f"speed/d{options.decode_prompt}+{options.new_tokens}b{batch}"
-    decoding = [t - first for t in total]
-    if min(decoding) <= 0:
-        return Metric("decode_tok_s", None, name, "tok/s", n=len(total))
-    return _rate("decode_tok_s", batch * (options.new_tokens - 1), decoding, name)
+    if min(seconds) <= 0:
+        return Metric("decode_tok_s", None, name, "tok/s", n=len(seconds))
+    return _rate("decode_tok_s", batch * (options.new_tokens - 1), seconds, name)
 
 
 def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:
@@ -90,15 +93,17 @@ def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric
     return Metric(name, median(rates), protocol, "tok/s", low=rates[0], high=rates[-1], n=len(rates))
 
 
-def _times(lm: LM, prompt: int, new_tokens: int, batch: int, repeats: int) -> list[float]:
-    """Wall seconds of ``repeats`` runs after one warm-up. The same prompts on every engine."""
+def _prepared(lm: LM, prompt: int, new_tokens: int, batch: int) -> Callable[[], float]:
+    """A warmed-up run that returns its wall seconds. The same prompts on every engine."""
     rng = random.Random(0)
     prompts = [[rng.randrange(lm.vocab_size) for _ in range(prompt)] for _ in range(batch)]
     sampling = Sampling(max_new_tokens=new_tokens, at_once=batch)
-    seconds = []
-    for _ in range(1 + repeats):
+
+    def timed() -> float:
         start = time.perf_counter()
         for _ in lm.generate(prompts, sampling):
             pass
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        return time.perf_counter() - start
+
+    timed()
+    return timed
