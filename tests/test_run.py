@@ -129,7 +129,7 @@ def test_a_job_that_hangs_is_killed_with_its_whole_group(toy):
     (record,) = evals()
     assert record.status == "timeout"
     (pid_file,) = Path("results/toy/cells").glob("*/child.pid")
-    assert not alive(int(pid_file.read_text()))
+    wait_for(lambda: not alive(int(pid_file.read_text())), seconds=5)
 
 
 def test_only_what_failed_is_done_again(toy, tmp_path):
@@ -268,7 +268,8 @@ def start(spec: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # a test run in the background (`&`) hands down an ignored SIGINT, a terminal does not
 
 
 def wait_for(condition, seconds: float = 30.0) -> None:
