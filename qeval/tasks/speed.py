@@ -39,7 +39,9 @@ class Speed:
     on_simulated: ClassVar[bool] = False  # they run as the float model does
 
     def label(self, options: SpeedOptions) -> str:
-        return "speed"
+        if options == SpeedOptions():
+            return "speed"
+        return f"speed p{options.prefill_tokens} d{options.decode_prompt}+{options.new_tokens}"
 
     def preflight(self, *, weak_sandbox: bool) -> None:
         """Needs nothing but the engine."""
