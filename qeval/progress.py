@@ -37,7 +37,8 @@ class Progress:
     def job_started(self, title: str) -> None:
         self._title = title
         if self._bars is not None:
-            self._bars.reset(self._job, description=title, total=None)
+            self._bars.remove_task(self._job)  # reset() would keep the last job's total
+            self._job = self._bars.add_task(title, total=None)
         else:
             self._line(f"{title} ...")
 
