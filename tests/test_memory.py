@@ -57,7 +57,9 @@ def test_the_sampler_keeps_the_peak_of_all_cards(monkeypatch, pid, source):
     sampler.start()
     for used in (100, 700, 300):
         driver.used = used
-        time.sleep(0.05)
+        deadline = time.monotonic() + 10
+        while sampler.peak < 2 * used and time.monotonic() < deadline:
+            time.sleep(0.005)
     assert sampler.stop() == 1400
     assert sampler.source == source
 
