@@ -65,8 +65,7 @@ def run_spec(
         _keep_spec(path, store.folder)
         done = store.latest()
         pending = [cell for cell in chosen if not is_done(cell, done)]
-        for task in dict.fromkeys(cell.task.task for cell in pending):
-            registry.task(task).preflight(weak_sandbox=allow_weak_sandbox)
+        _preflight(pending, allow_weak_sandbox)
         say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
         with Progress(len(pending)) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
@@ -76,6 +75,14 @@ def run_spec(
         warn(store.warnings)
     failed = any(r.status not in ("ok", "skipped") for r in new)
     return Outcome(FAILED if failed else 0, records)
+
+
+def _preflight(cells: list[Cell], weak_sandbox: bool) -> None:
+    """Raises QevalError for what this machine lacks for these cells, before an hour is spent."""
+    for engine in dict.fromkeys(cell.row.engine for cell in cells):
+        registry.engine(engine).preflight()
+    for task in dict.fromkeys(cell.task.task for cell in cells):
+        registry.task(task).preflight(weak_sandbox=weak_sandbox)
 
 
 def _settings(

@@ -78,6 +78,12 @@ class LM(Protocol):
     vocab_size: int
 
     @classmethod
+    def preflight(cls) -> None:
+        """Called in the parent before any job. Raises MissingExtraError for a package that is not
+        installed; imports nothing heavy."""
+        ...
+
+    @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
         """Load the artifact. Raises EngineError with one line that names the file and the fix."""
         ...

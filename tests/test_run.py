@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qeval.commands import run_spec
-from qeval.errors import ModelError, SandboxError, StoreError, UsageError
+from qeval.errors import MissingExtraError, ModelError, SandboxError, StoreError, UsageError
 from qeval.record import Record
 from qeval.store import Store, latest
 
@@ -194,6 +194,20 @@ def test_only_chooses_cells_by_name(toy):
     assert [r.cell["quantization"]["label"] for r in evals()] == ["copy4"]
     with pytest.raises(UsageError, match="no cell has that"):
         run_spec(spec, only=["copy5"])
+
+
+def test_without_an_engines_package_nothing_starts(toy, monkeypatch):
+    from qeval import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    spec = toy()
+    spec.write_text(spec.read_text().replace("{copy: 8}", "none"))
+    with pytest.raises(
+        MissingExtraError, match=r"'torch' is not installed: pip install 'qeval\[hf\]'"
+    ) as caught:
+        run_spec(spec)
+    assert caught.value.exit_code == 2
+    assert evals() == []
 
 
 def test_without_a_sandbox_nothing_starts(toy, monkeypatch, tmp_path):

@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qeval.errors import EngineError, MissingExtraError
+from qeval.errors import EngineError
+from qeval.extras import require
 from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
 from qeval.record import MemoryReport
 
@@ -44,12 +45,14 @@ class HfEngine:
         self.vocab_size = int(config.vocab_size)
 
     @classmethod
+    def preflight(cls) -> None:
+        require("hf", "torch", "transformers")
+
+    @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> HfEngine:
         """Raises EngineError where transformers cannot load the folder whole."""
-        try:
-            import torch
-        except ImportError as err:
-            raise MissingExtraError("torch", "hf") from err
+        import torch
+
         from qeval.quant.linears import device_of
 
         if settings.n_threads is not None:

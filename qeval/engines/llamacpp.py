@@ -23,6 +23,7 @@ from qeval.engines._slots import Slots
 from qeval.engines.gguf_file import read_header
 from qeval.engines.gguf_tokenizer import GgufTokenizer
 from qeval.errors import EngineError
+from qeval.extras import require
 from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
 from qeval.record import MemoryReport
 
@@ -48,6 +49,10 @@ class LlamaCppEngine:
         self._pool = ThreadPoolExecutor(self._n_threads)
         self.max_seq_len = model.max_seq_len
         self.vocab_size = model.vocab_size
+
+    @classmethod
+    def preflight(cls) -> None:
+        require("gguf", "llama_cpp")
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LlamaCppEngine:

@@ -70,6 +70,10 @@ class NgramEngine:
         self.num_bits = num_bits
 
     @classmethod
+    def preflight(cls):
+        pass
+
+    @classmethod
     def open(cls, artifact, settings):
         return cls(json.loads(artifact.path.read_text())["num_bits"])
 
