@@ -1,4 +1,4 @@
-"""Drawing calibration windows from a text, by the rules of the GPTQ code family (PROTOCOLS.md).
+"""Drawing calibration windows from a text, by the rules of the GPTQ code family (docs/protocols.md).
 
 Two rules: from one long text (WikiText, PTB, pydoc): joined, tokenized once, offsets drawn; from
 documents (C4): documents drawn until one has more than ``seq_len`` tokens, then an offset in it.

@@ -61,7 +61,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class StepTrace:
-    """One sequence fed one token at a time through the KV cache (PROTOCOLS.md `gptq/benchmark`)."""
+    """One sequence fed one token at a time through the KV cache (`gptq/benchmark`)."""
 
     nll: NDArray[np.float32]  # [n - 1]: of tokens 1 .. n-1
     seconds: NDArray[np.float64]  # [n]: wall time of each step

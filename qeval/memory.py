@@ -1,4 +1,4 @@
-"""Peak memory of this process (PROTOCOLS.md section 4): RAM from the kernel, VRAM from the driver.
+"""Peak memory of this process (docs/protocols.md): RAM from the kernel, VRAM from the driver.
 
 RAM is VmHWM, the peak resident set size of this process image: unlike getrusage's ru_maxrss it is not
 inherited from the parent that spawned it. VRAM is what NVML reports for this process, sampled in the

@@ -43,7 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """PROTOCOLS.md section 4, in bytes; None where the machine or engine has no such number.
+    """docs/protocols.md, in bytes; None where the machine or engine has no such number.
 
     Measured in the cell's own process. ``vram_*`` exist only where a GPU was used; ``ram_peak`` is
     the peak resident set size of the process, whatever the device.

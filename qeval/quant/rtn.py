@@ -1,4 +1,4 @@
-"""`rtn`: round to nearest, the baseline of every comparison of quantizers (METHODS.md).
+"""`rtn`: round to nearest, the baseline of every comparison of quantizers.
 
 Every linear layer is rounded to its own min/max grid, per output channel or per group of inputs. The
 result is simulated: float weights that carry the rounding, with the packed size accounted.

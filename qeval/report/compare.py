@@ -2,7 +2,7 @@
 
 Perplexity      d_i = NLL_i - NLL0_i of window i; relative change exp(mean d) - 1 with Student's
                 t-interval of the mean, both ends carried through exp(.) - 1.
-pass@k          d_i = pass_i - pass0_i of problem i (PROTOCOLS.md section 3): difference of the means in
+pass@k          d_i = pass_i - pass0_i of problem i (docs/protocols.md): difference of the means in
                 points, percentile bootstrap over the problems (10,000 resamples, fixed seed) and a
                 two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
                 exact test then) and for up to 12 problems that differ, else 10,000 fixed random flips.

@@ -93,7 +93,7 @@ def _style(column: Column, entry: Entry) -> str:
     return "worse" if (change.value > 0) == more_is_worse else "better"
 
 
-# -- REFERENCES.md, table A ---------------------------------------------------------------------
+# -- the StarCoder2 table ---------------------------------------------------------------------
 
 
 def _starcoder2(table: Table) -> Grid:

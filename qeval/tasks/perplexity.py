@@ -9,7 +9,7 @@
                     PPL = exp(total NLL / count).
 
 Every protocol runs on every engine, from the same token ids. Which text each dataset name stands for
-and how its documents are joined is fixed below; PROTOCOLS in docs/protocols.md has the table.
+and how its documents are joined is fixed below; docs/protocols.md has the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three ways to ask a model for a function, each its own protocol (PROTOCOLS.md section 3).
+"""The three ways to ask a model for a function, each its own protocol (docs/protocols.md).
 
 A mode turns a problem into prompt ids, says when a sequence is over, and turns the generated text into
 a Sample's completion, prefix and raw text.

@@ -1,4 +1,4 @@
-"""`speed`: prefill and decode tokens a second, and time to first token (PROTOCOLS.md section 5).
+"""`speed`: prefill and decode tokens a second, and time to first token (docs/protocols.md).
 
 Greedy generation of a fixed number of tokens from fixed random prompts, no end-of-sequence. One
 warm-up, then the median of ``repeats`` with its minimum and maximum. With T(n) the time for n new

@@ -131,7 +131,7 @@ def test_several_dtypes_are_a_column(record, ppl):
 
 
 def test_the_starcoder2_layout_is_that_of_the_table_that_started_this_project(record):
-    """REFERENCES.md, table A, its numbers put into records."""
+    """the StarCoder2 table, its numbers put into records."""
     table_a = [
         ("bigcode/starcoder2-15b", "none", 0.225, 0.677, 29.7),
         ("bigcode/starcoder2-15b", "Q8_0", 0.232, 0.664, 15.2),
