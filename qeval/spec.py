@@ -52,7 +52,7 @@ class Spec(Options):
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     batch_size: int | None = Field(default=None, ge=1)
     n_threads: int | None = Field(default=None, ge=1)
-    timeout: float | None = Field(default=None, gt=0)  # seconds a job may take
+    timeout: float | None = Field(default=86400.0, gt=0)  # seconds a job may take; None: no limit
 
     @field_validator("name")
     @classmethod
