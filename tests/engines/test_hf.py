@@ -46,6 +46,15 @@ def test_nll_is_the_cross_entropy_of_transformers_own_logits(lm, reference, firs
         np.testing.assert_allclose(nll, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.02), ("bfloat16", 0.15)])
+def test_half_precision_is_near_float32(tiny_llama, lm, dtype, tolerance):
+    artifact = describe_folder(tiny_llama, dtype)
+    half = HfEngine.open(artifact, EngineSettings(device="cpu", dtype=dtype))
+    for ours, full in zip(half.nll(WINDOWS), lm.nll(WINDOWS), strict=True):
+        assert ours.dtype == np.float32
+        assert 0 < np.abs(ours - full).max() < tolerance
+
+
 def test_logits_and_nll_agree(lm):
     logits = torch.tensor(lm.logits(WINDOWS[0]))
     assert logits.shape == (48, 512)
