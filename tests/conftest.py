@@ -78,6 +78,19 @@ def tiny_tokenizer():
     )
 
 
+@pytest.fixture(scope="session")
+def cache_dir() -> Path:
+    """The user's cache, if it gives llama.cpp's converter without a download (scripts/setup left the
+    source archive there)."""
+    from qeval.artifacts import default_cache_dir
+
+    cache = default_cache_dir()
+    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
+    if not named and not any((cache / "sdist").glob("llama_cpp_python-*")):
+        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
+    return cache
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test package of tests/plugin, visible to this process and to the workers it starts."""

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qeval.artifacts import default_cache_dir
+from qeval.llama_tools import converter_folder
 from qeval.store import Store, latest
 
 pytestmark = pytest.mark.real
@@ -42,20 +41,13 @@ def qeval(*args: object, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp")
-    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
-    sdists = list((default_cache_dir() / "sdist").glob("llama_cpp_python-*"))
-    if not named and not sdists:
-        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
     folder = tmp_path_factory.mktemp("line")
     (folder / "spec.yaml").write_text(SPEC.format(model=tiny_llama))
-    environment = {"QEVAL_CACHE_DIR": str(folder / "cache")}
-    if not named:
-        environment["QEVAL_LLAMA_CPP_SDIST"] = str(sdists[0])
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+        patch.setenv("QEVAL_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("QEVAL_LLAMA_CPP", str(converter_folder(cache_dir)))
         qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
         again = qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
     assert "gptq/pydoc@128" in again

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qeval.artifacts import default_cache_dir
 from qeval.quant.base import Artifact, BuildContext, ModelRef
 from qeval.quant.gguf import Gguf, GgufOptions
-
-
-@pytest.fixture(scope="session")
-def cache_dir() -> Path:
-    """The user's cache, if it gives the converter without a download."""
-    cache = default_cache_dir()
-    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
-    if not named and not any((cache / "sdist").glob("llama_cpp_python-*")):
-        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
-    return cache
 
 
 def build(model: Path, kind: str, out: Path, cache_dir: Path) -> Artifact:

@@ -122,6 +122,18 @@ def test_small_batches_and_small_logit_buffers_change_nothing(tiny_f32, engine, 
     few.close()
 
 
+def test_batch_size_changes_not_one_bit(tiny_f32):
+    """Five windows of 512 do not fit one batch of 2,048 tokens: none may be cut up to fit more in."""
+    rng = np.random.default_rng(1)
+    windows = [[int(i) for i in rng.integers(1, 512, 512)] for _ in range(5)]
+    found = []
+    for size in (None, 1, 3, 64):
+        engine = LlamaCppEngine.open(tiny_f32, EngineSettings("cpu", n_threads=1, batch_size=size))
+        found.append(np.concatenate(list(engine.nll(windows, first=257))))
+        engine.close()
+    assert all(np.array_equal(nll, found[0]) for nll in found[1:])
+
+
 def test_steps_through_the_cache_equal_one_pass(engine):
     trace = engine.steps(IDS)
     [once] = engine.nll([IDS])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qeval.artifacts import default_cache_dir
 from qeval.calibration import Calibration, CalibrationOptions
 from qeval.engines.gguf_file import read_header
 from qeval.engines.llamacpp import LlamaCppEngine
@@ -24,16 +22,6 @@ from qeval.quant.gguf import ALIASES, TYPES, Gguf, GgufOptions, describe_gguf
 llama_cpp = pytest.importorskip("llama_cpp")
 QUANTIZED = [name for name, kind in TYPES.items() if kind.block > 1]
 WINDOWS = [[int(i) for i in np.random.default_rng(s).integers(1, 512, 64)] for s in range(4)]
-
-
-@pytest.fixture(scope="session")
-def cache_dir() -> Path:
-    """The user's cache, if it gives the converter without a download."""
-    cache = default_cache_dir()
-    named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
-    if not named and not any((cache / "sdist").glob("llama_cpp_python-*")):
-        pytest.skip("no llama.cpp converter (run scripts/setup, or set QEVAL_LLAMA_CPP_SDIST)")
-    return cache
 
 
 def context(model: Path, out: Path, cache_dir: Path, base: Artifact | None = None) -> BuildContext:
