@@ -130,10 +130,12 @@ class HfEngine:
         return torch.tensor(rows, dtype=torch.long, device=self._device)
 
     def _batches(self, windows: Sequence[Ids]) -> Iterator[list[Ids]]:
-        """Consecutive windows of one length, as many as the token budget (or batch_size) allows."""
+        """Consecutive windows of one length, as many as the token budget and batch_size allow: a
+        batch_size meant for generation must not make the logits of 200 long windows."""
         for length, group in groupby(windows, key=len):
             equal = list(group)
-            size = self._batch_size or max(1, _TOKENS_AT_ONCE[self._device.type] // length)
+            budget = max(1, _TOKENS_AT_ONCE[self._device.type] // length)
+            size = min(self._batch_size or budget, budget)
             for start in range(0, len(equal), size):
                 yield equal[start : start + size]
 

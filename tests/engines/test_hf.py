@@ -75,6 +75,12 @@ def test_batch_size_changes_no_number(tiny_llama, lm):
     np.testing.assert_allclose(one, list(lm.nll(WINDOWS)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_large_batch_size_does_not_outgrow_the_token_budget(tiny_llama, monkeypatch):
+    monkeypatch.setattr("qeval.engines.hf._TOKENS_AT_ONCE", {"cpu": 100})
+    sizes = {n: [len(b) for b in open_lm(tiny_llama, batch_size=n)._batches(WINDOWS)] for n in (1, 64)}
+    assert sizes == {1: [1, 1, 1, 1, 1], 64: [2, 2, 1]}
+
+
 def test_steps_through_the_cache_equal_one_forward(lm):
     trace = lm.steps(WINDOWS[0])
     np.testing.assert_allclose(trace.nll, next(lm.nll(WINDOWS[:1])), rtol=1e-4, atol=1e-5)
