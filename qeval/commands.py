@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from qeval.units import human_bytes
 
 if TYPE_CHECKING:
     from qeval.runner import RunSettings
+    from qeval.score_file import ScoreReport
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run_spec(
         _keep_spec(path, store.folder)
         done = store.latest()
         pending = [cell for cell in chosen if not is_done(cell, done)]
-        _preflight(pending, allow_weak_sandbox)
+        _preflight(pending, settings)
         say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
         with Progress(len(pending)) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
@@ -77,12 +77,17 @@ def run_spec(
     return Outcome(FAILED if failed else 0, records)
 
 
-def _preflight(cells: list[Cell], weak_sandbox: bool) -> None:
+def _preflight(cells: list[Cell], settings: RunSettings) -> None:
     """Raises QevalError for what this machine lacks for these cells, before an hour is spent."""
+    from qeval.data import DataSource
+
     for engine in dict.fromkeys(cell.row.engine for cell in cells):
         registry.engine(engine).preflight()
-    for task in dict.fromkeys(cell.task.task for cell in cells):
-        registry.task(task).preflight(weak_sandbox=weak_sandbox)
+    tasks = {(cell.task.task, repr(cell.task.options)): cell.task for cell in cells}
+    data = DataSource(settings.data_dir)
+    for task in tasks.values():
+        found = registry.task(task.task)
+        found.preflight(task.options, data, weak_sandbox=settings.weak_sandbox)
 
 
 def _settings(
@@ -165,12 +170,31 @@ def _keep_spec(path: Path, folder: Path) -> None:
 
 
 def score_samples(
-    samples: Path, *, ks: Sequence[int], timeout: float, workers: int | None, fmt: str, weak: bool
-) -> str:
-    from qeval.score import score_file
+    samples: Path,
+    *,
+    benchmark: str | None,
+    data_dir: Path | None,
+    ks: Sequence[int],
+    timeout: float,
+    workers: int | None,
+    verdicts: Path | None,
+    weak: bool,
+) -> ScoreReport:
+    from qeval.progress import Bar
+    from qeval.score_file import score_file
 
-    report = score_file(samples, k=list(ks), timeout_s=timeout, weak_sandbox=weak, workers=workers)
-    return json.dumps(report.to_json()) if fmt == "json" else report.text()
+    with Bar() as bar:
+        return score_file(
+            samples,
+            k=list(ks),
+            name=benchmark,
+            data_dir=data_dir,
+            timeout_s=timeout,
+            weak_sandbox=weak,
+            workers=workers,
+            verdicts=verdicts,
+            progress=bar.update,
+        )
 
 
 def list_registered(group: Any) -> str:

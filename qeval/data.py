@@ -1,4 +1,5 @@
-"""Evaluation and calibration texts by name: the same documents wherever they come from.
+"""Evaluation and calibration texts, and tables of problems, by name: the same documents wherever they
+come from.
 
 A name of ``data/manifest.yaml`` is looked up in a data directory first, then on the hub; ``pydoc``
 comes with CPython, ``file:PATH`` is the user's own text. What comes back is the dataset's rows; how
@@ -10,6 +11,8 @@ Row forms, equal to those of the hub's datasets:
   newline, so that ``"".join(" \\n" if row == "" else row for row in rows)`` is the raw file again.
 - Penn Treebank: Mikolov's lines without the space at either end; ``<unk>`` and ``N`` stay.
 - C4, LAMBADA, ``.jsonl`` files: the ``text`` of each line.
+- Tables (MBPP; ``column: null`` in the manifest): each row whole, as JSON with its keys sorted, so
+  that a file and the hub give the same documents. They are a task's problems, no text to measure.
 
 A text whose sha256 is not the one in the manifest is refused under that name: a number measured on it
 would carry a false label. ``file:PATH`` measures it under its own.
@@ -22,7 +25,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -45,6 +48,11 @@ class Corpus:
     documents: tuple[str, ...]
     sha256: str  # documents_sha256(documents)
     origin: str  # where they were found, for the record
+
+    def place(self, index: int) -> str:
+        """Where a document stands, for a message: ``FILE:LINE``, or a row of anything else."""
+        lines = self.origin.endswith(".jsonl")
+        return f"{self.origin}:{index + 1}" if lines else f"{self.origin} row {index + 1}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Dataset:
     redistribute: bool
     files: tuple[LocalFile, ...]
     hub: Hub | None = None
-    column: str = "text"
+    column: str | None = "text"  # None: a table
+    url: str | None = None  # the first of the files, as published
 
 
 def documents_sha256(documents: Iterable[str]) -> str:
@@ -123,6 +132,22 @@ def dataset(name: str) -> Dataset:
     return manifest()[name]
 
 
+def text_dataset(name: str) -> Dataset:
+    """The manifest's entry of a text.
+
+    Raises:
+        DataError: no such name, or it is a table.
+    """
+    entry = dataset(name)
+    if entry.column is None:
+        raise DataError(f"dataset {name!r} is a table of problems, not a text; known texts: {_texts()}")
+    return entry
+
+
+def _texts() -> str:
+    return ", ".join(name for name, entry in manifest().items() if entry.column is not None)
+
+
 class DataSource:
     """Where this run finds its texts: a data directory, then the hub.
 
@@ -136,15 +161,26 @@ class DataSource:
         self.offline = offline
 
     def load(self, name: str) -> Corpus:
-        """The documents of a dataset, checked against the manifest.
+        """The documents of a text, checked against the manifest.
 
         Raises:
             DataError: unknown, nowhere to be found, unreadable, empty, or not the text of that name.
         """
         if name.startswith(FILE_PREFIX):
             return _file_corpus(name)
-        entry = dataset(name)
-        if name == "pydoc":
+        return self.read(text_dataset(name))
+
+    def table(self, name: str) -> Corpus:
+        """A table, each of its rows a JSON object.
+
+        Raises:
+            DataError: as ``load``.
+        """
+        return self.read(dataset(name))
+
+    def read(self, entry: Dataset) -> Corpus:
+        """A text or a table of the manifest. Raises DataError as ``load``."""
+        if entry.name == "pydoc":
             return checked(entry, _pydoc(), f"CPython {platform.python_version()} pydoc_data.topics")
         path = self.find(entry)
         if path is not None:
@@ -184,6 +220,8 @@ def _not_found(entry: Dataset, searched: str, hub_said: str = "") -> str:
             f"run `qeval data fetch {entry.name}` on a machine that reaches the hub and give that "
             f"folder as --data-dir (or {DATA_DIR_VARIABLE})"
         )
+    if entry.url is not None:
+        fix += f", or save {entry.url} there as {entry.files[0].path}"
     return f"dataset {entry.name!r} not found: {searched}{hub_said}; {fix}"
 
 
@@ -233,12 +271,15 @@ def _pydoc() -> tuple[str, ...]:
 # Files to rows
 
 
-def read_rows(path: Path, column: str = "text") -> tuple[str, ...]:
-    """The rows of a local dataset file; its name's ending says how it is written.
+def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
+    """The rows of a local dataset file; its name's ending says how it is written. ``column`` None: a
+    table, from a ``.json`` list of objects or a ``.jsonl``.
 
     Raises:
         DataError: it cannot be read that way; the message names the file and the line.
     """
+    if column is None:
+        return _table(path)
     if path.suffix == ".raw":
         return tuple("" if line.isspace() else line for line in _lines(path))
     if path.suffix == ".txt":
@@ -293,6 +334,34 @@ def _jsonl(path: Path) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def _table(path: Path) -> tuple[str, ...]:
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(_text(path))
+        except ValueError as err:
+            raise DataError(f"{path}: not JSON ({err})") from err
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path}: must be a JSON list of objects")
+        return tuple(map(_canonical, rows))
+    lines = _text(path).rstrip().split("\n")
+    return tuple(_canonical(_object(line, f"{path}:{n}")) for n, line in enumerate(lines, start=1))
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as err:
+        raise DataError(f"{where}: not JSON ({err}); mend or remove the line") from err
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not a JSON object; mend or remove the line")
+    return row
+
+
+def _canonical(row: Mapping[str, Any]) -> str:
+    """Equal rows have equal text, wherever they come from."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False)
+
+
 def _parquet(path: Path, column: str) -> tuple[str, ...]:
     try:
         parquet = import_module("pyarrow.parquet")  # untyped
@@ -322,7 +391,8 @@ def from_hub(entry: Dataset, hub: Hub, searched: str) -> Corpus:
         rows = datasets.load_dataset(
             hub.path, hub.config, split=hub.split, data_files=hub.file, revision=hub.revision
         )
-        documents = tuple(rows[entry.column])
+        whole = entry.column is None
+        documents = tuple(map(_canonical, rows) if whole else rows[entry.column])
     except Exception as err:  # no network, no such revision, a broken download: each library its own
         reason = f", and the hub's {hub} failed ({type(err).__name__}: {_first_line(err)})"
         raise DataError(_not_found(entry, searched, reason)) from err

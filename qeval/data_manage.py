@@ -89,10 +89,10 @@ def fetch(name: str, data_dir: Path) -> Fetched:
     source = DataSource(data_dir)
     present = source.find(entry)
     if present is not None:
-        return Fetched(source.load(name), present, _file_sha256(present), downloaded=False)
+        return Fetched(source.read(entry), present, _file_sha256(present), downloaded=False)
     corpus = from_hub(entry, entry.hub, source.searched(entry))
     path = data_dir / entry.files[0].path
-    _write(path, encode(path, corpus.documents))
+    _write(path, encode(path, corpus.documents, table=entry.column is None))
     if documents_sha256(read_rows(path, entry.column)) != corpus.sha256:
         raise DataError(f"{path}: does not read back as it was written: check the disk")
     return Fetched(corpus, path, _file_sha256(path), downloaded=True)
@@ -125,8 +125,11 @@ def _verified(entry: Dataset, file: LocalFile, path: Path) -> Verified:
     return Verified(entry.name, path, "unknown" if entry.sha256 is None else "ok", found, message)
 
 
-def encode(path: Path, documents: tuple[str, ...]) -> bytes:
+def encode(path: Path, documents: tuple[str, ...], *, table: bool = False) -> bytes:
     """The documents as a file of this name: for WikiText, PTB and LAMBADA the published bytes."""
+    if table:
+        opening, between, end = ("[\n", ",\n", "\n]\n") if path.suffix == ".json" else ("", "\n", "\n")
+        return (opening + between.join(documents) + end).encode()
     if path.suffix == ".raw":
         return "".join(" \n" if row == "" else row for row in documents).encode()
     if path.suffix == ".txt":

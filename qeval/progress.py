@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from qeval.record import Metric, Record
-from qeval.results import cell_name
+from qeval.results import cell_name, say
 from qeval.units import human_seconds
 
 
@@ -88,7 +88,40 @@ def _shown(metric: Metric) -> str:
     return f"{metric.name} {metric.value:.4g}{' ' + metric.unit if metric.unit else ''}"
 
 
-def _bars() -> Any:
+class Bar:
+    """One bar on stderr with what is done per second; a line at times where there is no terminal."""
+
+    EVERY_S = 10.0
+
+    def __enter__(self) -> Bar:
+        self._bars: Any = None
+        self._first: tuple[float, int] | None = None  # when, and how much was done by then
+        if sys.stderr.isatty():
+            self._bars = _bars("{task.fields[rate]}")
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def update(self, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        if self._first is None:  # what an earlier run had done is not this one's speed
+            self._first, self._told = (now, done), now
+            if self._bars is not None:
+                self._task = self._bars.add_task(unit, total=total, rate="")
+        start, before = self._first
+        rate = f"{(done - before) / (now - start):,.0f}/s" if now > start else ""
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done, total=total, rate=rate)
+        elif now >= self._told + self.EVERY_S:
+            self._told = now
+            say(f"{done:,} of {total:,} {unit}, {rate}")
+
+
+def _bars(*more: str) -> Any:
+    """Bars with further columns of text."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -96,6 +129,7 @@ def _bars() -> Any:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
+        *(TextColumn(text, markup=False) for text in more),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -29,6 +29,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "tasks": {
         "perplexity": "qeval.tasks.perplexity:Perplexity",
         "humaneval": "qeval.tasks.humaneval:HumanEval",
+        "mbpp": "qeval.tasks.mbpp:Mbpp",
         "speed": "qeval.tasks.speed:Speed",
     },
 }

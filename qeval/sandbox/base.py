@@ -13,57 +13,82 @@ Status = Literal["passed", "failed", "syntax", "timeout", "memory", "output", "k
 
 @dataclass(frozen=True)
 class Program:
-    """One program to judge: the code under test, the definitions that test it, and the call.
+    """One program to judge: the code under test, and the tests that decide about it.
 
-    ``code`` and ``test`` are compiled as one text with a newline between them; then ``call`` (any
-    statements) is executed in the same module. The program passes if and only if ``call`` is reached
-    and returns. Only the standard library can be imported; ``__name__`` is ``"program"``.
+    ``code`` is hostile: it runs in a process of its own, which never sees the tests. ``setup``,
+    ``test`` and ``call`` are trusted: they run, in this order and in one module, in another process,
+    where every one of ``names`` is a function that calls the code's function of that name, with plain
+    values both ways (docs/sandbox.md says which). The program passes if and only if ``call`` returns.
+
+    Only the standard library can be imported, on either side.
     """
 
     id: str
     code: str
     test: str
-    call: str
+    call: str = ""
+    setup: str = ""  # definitions that the tests use beside ``names``
+    names: tuple[str, ...] = ()  # what the tests use of the code
+    timeout_s: float | None = None  # None: the limits'
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use; its own start-up is not counted in ``timeout_s``."""
+    """What one program may use; its own start-up is not counted in ``timeout_s``.
 
-    timeout_s: float = 3.0  # wall time; the CPU time limit is the next whole second
+    Time is the program's own: wall time less the time that it waited for a free core, so that a busy
+    machine turns no pass into a timeout.
+    """
+
+    timeout_s: float = 3.0
     memory_bytes: int = 4096 * MIB  # address space
     scratch_bytes: int = 64 * MIB  # all its files together, and the largest of them
+    scratch_files: int = 4096
     open_files: int = 256
     threads: int = 256
+    reply_bytes: int = 16 * MIB  # one value that it returns
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of a program.
 
-    ``passed``: the call returned. ``syntax``: it does not compile. ``failed``: an exception, or an end
-    before the call returned (``sys.exit``, ``os._exit``). ``timeout``, ``memory``: over the limit.
-    ``output``: it flooded the channel of the verdict. ``killed``: it died of a signal.
+    ``passed``: the last statement of its tests returned. ``syntax``: it does not compile. ``failed``:
+    an exception, or an end before the tests were over (``sys.exit``, ``os._exit``). ``timeout``,
+    ``memory``: over the limit. ``output``: it returned more than the tests take. ``killed``: it died
+    of a signal.
     """
 
     id: str
     status: Status
     detail: str  # "AssertionError: ...", "signal 11", "3 s"; empty when passed
-    seconds: float  # wall time from the program's start to its end
+    seconds: float  # CPU time of its process and of its tests
     sandbox: str  # name of the sandbox it ran in
 
     @property
     def passed(self) -> bool:
         return self.status == "passed"
 
+    @property
+    def text(self) -> str:
+        """``passed``, ``timeout``, ...; a failure with its exception: ``failed: ValueError``."""
+        if self.status != "failed":
+            return self.status
+        return f"failed: {self.detail.partition(':')[0]}"
+
 
 class Sandbox(Protocol):
-    name: str
-    layers: tuple[str, ...]  # the walls that stand, for the record
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The walls that stand, each of them tried, for the record."""
+        ...
 
     def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Iterator[Verdict]:
-        """One verdict per program as they finish, in any order, ``workers`` at a time; programs are
-        taken from the iterable only as fast as they are run.
+        """One verdict per program as they finish, in any order, ``workers`` at a time. Programs are
+        taken only as fast as they are run, in threads of the sandbox: the iterable may block.
 
         Raises:
             SandboxError: the sandbox itself broke (never the fault of a program).

@@ -1,40 +1,36 @@
-"""Choose a sandbox by trying it: a program has to pass in it, not merely its command to exist."""
+"""Choose a sandbox by trying it: its walls have to stand, and a program has to pass in it."""
 
 from __future__ import annotations
 
 import shutil
 
 from qeval.errors import SandboxError
-from qeval.sandbox.base import Limits, Program, Sandbox
+from qeval.sandbox.base import Sandbox
 from qeval.sandbox.bubblewrap import Bubblewrap
+from qeval.sandbox.kernel import KernelSandbox
 from qeval.sandbox.weak import WeakSandbox
 
-TRIAL = Program("trial", "def one(): return 1", "def check(f): assert f() == 1", "check(one)")
 INSTALLERS = {"apt-get": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S"}
 
 
 def find_sandbox(*, weak: bool = False) -> Sandbox:
-    """The sandbox of this machine; with ``weak``, a bare subprocess where there is none.
+    """The best sandbox of this machine; with ``weak``, bare processes where there is none.
 
     Raises:
-        SandboxError: none works; names what failed and the command that installs one.
+        SandboxError: none works; names what failed and what to do.
     """
-    try:
-        return _tried(Bubblewrap())
-    except SandboxError as err:
-        if weak:
-            return _tried(WeakSandbox())
-        raise SandboxError(
-            f"no sandbox to run generated code in ({err}): {_install_command()}, or pass "
-            "--allow-weak-sandbox to run it unprotected"
-        ) from err
-
-
-def _tried(sandbox: Sandbox) -> Sandbox:
-    for verdict in sandbox.run([TRIAL], Limits(timeout_s=30.0), workers=1):
-        if not verdict.passed:
-            raise SandboxError(f"{sandbox.name} does not work here: {verdict.status} {verdict.detail}")
-    return sandbox
+    reasons = []
+    for kind in (KernelSandbox, Bubblewrap):
+        try:
+            return kind()
+        except SandboxError as err:
+            reasons.append(str(err))
+    if weak:
+        return WeakSandbox()
+    raise SandboxError(
+        f"no sandbox to run generated code in ({'; '.join(reasons)}): allow user namespaces, "
+        f"{_install_command()}, or pass --allow-weak-sandbox to run it with fewer walls"
+    )
 
 
 def _install_command() -> str:

@@ -1,43 +1,27 @@
-"""A bare subprocess with resource limits, for machines that have no sandbox. It is NOT one.
+"""Lanes without namespaces, for machines that have no sandbox. It is NOT one.
 
-It stops accidents (endless loops, memory hogs, a closed standard input), not intentions: a program
-can read the user's files, write where the user can, and use the network.
+Where the kernel has them, seccomp and Landlock still keep a program from the user's files, other
+processes and the network; but it shares the machine's process table, and its folder has no limit but
+that on the size of one file.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import ClassVar
 
 from qeval.sandbox.base import Limits
-from qeval.sandbox.process import RUNNER, ProcessSandbox, interpreter
+from qeval.sandbox.lane import Launch
+from qeval.sandbox.pool import LaneSandbox
 
 
-class WeakSandbox(ProcessSandbox):
-    name = "weak"
-    own_user_namespace = False
-    layers: tuple[str, ...] = ("rlimits",)
+class WeakSandbox(LaneSandbox):
+    name: ClassVar[str] = "weak"
+    required: ClassVar[frozenset[str]] = frozenset({"rlimits"})
 
     @contextmanager
-    def _process(self, request: int, secret: int, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
+    def launch(self, limits: Limits) -> Iterator[Launch]:
         with tempfile.TemporaryDirectory(prefix="qeval-weak-", ignore_cleanup_errors=True) as folder:
-            process = subprocess.Popen(
-                [str(interpreter()), "-s", "-S", "-B", str(RUNNER), str(secret)],
-                stdin=request,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=[secret],
-                cwd=folder,
-                env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
-                start_new_session=True,
-            )
-            with process:
-                try:
-                    yield process
-                finally:
-                    with suppress(ProcessLookupError):  # the whole group is gone already
-                        os.killpg(process.pid, signal.SIGKILL)
+            yield Launch(prefix=(), own=folder, scratch=None, walled=False)

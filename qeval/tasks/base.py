@@ -58,9 +58,9 @@ class Task(Protocol):
 
     def label(self, options: Any) -> str: ...
 
-    def preflight(self, *, weak_sandbox: bool) -> None:
-        """Called in the parent before any job. Raises QevalError for what this machine lacks (a
-        package, a sandbox), so that nobody waits hours for it."""
+    def preflight(self, options: Any, data: DataSource, *, weak_sandbox: bool) -> None:
+        """Called in the parent before any job, for each set of options. Raises QevalError for what
+        this machine lacks (a package, problems, a sandbox), so that nobody waits hours for it."""
         ...
 
     def run(self, lm: LM, options: Any, context: TaskContext) -> TaskResult: ...

@@ -32,7 +32,7 @@ from qeval.calibration import (
     joined,
     too_short,
 )
-from qeval.data import FILE_PREFIX, dataset
+from qeval.data import FILE_PREFIX, text_dataset
 from qeval.errors import DataError
 from qeval.lm import LM
 from qeval.quant.base import Options
@@ -43,6 +43,8 @@ from qeval.tasks.base import TaskContext, TaskResult
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from qeval.data import DataSource
 
 GPTQ_SEQ_LEN = 2048
 LLAMACPP_N_CTX = 512
@@ -65,7 +67,7 @@ class PerplexityOptions(Options):
     def _known(cls, value: str) -> str:
         if not value.startswith(FILE_PREFIX) and value not in CORPUS:
             try:
-                dataset(value)
+                text_dataset(value)
             except DataError as err:
                 raise ValueError(str(err)) from err
         return value
@@ -99,7 +101,7 @@ class Perplexity:
     def label(self, options: PerplexityOptions) -> str:
         return protocol_id(options)
 
-    def preflight(self, *, weak_sandbox: bool) -> None:
+    def preflight(self, options: PerplexityOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Needs nothing but the engine."""
 
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:

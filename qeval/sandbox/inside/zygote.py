@@ -1,0 +1,146 @@
+"""The zygote: forks a process for each program, ends it, and leaves nothing of it behind.
+
+It is process 1 of the lane's pid namespace, and never reads a program or its tests. The judge sends
+``run SECONDS`` with a socket, and ``end MILLISECONDS`` when the process is to be gone (the time it is
+given to end by itself); the answer is ``CODE ITSELF CPU``: exit code or minus the signal, 1 if it had
+ended by itself, its CPU seconds. When the judge has gone, so does the zygote, and with it all there is.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from . import program
+from .confine import Files, ProgramFilter, landlock, landlock_rules, limit_cpu
+from .namespaces import renew_scratch
+from .syscalls import Capabilities
+from .wire import send
+
+CHANNEL = 3  # the program's end of its socket
+POLL_S = 0.001
+FD_SIZE = 4
+
+
+@dataclass
+class Walls:
+    """What stands around every program of this lane; made before the fork as far as possible."""
+
+    limits: Mapping[str, int]
+    files: Files
+    use_landlock: bool
+    use_seccomp: bool
+    own_pids: bool  # this process is the first of a pid namespace
+    scratch: str | None  # mount options of /tmp; None: it is a plain folder
+
+    def __post_init__(self) -> None:
+        self._rules = landlock_rules(self.files) if self.use_landlock else -1
+        self._filter = ProgramFilter() if self.use_seccomp else None
+        self._no_capabilities = Capabilities(0)
+
+    def put_up(self, channel: int, cpu_s: float) -> None:
+        """Confine this process, for good, and leave it one descriptor: CHANNEL."""
+        if self.use_landlock:
+            landlock(self._rules)
+        self._no_capabilities.set()
+        limit_cpu(cpu_s)
+        os.dup2(channel, CHANNEL)
+        os.closerange(CHANNEL + 1, 1 << 20)
+        if self._filter is not None:
+            self._filter.install()
+
+    def clean(self) -> None:
+        """Empty the scratch folder, if there is anything in it."""
+        if not os.listdir(self.files.own):
+            return
+        if self.scratch is None:
+            empty(self.files.own)
+            return
+        renew_scratch(self.scratch)
+        if self.use_landlock:  # its rule was for the folder that is gone
+            os.close(self._rules)
+            self._rules = landlock_rules(self.files)
+
+
+def serve(control: _socket.socket, walls: Walls) -> NoReturn:
+    """Do what the judge asks for, until it has gone."""
+    child = 0
+    while True:
+        data, ancillary, _, _ = control.recvmsg(64, _socket.CMSG_SPACE(FD_SIZE))
+        if not data:
+            os._exit(0)
+        word, _, value = data.partition(b" ")
+        if word == b"run":
+            channel = int.from_bytes(ancillary[0][2][:FD_SIZE], "little")
+            child = os.fork()
+            if child == 0:
+                _become_program(channel, walls, float(value))
+            os.close(channel)
+        else:
+            control.send(_end(child, int(value) / 1000, walls.own_pids))
+            walls.clean()
+
+
+def _become_program(channel: int, walls: Walls, cpu_s: float) -> NoReturn:
+    try:
+        try:
+            walls.put_up(channel, cpu_s)
+        except BaseException as err:
+            send(channel, {"broken": f"{type(err).__name__}: {err}"})
+        else:
+            send(CHANNEL, {"broken": ""})
+            program.serve(CHANNEL)
+    finally:
+        os._exit(0)
+
+
+def _end(child: int, grace_s: float, own_pids: bool) -> bytes:
+    """End the program and everything it may have started."""
+    status, cpu = _waited(child, grace_s)
+    itself = status is not None
+    with suppress(ProcessLookupError):  # there is none left
+        if own_pids:
+            os.kill(-1, signal.SIGKILL)
+        elif not itself:
+            os.kill(child, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            pid, found, usage = os.wait4(-1, 0)
+            if pid == child:
+                status, cpu = found, usage.ru_utime + usage.ru_stime
+    code = os.waitstatus_to_exitcode(status or 0)
+    return b"%d %d %f" % (code, itself, cpu)
+
+
+def _waited(child: int, grace_s: float) -> tuple[int | None, float]:
+    """Wait status and CPU seconds of the child, if it ends within the time given."""
+    deadline = time.monotonic() + grace_s
+    while True:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            return status, usage.ru_utime + usage.ru_stime
+        if time.monotonic() >= deadline:
+            return None, 0.0
+        time.sleep(POLL_S)
+
+
+def empty(folder: str) -> None:
+    """Remove all that is in a folder, however deep it lies: whatever a folder holds is first moved up,
+    so that no path ever gets long."""
+    moved = 0
+    while entries := list(os.scandir(folder)):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            for inner in os.listdir(entry.path):
+                os.rename(f"{entry.path}/{inner}", f"{folder}/.moved-{moved}")
+                moved += 1
+            os.rmdir(entry.path)

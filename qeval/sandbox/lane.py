@@ -1,0 +1,274 @@
+"""A lane: a warm process behind its walls, to which one program after the other is sent.
+
+    host (this module)  ->  judge (runs the tests)  ->  zygote (forks)  ->  the program's process
+
+Starting a lane takes an interpreter and some mounts (0.1 s); a program in it takes one fork.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qeval.errors import SandboxError
+from qeval.sandbox.base import MIB, Limits, Program, Verdict
+from qeval.sandbox.cgroup import Group
+from qeval.sandbox.clock import Clock
+from qeval.sandbox.inside import wire
+
+HERE = Path(__file__).parent
+BOOT = "import sys; sys.path[0] = {here!r}; from inside.main import main; main()"
+START_S = 60.0  # for an interpreter to come up and the walls to be tried, on a machine however loaded
+STOP_S = 5.0  # for a lane to report a program that was stopped
+MAX_VERDICT = MIB
+NICENESS = 10  # whoever waits for a score still wants to use the machine
+EXPENDABLE = "1000"  # of all processes, the kernel is to kill these when memory runs out
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a backend starts a lane: the command before the interpreter's own, and what is configured
+    inside. ``scratch`` holds the mount options of /tmp where the lane itself puts up the walls of the
+    kernel backend."""
+
+    prefix: tuple[str, ...]
+    own: str
+    scratch: str | None
+    walled: bool  # there are namespaces around it
+    landlock: bool = True
+    seccomp: bool = True
+
+
+class LaneBroken(Exception):
+    """The lane has ended, or does not answer. A program may be the reason."""
+
+
+class Lane:
+    """See the module. Close it, or everything in it lives until this process ends."""
+
+    def __init__(self, launch: Launch, limits: Limits, marks: Mapping[str, Any] | None = None) -> None:
+        """Start one; with ``marks`` its walls are tried, and ``layers`` holds what came of it.
+
+        Raises:
+            SandboxError: it does not start; says why.
+        """
+        self._limits = limits
+        self._killed_before = 0
+        self._stack = ExitStack()
+        try:
+            self._group = self._stack.enter_context(Group.create(limits))
+            self._start(launch, marks)
+        except (OSError, wire.WireError) as err:
+            self.close()
+            raise SandboxError(f"cannot start: {err}") from err
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, launch: Launch, marks: Mapping[str, Any] | None) -> None:
+        ours, theirs = socket.socketpair()
+        self._stack.callback(ours.close)
+        self._host = ours.fileno()
+        self._reader = wire.Reader(self._host)
+        with theirs:
+            python = interpreter()
+            self._process = subprocess.Popen(
+                [*launch.prefix, str(python), *("-s", "-S", "-B", "-c", BOOT.format(here=str(HERE)))],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment(python, launch.own),
+                start_new_session=True,
+            )
+        self._stack.callback(self.kill)
+        pid = self._process.pid
+        self._group.add(pid)  # before it does anything: it waits for its configuration
+        Path(f"/proc/{pid}/oom_score_adj").write_text(EXPENDABLE)
+        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        wire.send(self._host, self._configuration(launch, python, marks))
+        answer = self._first_answer()
+        if answer["error"]:
+            raise SandboxError(answer["error"])
+        self.layers: dict[str, str] = {**answer["layers"], **self._group.layers(pid)}
+        self._clock = Clock(pid)
+
+    def _configuration(
+        self, launch: Launch, python: Path, marks: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        limits = self._limits
+        resources = {
+            "RLIMIT_AS": limits.memory_bytes,
+            "RLIMIT_FSIZE": limits.scratch_bytes,
+            "RLIMIT_NOFILE": limits.open_files,
+            "RLIMIT_CORE": 0,
+            "RLIMIT_MSGQUEUE": 0,
+        }
+        if launch.scratch is not None:  # in a user namespace of its own, it counts the lane's only
+            resources["RLIMIT_NPROC"] = limits.threads
+        return {
+            "shown": shown_paths(python),
+            "hidden": hidden_paths(python),
+            "devices": DEVICES,
+            "own": launch.own,
+            "scratch": launch.scratch,
+            "landlock": launch.landlock,
+            "seccomp": launch.seccomp,
+            "limits": resources,
+            "marks": marks and {**marks, "walled": launch.walled},
+        }
+
+    def _first_answer(self) -> Any:
+        if not self._readable(START_S):
+            raise SandboxError(f"silent for {START_S:g} s")
+        try:
+            return self._reader.receive(MAX_VERDICT)
+        except wire.WireError:
+            assert self._process.stderr is not None  # it is a pipe
+            self._process.kill()
+            lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+            raise SandboxError(lines[-1][:300] if lines else "it ended without a word") from None
+
+    def judge(self, program: Program, sandbox: str) -> Verdict:
+        """Run one program.
+
+        Raises:
+            LaneBroken: this lane is of no more use; the program has no verdict.
+        """
+        limit = program.timeout_s or self._limits.timeout_s
+        try:
+            wire.send(self._host, self._request(program, limit))
+            answer = self._verdict(limit)
+        except (OSError, wire.WireError) as err:
+            raise LaneBroken(str(err)) from err
+        if "broken" in answer:
+            raise SandboxError(f"a wall did not go up: {answer['broken']}")
+        status, detail = answer["status"], answer["detail"]
+        if status == "killed" and self._out_of_memory():
+            status, detail = "memory", "the control group's limit"
+        return Verdict(program.id, status, detail, answer["cpu"], sandbox)
+
+    def _out_of_memory(self) -> bool:
+        """Whether the kernel has killed something in here for want of memory since the last time."""
+        before, self._killed_before = self._killed_before, self._group.out_of_memory()
+        return self._killed_before > before
+
+    def _request(self, program: Program, limit: float) -> dict[str, Any]:
+        return {
+            "code": program.code,
+            "setup": program.setup,
+            "names": program.names,
+            "test": program.test,
+            "call": program.call,
+            "timeout_s": limit,
+            "reply_bytes": self._limits.reply_bytes,
+        }
+
+    def _verdict(self, limit: float) -> Any:
+        """The judge's answer, or what is to be said when the time is over."""
+        self._clock.start()
+        while (left := self._clock.left(limit)) > 0:
+            if self._readable(left):
+                return self._reader.receive(MAX_VERDICT)
+        over = {"status": "timeout", "detail": f"{limit:g} s", "cpu": limit}
+        self._clock.kill_program()
+        if self._readable(STOP_S):  # the judge's view of it: a process that was killed
+            return {**over, "cpu": self._reader.receive(MAX_VERDICT)["cpu"]}
+        self.kill()  # the judge itself is stuck: with this lane it is over
+        return over
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _readable(self, timeout_s: float) -> bool:
+        poller = select.poll()
+        poller.register(self._host, select.POLLIN)
+        return bool(poller.poll(math.ceil(timeout_s * 1000)))
+
+    def close(self) -> None:
+        """End every process in it."""
+        self._stack.close()
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
+
+
+def interpreter() -> Path:
+    """The Python that runs programs: this one without its virtual environment."""
+    major, minor = sys.version_info[:2]
+    base = Path(sys.base_prefix, "bin", f"python{major}.{minor}")
+    return (base if base.exists() else Path(sys.executable)).resolve()
+
+
+def environment(python: Path, home: str) -> dict[str, str]:
+    """All that a program finds in ``os.environ``."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": home,
+        "TMPDIR": home,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",  # the order of a set is the same every time
+        "LD_LIBRARY_PATH": str(python.parent.parent / "lib"),  # a shared libpython beside it
+    }
+
+
+def shown_paths(python: Path) -> list[str]:
+    """What an interpreter reads: its library, shared libraries, their cache, time zones, devices."""
+    prefix = python.parent.parent
+    paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+    if prefix != Path("/usr"):
+        paths += [str(prefix / name) for name in sorted({"lib", sys.platlibdir})]
+    return paths
+
+
+def hidden_paths(python: Path) -> list[str]:
+    """Folders of packages inside those: only the standard library is to be imported."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    libraries = [python.parent.parent / name for name in sorted({"lib", sys.platlibdir})]
+    found = [library / version / "site-packages" for library in libraries]
+    return [str(path) for path in (*found, Path("/usr/lib/python3/dist-packages"))]
+
+
+@contextmanager
+def host_marks() -> Iterator[dict[str, Any]]:
+    """Things of this machine that no program may reach, for the probes to try (inside/probes.py)."""
+    import ctypes
+    import secrets
+    import tempfile
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="qeval-mark-"))
+        Path(file.name).chmod(0o644)
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract = f"qeval-{secrets.token_hex(8)}"
+        unix.bind("\0" + abstract)
+        unix.listen()
+        key = secrets.randbits(30) | 1
+        shared = libc.shmget(key, 4096, 0o1600 | 0o066)  # IPC_CREAT, readable by all
+        if shared >= 0:
+            stack.callback(libc.shmctl, shared, 0, None)  # IPC_RMID
+        yield {
+            "file": file.name,
+            "port": server.getsockname()[1],
+            "abstract": abstract,
+            "shm": key,
+            "pid": os.getpid(),
+        }

@@ -1,0 +1,4 @@
+# Returns more than anyone can take: a gigabyte, by one string.
+# contained: output, memory
+def solve(x):
+    return "x" * (400 << 20)
