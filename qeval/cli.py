@@ -146,6 +146,22 @@ def list_(what: str, path: Path | None) -> None:
         click.echo(list_cells(path))
 
 
+@cli.command()
+@click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def doctor(fmt: str) -> None:
+    """Try what this machine can do: the walls around generated code, one by one.
+
+    Exit code 1 where there is no sandbox.
+    """
+    import json
+
+    from qeval.doctor import examine
+
+    report = examine()
+    click.echo(json.dumps(report.to_json()) if fmt == "json" else report.text())
+    sys.exit(0 if report.chosen else 1)
+
+
 @cli.group()
 def data() -> None:
     """Datasets: what is known, what is here, and fetching them for machines without a hub."""

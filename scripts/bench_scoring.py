@@ -22,6 +22,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(SCORERS[options.child](options.samples, options.workers)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # leave no scorer behind
     with tempfile.TemporaryDirectory(prefix="bench-scoring-") as folder:
         path = Path(folder, "samples.jsonl")
         rows = list(samples(options.samples_per_problem, options.timeouts))

@@ -25,12 +25,15 @@ quantizations:
 tasks:
   - perplexity: {{dataset: pydoc, protocol: [gptq, llamacpp, gptq-benchmark], seq_len: 128, limit: 3}}
   - humaneval: {{limit: 2, max_new_tokens: 8}}
+  - mbpp: {{limit: 2, max_new_tokens: 8, mode: few-shot}}
   - speed: {{prefill_tokens: 64, decode_prompt: 16, new_tokens: 32, batch_sizes: [1], repeats: 1}}
 n_threads: 1
+data_dir: {data}
 """
 
 
 HUMANEVAL = "humaneval/base/greedy/max8"
+MBPP = "mbpp/few-shot/greedy/7-problems/max8"
 
 
 def qeval(*args: object, code: int = 0) -> str:
@@ -44,7 +47,9 @@ def qeval(*args: object, code: int = 0) -> str:
 def results(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp")
     folder = tmp_path_factory.mktemp("line")
-    (folder / "spec.yaml").write_text(SPEC.format(model=tiny_llama))
+    problems = Path(__file__).with_name("tasks") / "mbpp_small.jsonl"
+    (folder / "mbpp.jsonl").write_bytes(problems.read_bytes())
+    (folder / "spec.yaml").write_text(SPEC.format(model=tiny_llama, data=folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QEVAL_CACHE_DIR", str(folder / "cache"))
         patch.setenv("QEVAL_LLAMA_CPP", str(converter_folder(cache_dir)))
@@ -64,13 +69,13 @@ def metrics(results: Path) -> dict[tuple[str, str, str], float | None]:
 
 def test_every_cell_is_ok_once(results):
     records = [r for r in Store(results).read() if r.kind == "eval"]
-    assert len(records) == 20
+    assert len(records) == 24
     statuses = {r.cell["quantization"]["label"]: [] for r in records}
     for r in records:
         statuses[r.cell["quantization"]["label"]].append(r.status)
     simulated = statuses.pop("RTN W8A16g4")
-    assert simulated == ["ok", "ok", "ok", "ok", "skipped"]  # no speed of simulated weights
-    assert all(found == ["ok"] * 5 for found in statuses.values())
+    assert simulated == ["ok", "ok", "ok", "ok", "ok", "skipped"]  # no speed of simulated weights
+    assert all(found == ["ok"] * 6 for found in statuses.values())
 
 
 def test_both_engines_agree_on_the_float_model(results):
@@ -120,17 +125,22 @@ def test_the_table_in_every_format(results):
 
 
 def test_score_repeats_the_verdicts_without_a_model(results):
-    (samples,) = {
-        results / r.files["samples"]
+    files = {
+        r.metrics[0].protocol: results / r.files["samples"]
         for r in latest(Store(results).read()).values()
         if r.files and r.cell["quantization"]["label"] == "none"
     }
-    report = json.loads(qeval("score", samples, "--format", "json"))
-    saved = [json.loads(line) for line in samples.with_name("verdicts.jsonl").read_text().splitlines()]
-    assert len(saved) == 2
-    verdicts = [(v["task_id"], v["status"]) for v in report["verdicts"]]
-    assert verdicts == [(v["task_id"], v["status"]) for v in saved]
-    assert report["metrics"][0]["value"] == metrics(results)["none", "pass@1", HUMANEVAL]
+    assert set(files) == {HUMANEVAL, MBPP}
+    for protocol, samples in files.items():
+        out = qeval("score", samples, "--format", "json", "--data-dir", results.parent)
+        *verdicts, last = [json.loads(line) for line in out.splitlines()]
+        text = samples.with_name("verdicts.jsonl").read_text()
+        saved = [json.loads(line) for line in text.splitlines()]
+        assert len(saved) == 2
+        found = [(v["verdict"]["task_id"], v["verdict"]["status"]) for v in verdicts]
+        assert found == [(v["task_id"], v["status"]) for v in saved]
+        expected = metrics(results)["none", "pass@1", protocol]
+        assert last["totals"]["metrics"][0]["value"] == expected
 
 
 def test_a_built_file_is_a_checkpoint(results, tiny_llama, tmp_path):

@@ -211,7 +211,12 @@ def test_without_an_engines_package_nothing_starts(toy, monkeypatch):
 
 
 def test_without_a_sandbox_nothing_starts(toy, monkeypatch, tmp_path):
-    """bwrap that does not work: the run stops before its first job, and says what to do."""
+    """No namespaces, and a bwrap that does not work: the run stops before its first job."""
+
+    def refuse(self):
+        raise SandboxError("kernel: unshare: Operation not permitted")
+
+    monkeypatch.setattr("qeval.sandbox.kernel.KernelSandbox.__init__", refuse)
     broken = tmp_path / "bin" / "bwrap"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\nexit 1\n")

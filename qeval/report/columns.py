@@ -76,10 +76,12 @@ def memory_columns(known: set[str], *, wide: bool = False, every: bool = False) 
 
 
 def starcoder2_columns(quality: Sequence[Column], known: set[str]) -> list[Column]:
-    """pass@1, pass@10 (one column each, also where nothing measured it) and the process's memory."""
+    """HumanEval's pass@1 and pass@10 (a column each, also where nothing measured it) and the process's
+    memory."""
     passes = []
+    humaneval = [c for c in quality if c.protocol.startswith("humaneval/")]
     for name in ("pass@1", "pass@10"):
-        passes += [c for c in quality if c.name == name] or [Column(name, name, "share")]
+        passes += [c for c in humaneval if c.name == name] or [Column(name, name, "share")]
     peaks = [c for c in memory_columns(known) if c not in (BPW, SIZE)]
     return [*passes, *peaks]
 

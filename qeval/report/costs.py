@@ -1,8 +1,8 @@
 """What a row costs: stored bytes from its artifact, peaks from one task's process, times.
 
 Peaks are comparable only if every row did the same work, so that they all come from one task: speed
-where there is one, else HumanEval, else perplexity. Simulated rows have no peak of their own: their
-process held float weights.
+where there is one, else HumanEval, MBPP or perplexity, in this order. Simulated rows have no peak of
+their own: their process held float weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qeval.report.sources import Source
 ACCOUNTED = frozenset({"bpw", "bpw_file", "size", "weights", "embeddings"})
 """Facts of a simulated row that say what packed storage would take."""
 
-_TASKS = ("speed", "humaneval", "perplexity")
+_TASKS = ("speed", "humaneval", "mbpp", "perplexity")
 _CACHE = ("kv_cache", "context")
 _PEAKS = ("vram_allocated", "vram_reserved", "vram_process", "ram_peak")
 

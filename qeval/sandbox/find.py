@@ -29,11 +29,12 @@ def find_sandbox(*, weak: bool = False) -> Sandbox:
         return WeakSandbox()
     raise SandboxError(
         f"no sandbox to run generated code in ({'; '.join(reasons)}): allow user namespaces, "
-        f"{_install_command()}, or pass --allow-weak-sandbox to run it with fewer walls"
+        f"{install_command()}, or pass --allow-weak-sandbox to run it with fewer walls"
     )
 
 
-def _install_command() -> str:
+def install_command() -> str:
+    """What installs bubblewrap on this machine."""
     for tool, command in INSTALLERS.items():
         if shutil.which(tool):
             return f"{command} bubblewrap"

@@ -94,7 +94,8 @@ class Lane:
         self._group.add(pid)  # before it does anything: it waits for its configuration
         Path(f"/proc/{pid}/oom_score_adj").write_text(EXPENDABLE)
         os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
-        wire.send(self._host, self._configuration(launch, python, marks))
+        with suppress(BrokenPipeError):  # it has ended already: its last words say why
+            wire.send(self._host, self._configuration(launch, python, marks))
         answer = self._first_answer()
         if answer["error"]:
             raise SandboxError(answer["error"])

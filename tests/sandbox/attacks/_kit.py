@@ -41,7 +41,11 @@ CALLS = {  # name: number on (x86_64, aarch64); one number where both agree
 
 def number(name):
     found = CALLS[name]
-    found = found if isinstance(found, int) else dict(zip(("x86_64", "aarch64"), found)).get(platform.machine())
+    found = (
+        found
+        if isinstance(found, int)
+        else dict(zip(("x86_64", "aarch64"), found)).get(platform.machine())
+    )
     if found is None:
         raise OSError(errno.ENOSYS, f"no {name} on this machine")
     return found

@@ -3,8 +3,25 @@
 # contained: failed
 import json
 
-NAMES = ["StopIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt", "Ended", "Gone", "Passed", ""]
-NAMES += ["AssertionError", "ExceptionGroup", "UnicodeDecodeError", "None", "passed", "Warning", "OSError"]
+NAMES = [
+    "StopIteration",
+    "GeneratorExit",
+    "SystemExit",
+    "KeyboardInterrupt",
+    "Ended",
+    "Gone",
+    "Passed",
+    "",
+]
+NAMES += [
+    "AssertionError",
+    "ExceptionGroup",
+    "UnicodeDecodeError",
+    "None",
+    "passed",
+    "Warning",
+    "OSError",
+]
 COUNT = []
 
 

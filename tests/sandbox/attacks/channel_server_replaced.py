@@ -21,7 +21,12 @@ def hostile(*_, **__):
 for module in list(sys.modules.values()):
     if getattr(module, "__name__", "").startswith("inside"):
         for name, value in list(vars(module).items()):
-            if isinstance(value, types.FunctionType) and name in ("encode", "failure", "judge", "_run_tests"):
+            if isinstance(value, types.FunctionType) and name in (
+                "encode",
+                "failure",
+                "judge",
+                "_run_tests",
+            ):
                 setattr(module, name, hostile)
 for thing in gc.get_objects():
     if isinstance(thing, types.FunctionType) and thing.__name__ in ("answer", "_call", "check"):

@@ -4,7 +4,9 @@ import signal
 
 
 def attack():
-    for number in sorted(signal.valid_signals() - {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}):
+    for number in sorted(
+        signal.valid_signals() - {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+    ):
         try:
             signal.signal(number, signal.SIG_DFL)
         except OSError:

@@ -24,9 +24,15 @@ def attack():
     return first(
         {
             **{f"unshare {n}": lambda f=f: syscall("unshare", f) for n, f in FLAGS.items()},
-            **{f"clone {n}": lambda f=f: child(syscall("clone", f | 17, 0, 0, 0, 0)) for n, f in FLAGS.items()},
+            **{
+                f"clone {n}": lambda f=f: child(syscall("clone", f | 17, 0, 0, 0, 0))
+                for n, f in FLAGS.items()
+            },
             **{f"clone3 {n}": lambda f=f: clone3(f) for n, f in FLAGS.items()},
-            **{f"thread {n}": lambda f=f: syscall("clone", f | thread, 0, 0, 0, 0) for n, f in FLAGS.items()},
+            **{
+                f"thread {n}": lambda f=f: syscall("clone", f | thread, 0, 0, 0, 0)
+                for n, f in FLAGS.items()
+            },
             **{f"setns {fd}": lambda fd=fd: syscall("setns", fd, 0) for fd in range(16)},
             "unshare time": lambda: syscall("unshare", 0x80),
             "clone3 time": lambda: clone3(0x80),

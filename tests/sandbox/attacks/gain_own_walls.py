@@ -8,9 +8,25 @@ import resource
 
 
 def attack():
-    options = {"not dumpable": (4, 0), "dumpable": (4, 1), "dumpable by root": (4, 2), "tracer": (0x59616D61, -1)}
-    options |= {"subreaper": (36, 1), "death": (1, 0), "memory map": (35, 99), "secure": (28, 1), "tsc": (26, 1)}
-    options |= {"seccomp": (22, 1), "speculation": (53, 0, 0), "timer slack": (29, 1), "mce": (33, 1, 1)}
+    options = {
+        "not dumpable": (4, 0),
+        "dumpable": (4, 1),
+        "dumpable by root": (4, 2),
+        "tracer": (0x59616D61, -1),
+    }
+    options |= {
+        "subreaper": (36, 1),
+        "death": (1, 0),
+        "memory map": (35, 99),
+        "secure": (28, 1),
+        "tsc": (26, 1),
+    }
+    options |= {
+        "seccomp": (22, 1),
+        "speculation": (53, 0, 0),
+        "timer slack": (29, 1),
+        "mce": (33, 1, 1),
+    }
     got = first(
         {
             **{n: lambda o=o: syscall("prctl", *o, *(0,) * (5 - len(o))) for n, o in options.items()},

@@ -3,8 +3,10 @@
 # contained: passed
 # in the open: as root
 def attack():
-    deadline = bytes([48, 0, 0, 0, 6, 0, 0, 0]) + bytes(16) + b"".join(
-        n.to_bytes(8, "little") for n in (10_000_000, 20_000_000, 20_000_000)
+    deadline = (
+        bytes([48, 0, 0, 0, 6, 0, 0, 0])
+        + bytes(16)
+        + b"".join(n.to_bytes(8, "little") for n in (10_000_000, 20_000_000, 20_000_000))
     )
     one = os.sched_param(1)
     others = [0, TARGET["victim"], TARGET["scorer"], 1]

@@ -1,7 +1,6 @@
-# Leaves no file, but changes the folder itself: its mode, its times, so that the next program is locked
-# out of it, or finds a message there.
+# Leaves no file, but changes the folder itself: its times and its mode, as a message to the next program.
 # A cleaner that looks for names only sees an empty folder.
 # contained: passed
 def attack():
     os.utime("/tmp", ns=(0x686F7374696C65, 0x686F7374696C65))
-    os.chmod("/tmp", 0)
+    os.chmod("/tmp", 0o1755)

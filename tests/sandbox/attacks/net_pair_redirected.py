@@ -17,7 +17,9 @@ def attack():
         pair(kind).connect(name)
         return name
 
-    names = [TARGET[k] for k in ("unix_datagram", "abstract_datagram", "unix_stream", "abstract_stream")]
+    names = [
+        TARGET[k] for k in ("unix_datagram", "abstract_datagram", "unix_stream", "abstract_stream")
+    ]
     kinds = [socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET, socket.SOCK_STREAM]
     return first(
         {

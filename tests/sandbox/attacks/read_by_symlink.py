@@ -3,14 +3,22 @@
 # contained: passed
 # in the open: succeeds
 def attack():
-    targets = [*TARGET["canaries"], *TARGET["homes"], "/etc/passwd", "/proc/self/root", "/proc/self/cwd"]
+    targets = [
+        *TARGET["canaries"],
+        *TARGET["homes"],
+        "/etc/passwd",
+        "/proc/self/root",
+        "/proc/self/cwd",
+    ]
     for i, target in enumerate(targets):
         link = f"hostile-link-{os.getpid()}-{i}"
         try:
             os.symlink(target, link)
         except OSError:
             continue
-        got = first({"read": lambda link=link: open(link).read(), "list": lambda link=link: os.listdir(link)})
+        got = first(
+            {"read": lambda link=link: open(link).read(), "list": lambda link=link: os.listdir(link)}
+        )
         os.unlink(link)
         if got:
             return f"{target}: {got}"

@@ -14,7 +14,10 @@ def attack():
             continue
         if kind == stat.S_IFSOCK:
             sockets += 1
-            names = [socket.socket(fileno=os.dup(fd)).getsockname(), socket.socket(fileno=os.dup(fd)).getpeername()]
+            names = [
+                socket.socket(fileno=os.dup(fd)).getsockname(),
+                socket.socket(fileno=os.dup(fd)).getpeername(),
+            ]
             if any(names) or sockets > 1:
                 found.append(f"{fd} socket {names}")
         elif kind != stat.S_IFCHR or os.fstat(fd).st_rdev != os.makedev(1, 3):

@@ -12,4 +12,6 @@ def attack():
                 return Path(home, name).read_text()
             except OSError:
                 pass
-    return first({home: lambda home=home: os.listdir(home) for home in ["/home", "/root", *TARGET["homes"]]})
+    return first(
+        {home: lambda home=home: os.listdir(home) for home in ["/home", "/root", *TARGET["homes"]]}
+    )

@@ -13,7 +13,9 @@ def attack():
     libc.malloc.restype = ctypes.c_void_p
     sizes = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24)
     blocks = {size: libc.malloc(ctypes.c_size_t(size)) for size in sizes}
-    found = [f"malloc of {size}" for size, block in blocks.items() if MARK in ctypes.string_at(block, size)]
+    found = [
+        f"malloc of {size}" for size, block in blocks.items() if MARK in ctypes.string_at(block, size)
+    ]
     pages = mmap.mmap(-1, 1 << 22)
     if MARK in pages[:]:
         found.append("fresh pages")

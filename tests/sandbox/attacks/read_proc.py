@@ -10,5 +10,13 @@ def attack():
     if seen:
         return f"{len(seen)} files of processes"
     names = ["self/maps", "self/mem", "self/mountinfo", "self/root", "thread-self/status", "net/tcp"]
-    names += ["kallsyms", "kcore", "kmsg", "cmdline", "meminfo", "sysrq-trigger", "sys/kernel/core_pattern"]
+    names += [
+        "kallsyms",
+        "kcore",
+        "kmsg",
+        "cmdline",
+        "meminfo",
+        "sysrq-trigger",
+        "sys/kernel/core_pattern",
+    ]
     return first({name: lambda name=name: os.stat("/proc/" + name).st_mode for name in names})

@@ -18,6 +18,11 @@ def attack():
         for referent in gc.get_referents(thing):
             if isinstance(referent, types.CodeType) and referent.co_name == "check":
                 return f"the test's code: {referent.co_consts}"
-            if isinstance(referent, str) and len(referent) < 10_000 and TEXT in referent and referent is not TEXT:
+            if (
+                isinstance(referent, str)
+                and len(referent) < 10_000
+                and TEXT in referent
+                and referent is not TEXT
+            ):
                 return f"the test's source: {referent}"
     return next((name for name, m in list(sys.modules.items()) if hasattr(m, "check")), None)

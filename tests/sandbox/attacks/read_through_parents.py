@@ -19,11 +19,15 @@ def attack():
 
     def openat2(folder, path):
         how = (ctypes.c_uint64 * 3)(os.O_RDONLY, 0, 0)
-        return os.read(syscall("openat2", -100 if folder is None else folder, path.encode(), how, 24), 99)
+        return os.read(
+            syscall("openat2", -100 if folder is None else folder, path.encode(), how, 24), 99
+        )
 
     return first(
         {
-            f"{how.__name__} {folder} {path}": lambda how=how, folder=folder, path=path: how(folder, path)
+            f"{how.__name__} {folder} {path}": lambda how=how, folder=folder, path=path: how(
+                folder, path
+            )
             for how in (climb, openat2)
             for folder in folders
             for path in wanted

@@ -6,7 +6,19 @@ import sys
 
 
 def attack():
-    folders = ["/var/tmp", "/dev/shm", "/", "/usr", "/usr/lib", "/lib", "/lib64", "/etc", "/dev", "/run", "/home"]
+    folders = [
+        "/var/tmp",
+        "/dev/shm",
+        "/",
+        "/usr",
+        "/usr/lib",
+        "/lib",
+        "/lib64",
+        "/etc",
+        "/dev",
+        "/run",
+        "/home",
+    ]
     folders += ["..", "/tmp/..", *sys.path, sys.prefix, os.path.dirname(os.__file__), *TARGET["homes"]]
     for folder in folders:
         path = os.path.join(folder or ".", f"hostile-{os.getpid()}")

@@ -6,11 +6,25 @@
 import sys
 
 TEXT = "import os\nos._exit(0)\n"
-for name in ("colorsys", "unittest", "json", "random", "re", "sitecustomize", "usercustomize", "fractions"):
+for name in (
+    "colorsys",
+    "unittest",
+    "json",
+    "random",
+    "re",
+    "sitecustomize",
+    "usercustomize",
+    "fractions",
+):
     with open(f"{name}.py", "w") as file:
         file.write(TEXT)
 os.makedirs(".local/lib/python3/site-packages", exist_ok=True)
-for path in (".local/lib/python3/site-packages/hostile.pth", "hostile.pth", "pyvenv.cfg", "python3._pth"):
+for path in (
+    ".local/lib/python3/site-packages/hostile.pth",
+    "hostile.pth",
+    "pyvenv.cfg",
+    "python3._pth",
+):
     with open(path, "w") as file:
         file.write("import os; os._exit(0)\n")
 sys.path.insert(0, os.getcwd())
