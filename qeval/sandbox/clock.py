@@ -57,17 +57,19 @@ class Clock:
     def _waited(self) -> float:
         """Since the start (in the lane's own processes, since shortly after it)."""
         assert self._waited_before is not None
-        return sum(map(waited_s, [*self._lane, *self._programs()])) - self._waited_before
+        own = sum(map(waited_s, self._lane)) - self._waited_before
+        return own + sum(map(waited_s, self._programs()))
 
 
 def waited_s(pid: int) -> float:
-    """Seconds for which the threads of a process have waited for a core."""
-    total = 0
+    """Seconds for which a process has waited for a core: as long as that thread of it which waited
+    longest (a crowd of threads is not to get the sum of their waits)."""
+    longest = 0
     with suppress(OSError):
         for thread in (PROC / str(pid) / "task").iterdir():
             with suppress(OSError, IndexError, ValueError):  # it has ended; no such file here
-                total += int((thread / "schedstat").read_text().split()[1])
-    return total / 1e9
+                longest = max(longest, int((thread / "schedstat").read_text().split()[1]))
+    return longest / 1e9
 
 
 def descendants(pid: int) -> list[int]:

@@ -28,7 +28,7 @@ from qeval.sandbox.inside import wire
 HERE = Path(__file__).parent
 BOOT = "import sys; sys.path[0] = {here!r}; from inside.main import main; main()"
 START_S = 60.0  # for an interpreter to come up and the walls to be tried, on a machine however loaded
-STOP_S = 5.0  # for a lane to report a program that was stopped
+STOP_S = 2.0  # for a lane to report a program that was stopped
 MAX_VERDICT = MIB
 NICENESS = 10  # whoever waits for a score still wants to use the machine
 EXPENDABLE = "1000"  # of all processes, the kernel is to kill these when memory runs out

@@ -123,6 +123,8 @@ class _Run:
                         if lane is None:
                             lane = Lane(launch, self._limits)
                             self._lanes.add(lane)
+                            if self._stopped.is_set():  # nobody else would end it
+                                return
                         try:
                             verdict = lane.judge(program, self._sandbox.name)
                             break

@@ -1,9 +1,9 @@
 """Every hostile program of attacks/, in the sandbox of this machine.
 
-All of them run once, each with an honest program behind it in the same lane, against a host with secrets,
-listeners and a process to get at (attacks/_host.py); the tests below look at what came of it. The same
-again as an ordinary user, where the tests run as root. That an attack is one is shown by running it
-without a sandbox (``in the open``).
+All of them run once, each with an honest program behind it in the same lane, against a host with
+secrets, listeners and a process to get at (attacks/_host.py); the tests below look at what came of it.
+The same again as an ordinary user, where the tests run as root. That an attack is one is shown by
+running it without a sandbox (``in the open``).
 
 A machine without a sandbox skips; with QEVAL_REQUIRE_SANDBOX=1 it fails.
 """
@@ -175,7 +175,7 @@ def test_a_hit_is_seen():
 def test_what_is_left_is_seen(tmp_path: Path):
     before = _host.belongings()
     (Path(tempfile.gettempdir()) / "hostile-file").touch()
-    with subprocess.Popen(["sleep", "60"]) as process, open(tmp_path / "x", "w"):
+    with subprocess.Popen(["sleep", "60"]) as process, (tmp_path / "x").open("w"):
         found = _host.leaks(before, patience_s=0.0)
         process.kill()
     (Path(tempfile.gettempdir()) / "hostile-file").unlink()
@@ -199,7 +199,7 @@ def test_what_is_left_is_seen(tmp_path: Path):
 def test_a_change_is_seen_by_the_honest_program(sandbox: Sandbox, change: str, part: str):
     honest = _host.honest("x", _host.fresh_state(sandbox))
     changed = Program("x", f"{honest.code}\n{change}", honest.test, honest.call, names=honest.names)
-    [right, wrong] = [list(sandbox.run([program], LIMITS, 1))[0] for program in (honest, changed)]
+    [right, wrong] = [v for program in (honest, changed) for v in sandbox.run([program], LIMITS, 1)]
     assert right.passed, right.detail
     assert wrong.detail.startswith(f"AssertionError: {part} is")
 

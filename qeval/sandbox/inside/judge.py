@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import builtins
+import operator
 import os
 import random
 import struct
@@ -49,6 +50,7 @@ class Session:
         self._channel, self._reply_bytes = channel, reply_bytes
         self._reader = Reader(channel)
         self._known: dict[int, Reference] = {}
+        self.end: Ended | Gone | None = None
         self.last: tuple[BaseException | None, str] = (None, "")  # what the code raised, in its words
 
     def load(self, code: str) -> None:
@@ -57,7 +59,7 @@ class Session:
         broken = self._reader.receive(MAX_REQUEST)["broken"]
         if broken:
             raise SandboxBroken(broken)
-        self._answer()
+        self._check(self._answer())
 
     def function(self, name: str) -> Callable[..., Any]:
         """The code's function of a name; it is looked up when it is called."""
@@ -72,39 +74,54 @@ class Session:
         forms = [encode(value, self._number_of) for value in args]
         named = {key: encode(value, self._number_of) for key, value in kwargs.items()}
         answer = self._ask({"call": target, "args": forms, "kwargs": named})
-        if "args" in answer:
-            for old, new in zip(args, self._value(answer["args"]), strict=False):
-                _write_back(old, new)
+        if type(answer.get("args")) is list:
+            _merged([*args], self._value(answer["args"]))
+        if type(answer.get("kwargs")) is dict:
+            new = {key: self._value(form) for key, form in answer["kwargs"].items()}
+            _merged(dict(kwargs), new)
+        self._check(answer)
         return self._value(answer.get("value"))
 
     def iterator(self, number: int) -> Any:
-        return self._value(self._ask({"iter": number}).get("value"))
+        return self._value(self._check(self._ask({"iter": number})).get("value"))
 
     def next(self, number: int) -> Any:
-        answer = self._ask({"next": number})
+        answer = self._check(self._ask({"next": number}))
         if "end" in answer:
             raise StopIteration
         return self._value(answer.get("value"))
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a message. Raises what the code raised, Ended, or Gone."""
+        """The answer to a message. Raises Ended or Gone, and again whenever it is asked after that."""
+        if self.end is not None:
+            raise self.end
         try:
             send(self._channel, message)
         except OSError:
-            raise Gone from None
+            raise self._over(Gone()) from None
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         try:
             answer = self._reader.receive(self._reply_bytes)
         except (Closed, OSError):
-            raise Gone from None
+            raise self._over(Gone()) from None
         except TooLong as err:
-            raise Ended("output", f"{err} where at most {self._reply_bytes} are taken") from None
+            detail = f"{err} where at most {self._reply_bytes} are taken"
+            raise self._over(Ended("output", detail)) from None
         except WireError as err:
-            raise Ended("failed", f"protocol: {err}") from None
+            raise self._over(Ended("failed", f"protocol: {err}")) from None
         if not isinstance(answer, dict):
-            raise Ended("failed", "protocol: not an answer")
+            raise self._over(Ended("failed", "protocol: not an answer"))
+        return answer
+
+    def _over(self, end: Ended | Gone) -> Ended | Gone:
+        """Remember the end: a test that catches everything cannot make it undone."""
+        self.end = end
+        return end
+
+    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer, unless it is an exception: that is raised."""
         if "error" in answer:
             self._raise(answer)
         return answer
@@ -114,8 +131,9 @@ class Session:
         detail = f"{name}: {text}"
         if answer.get("final"):
             status = answer.get("status")
-            raise Ended(status if status in ("syntax", "memory") else "failed", detail)
-        err = _exception(name, text)
+            kept = status if status in ("syntax", "memory") else "failed"
+            raise self._over(Ended(kept, detail))
+        err = _exception(name, answer.get("bases"), text)
         self.last = (err, detail)
         raise err
 
@@ -123,7 +141,7 @@ class Session:
         try:
             return decode(form, self._resolve)
         except (NotPlain, RecursionError) as err:
-            raise Ended("failed", f"protocol: {err}") from None
+            raise self._over(Ended("failed", f"protocol: {err}")) from None
 
     def _resolve(self, number: int) -> Reference:
         if type(number) is not int:
@@ -155,26 +173,40 @@ class Reference:
         return self._session.next(self.number)
 
 
-def _exception(name: str, text: str) -> Exception:
-    """An exception that a test can catch as it would catch the code's: by a built-in class."""
-    kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            return kind(text)
-        except TypeError:  # UnicodeDecodeError and its like want more
-            return Exception(text)
-    return type(name, (Exception,), {})(text) if name.isidentifier() else Exception(text)
+def _exception(name: str, bases: Any, text: str) -> Exception:
+    """An exception that a test can catch as it would the code's: by its nearest built-in class."""
+    names = bases if isinstance(bases, list) else []
+    found = (getattr(builtins, base, None) for base in names if isinstance(base, str))
+    kinds = (kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
+    body = {"__init__": lambda self, *_: None, "__str__": lambda _: text}
+    try:
+        made = type(name, (next(kinds, Exception),), body)(text)
+    except (TypeError, ValueError):  # an ExceptionGroup wants more; a name with a null character
+        return Exception(text)
+    return made if isinstance(made, Exception) else Exception(text)
 
 
-def _write_back(old: Any, new: Any) -> None:
-    """Let an argument that the code has changed be so for the test, too."""
+def _merged(old: Any, new: Any) -> Any:
+    """``old``, changed in place to what the code has made of it, wherever it can be; else ``new``."""
     if type(old) is not type(new):
-        return
-    if isinstance(old, list | bytearray):
-        old[:] = new
-    elif isinstance(old, dict | set):
+        return new
+    if isinstance(old, tuple):
+        merged = tuple(map(_merged, old, new))
+        return old if len(old) == len(new) and all(map(operator.is_, old, merged)) else new
+    if isinstance(old, list):
+        old[:] = [*map(_merged, old, new), *new[len(old) :]]
+    elif isinstance(old, dict):
+        merged_items = {key: _merged(old.get(key), value) for key, value in new.items()}
+        old.clear()
+        old.update(merged_items)
+    elif isinstance(old, set):
         old.clear()
         old.update(new)
+    elif isinstance(old, bytearray):
+        old[:] = new
+    else:
+        return new
+    return old
 
 
 @lru_cache(maxsize=512)  # the tests of a problem are compiled once for all its samples
@@ -203,6 +235,8 @@ def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
     try:
         session.load(request["code"])
         _run_tests(session, request)
+        if session.end is not None:
+            raise session.end
         status, detail = "passed", ""
     except Ended as end:
         status, detail = end.status, end.detail

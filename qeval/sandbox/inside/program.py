@@ -2,9 +2,9 @@
 
 Messages in: ``{"code": text}``, then ``{"call": name or reference, "args": [...], "kwargs": {...}}``,
 ``{"iter": reference}`` and ``{"next": reference}``. Messages out: ``{"value": ...}``, with ``"args"``
-where the call has changed its arguments; ``{"end": true}`` of an iterator; ``{"error": class, "text":
-..., "status": ..., "final": bool}``. All of them may be forged by the program: the judge takes them
-for what they are, plain values and names.
+and ``"kwargs"`` where the call has changed its arguments; ``{"end": true}`` of an iterator; ``{"error":
+class, "bases": [...], "text": ..., "status": ..., "final": bool}``. All of them may be forged by the
+program: the judge takes them for what they are, plain values and names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def serve(channel: int) -> None:
     try:
         answer = load(code, objects)
         while True:
-            send(channel, answer)
+            try:
+                send(channel, answer)
+            except MemoryError as err:  # before a byte was written: it is put together first
+                send(channel, failure("memory", err))
             answer = objects.answer(reader.receive(MAX_REQUEST))
     except Exception:  # the judge has gone, or the program has broken its own channel
         return
@@ -87,11 +90,15 @@ class Objects:
         resolve: Callable[[int], Any] = self._kept.__getitem__
         given = [decode(form, resolve) for form in args]
         named = {key: decode(form, resolve) for key, form in kwargs.items()}
-        answer = {"value": encode(self._target(call)(*given, **named), self.refer)}
-        if any(type(form) in (list, dict) for form in args):
+        try:
+            answer = {"value": encode(self._target(call)(*given, **named), self.refer)}
+        except Exception as err:
+            answer = failure("failed", err)
+        if any(type(form) in (list, dict) for form in (*args, *kwargs.values())):
             after = [encode(value, self.refer) for value in given]
-            if after != args:
-                answer["args"] = after
+            after_named = {key: encode(value, self.refer) for key, value in named.items()}
+            if (after, after_named) != (args, kwargs):
+                answer |= {"args": after, "kwargs": after_named}
         return answer
 
     def _target(self, call: str | int) -> Callable[..., Any]:
@@ -114,4 +121,5 @@ def failure(status: str, err: BaseException) -> dict[str, Any]:
     if isinstance(err, MemoryError) and status == "failed":
         status = "memory"
     final = not isinstance(err, Exception) or status != "failed"
-    return {"error": name, "text": text[:TEXT_CHARS], "status": status, "final": final}
+    bases = [kind.__name__ for kind in type(err).__mro__]
+    return {"error": name, "bases": bases, "text": text[:TEXT_CHARS], "status": status, "final": final}

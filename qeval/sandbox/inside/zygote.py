@@ -43,6 +43,7 @@ class Walls:
         self._rules = landlock_rules(self.files) if self.use_landlock else -1
         self._filter = ProgramFilter() if self.use_seccomp else None
         self._no_capabilities = Capabilities(0)
+        self._clean = os.stat(self.files.own).st_ctime_ns
 
     def put_up(self, channel: int, cpu_s: float) -> None:
         """Confine this process, for good, and leave it one descriptor: CHANNEL."""
@@ -56,14 +57,16 @@ class Walls:
             self._filter.install()
 
     def clean(self) -> None:
-        """Empty the scratch folder, if there is anything in it."""
-        if not os.listdir(self.files.own):
+        """Empty the scratch folder, if anything was done in it or to it."""
+        if os.stat(self.files.own).st_ctime_ns == self._clean:
             return
         if self.scratch is None:
+            os.chmod(self.files.own, 0o700)
             empty(self.files.own)
-            return
-        renew_scratch(self.scratch)
-        if self.use_landlock:  # its rule was for the folder that is gone
+        else:
+            renew_scratch(self.scratch)
+        self._clean = os.stat(self.files.own).st_ctime_ns
+        if self.use_landlock and self.scratch is not None:  # the rule was for a folder that is gone
             os.close(self._rules)
             self._rules = landlock_rules(self.files)
 

@@ -33,6 +33,7 @@ from attacks import ATTACKS, FOLDER, LIMITS, TESTS, Attack
 from qeval.sandbox import Program, Sandbox, Verdict, find_sandbox
 
 PR_SET_CHILD_SUBREAPER = 36
+TARGET_PREFIX = "target-"
 VICTIM = """\
 import os, signal, sys
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -56,7 +57,7 @@ class Host:
     def __enter__(self) -> Host:
         for parent in dict.fromkeys([tempfile.gettempdir(), "/var/tmp", "/dev/shm"]):
             if os.access(parent, os.W_OK):
-                folder = Path(tempfile.mkdtemp(prefix="target-", dir=parent))
+                folder = Path(tempfile.mkdtemp(prefix=TARGET_PREFIX, dir=parent))
                 (folder / ".ssh").mkdir()
                 (folder / ".ssh" / "id_ed25519").write_text(self.secret)
                 self.folders.append(folder)
@@ -168,7 +169,7 @@ def belongings() -> dict[str, list[str]]:
         "files": [
             str(p) for f in folders for word in ("qeval", "hostile") for p in f.glob(f"*{word}*")
         ],
-        "POSIX shared memory": _listed("/dev/shm"),
+        "POSIX shared memory": [n for n in _listed("/dev/shm") if not n.startswith(TARGET_PREFIX)],
         "System V objects": [
             " ".join(line.split()[:2])
             for kind in ("shm", "msg", "sem")
