@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A third hostile, two thirds honest: thousands of programs through the sandbox, every verdict checked, and
-what is left behind counted.
+"""A third hostile, two thirds honest: thousands of programs through the sandbox, every verdict checked,
+and what is left behind counted.
 
     python scripts/soak_sandbox.py --programs 20000 > soak.md
 
-The hostile third are the attacks of tests/sandbox/attacks, in turn. Those that used up a good part of
-their time limit when each ran once at the start take part in only one of ``--slow-every`` rounds, so that
-the soak takes minutes; their number is printed. The honest ones are right answers, wrong answers and
+The hostile third are the attacks of tests/sandbox/attacks, in turn. Those that took a good part of their
+time limit when each ran once at the start take part in only one of ``--slow-every`` rounds, so that the
+soak takes minutes; their number is printed. The honest ones are right answers, wrong answers and
 exceptions, each of them another, so that a verdict given to the wrong program is noticed; every fourth
 also compares everything around it with a fresh lane (folder, environment, limits, descriptors, ...).
 
@@ -29,10 +29,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sandbox"))
 from attacks import ATTACKS, LIMITS, Attack, _host
+
 from qeval.sandbox import Program, Sandbox, Verdict, find_sandbox
 
 SLOW_S = 0.25  # of a limit of 1 s
-GROWTH_MIB = 64.0  # of resident memory, from a tenth of the programs to the end
+GROWTH_MIB = 64.0  # of resident memory, after the first tenth of the programs
 SHOWN = 20  # wrong verdicts that are printed
 MIB = 1 << 20
 
@@ -166,9 +167,12 @@ class Soak:
         print(f"{done} programs, {seconds:.0f} s", file=sys.stderr)
 
     def growth(self) -> dict[str, float]:
-        """Resident memory at the end less that of the first sample, in MiB."""
-        first, last = self.samples[0], self.samples[-1]
-        return {"the scoring process": last[2] - first[2], "a lane": last[3] - first[3]}
+        """Most resident memory in the second half less that of the first sample, in MiB."""
+        first, later = self.samples[0], self.samples[len(self.samples) // 2 :]
+        return {
+            "the scoring process": max(sample[2] for sample in later) - first[2],
+            "a lane": max(sample[3] for sample in later) - first[3],
+        }
 
     def summary(self) -> str:
         kinds = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 PREFIX = "qeval-"
 OVERHEAD_BYTES = 512 * MIB  # the lane's own processes
 OVERHEAD_PROCESSES = 16
+PATIENCE_S = 5.0
 _numbers = itertools.count()
 
 
@@ -55,8 +57,7 @@ class Group:
             yield cls(parts)
         finally:
             for part in parts:
-                with suppress(OSError):
-                    part.folder.rmdir()
+                _remove(part.folder)
 
     def add(self, pid: int) -> None:
         for part in self._parts:
@@ -110,6 +111,18 @@ def _holds(part: Part, pid: int) -> bool:
         return str(pid) in members and (part.folder / first).read_text().strip() == value
     except OSError:
         return False
+
+
+def _remove(folder: Path) -> None:
+    """Once the last of its processes, killed before, has really gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.01)
 
 
 def _remove_stale(folder: Path) -> None:

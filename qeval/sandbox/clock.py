@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -25,25 +26,27 @@ class Clock:
         self._pid = pid
         self._lane = [pid, *descendants(pid)]
         self._started = 0.0
-        self._waited_before: float | None = None
+        self._before: Usage | None = None
 
     def start(self) -> None:
         self._started = time.monotonic()
-        self._waited_before = None
+        self._before = None
 
     def left(self, limit: float) -> float:
         """Seconds that have to pass before the limit can be reached; 0 or less: it is."""
         wall = time.monotonic() - self._started
-        if self._waited_before is None and wall < SHORT_S:
+        if self._before is None and wall < SHORT_S:
             return min(SHORT_S, limit) - wall
-        if self._waited_before is None:
-            self._waited_before = sum(map(waited_s, self._lane))
+        if self._before is None:
+            self._before = sum(map(usage, self._lane), Usage())
             return limit - wall
-        left = limit - wall
-        if left <= 0 and wall < PATIENCE * limit + 60:
-            left += self._waited()
-            return max(left, 0.01) if left > 0 else left
-        return left
+        if wall < limit or wall > PATIENCE * limit + 60:
+            return limit - wall
+        used = self._used(self._before)
+        left = limit - wall + used.waited
+        if left <= 0 and used.runnable and used.cpu < limit:
+            left = limit - used.cpu  # it waits right now, which the kernel counts only afterwards
+        return max(left, 0.01) if left > 0 else left
 
     def kill_program(self) -> None:
         """Kill the program's process, but nothing of the lane."""
@@ -54,22 +57,39 @@ class Clock:
     def _programs(self) -> set[int]:
         return set(descendants(self._pid)) - set(self._lane)
 
-    def _waited(self) -> float:
+    def _used(self, before: Usage) -> Usage:
         """Since the start (in the lane's own processes, since shortly after it)."""
-        assert self._waited_before is not None
-        own = sum(map(waited_s, self._lane)) - self._waited_before
-        return own + sum(map(waited_s, self._programs()))
+        own = sum(map(usage, self._lane), Usage())
+        own = Usage(own.cpu - before.cpu, own.waited - before.waited, own.runnable)
+        return sum(map(usage, self._programs()), own)
 
 
-def waited_s(pid: int) -> float:
-    """Seconds for which a process has waited for a core: as long as that thread of it which waited
-    longest (a crowd of threads is not to get the sum of their waits)."""
-    longest = 0
+@dataclass(frozen=True)
+class Usage:
+    """Of a process: CPU seconds of all threads; seconds for which that thread waited for a core that
+    waited longest (a crowd of threads is not to get the sum of their waits); whether its first thread
+    runs or could run now."""
+
+    cpu: float = 0.0
+    waited: float = 0.0
+    runnable: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        runnable = self.runnable or other.runnable
+        return Usage(self.cpu + other.cpu, self.waited + other.waited, runnable)
+
+
+def usage(pid: int) -> Usage:
+    cpu = waited = 0
+    runnable = False
     with suppress(OSError):
+        runnable = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "R"
         for thread in (PROC / str(pid) / "task").iterdir():
             with suppress(OSError, IndexError, ValueError):  # it has ended; no such file here
-                longest = max(longest, int((thread / "schedstat").read_text().split()[1]))
-    return longest / 1e9
+                fields = (thread / "schedstat").read_text().split()
+                cpu += int(fields[0])
+                waited = max(waited, int(fields[1]))
+    return Usage(cpu / 1e9, waited / 1e9, runnable)
 
 
 def descendants(pid: int) -> list[int]:
