@@ -4,8 +4,8 @@ and what is left behind counted.
 
     python scripts/soak_sandbox.py --programs 20000 > soak.md
 
-The hostile third are the attacks of tests/sandbox/attacks, in turn. Those that took a good part of their
-time limit when each ran once at the start take part in only one of ``--slow-every`` rounds, so that the
+The hostile third are the attacks of tests/sandbox/attacks, in turn. Those that took a good part of the
+limit when each ran once at the start take part in only one of ``--slow-every`` rounds, so that the
 soak takes minutes; their number is printed. The honest ones are right answers, wrong answers and
 exceptions, each of them another, so that a verdict given to the wrong program is noticed; every fourth
 also compares everything around it with a fresh lane (folder, environment, limits, descriptors, ...).
@@ -33,7 +33,8 @@ from attacks import ATTACKS, LIMITS, Attack, _host
 from qeval.sandbox import Program, Sandbox, Verdict, find_sandbox
 
 SLOW_S = 0.25  # of a limit of 1 s
-GROWTH_MIB = 64.0  # of resident memory, after the first tenth of the programs
+GROWTH_MIB = 16.0  # of the scoring process, after the first tenth of the programs
+LANE_MIB = 256.0  # of a judge: malloc keeps some of what the largest values took, but not ever more
 SHOWN = 20  # wrong verdicts that are printed
 MIB = 1 << 20
 
@@ -58,9 +59,7 @@ def main() -> None:
     print(
         table(("left behind", "before", "after"), ((k, len(before[k]), len(after[k])) for k in before))
     )
-    growth = soak.growth()
-    faults = [*soak.wrong[:SHOWN], *hits, *(f"left behind: {thing}" for thing in left)]
-    faults += [f"{who} grew by {mib:.0f} MiB" for who, mib in growth.items() if mib > GROWTH_MIB]
+    faults = [*soak.wrong[:SHOWN], *hits, *(f"left behind: {thing}" for thing in left), *soak.memory()]
     print(
         "\n".join(f"- {fault}" for fault in faults)
         or "No wrong verdict, nothing reached, nothing left."
@@ -166,13 +165,12 @@ class Soak:
         )
         print(f"{done} programs, {seconds:.0f} s", file=sys.stderr)
 
-    def growth(self) -> dict[str, float]:
-        """Most resident memory in the second half less that of the first sample, in MiB."""
-        first, later = self.samples[0], self.samples[len(self.samples) // 2 :]
-        return {
-            "the scoring process": max(sample[2] for sample in later) - first[2],
-            "a lane": max(sample[3] for sample in later) - first[3],
-        }
+    def memory(self) -> list[str]:
+        """What took too much, in words."""
+        growth = max(own for _, _, own, _ in self.samples) - self.samples[0][2]
+        lane = max(lane for _, _, _, lane in self.samples)
+        found = [f"the scoring process grew by {growth:.0f} MiB"] if growth > GROWTH_MIB else []
+        return found + ([f"a judge or zygote took {lane:.0f} MiB"] if lane > LANE_MIB else [])
 
     def summary(self) -> str:
         kinds = {

@@ -294,7 +294,7 @@ def test_an_interrupted_scoring_goes_on(tmp_path, real, number):
     rows = [("HumanEval/0", "    pass\n")]
     rows += [("HumanEval/0", f"    while True: pass\n# {i}\n") for i in range(2)]
     path, kept = write(tmp_path / "s.jsonl", rows), tmp_path / "s.verdicts.jsonl"
-    options = ("--timeout", 1, "--workers", 1, "--allow-weak-sandbox")
+    options = ("--timeout", 3, "--workers", 1, "--allow-weak-sandbox")
     with qeval("score", path, *options) as process:
         end = time.monotonic() + 60
         while not (kept.exists() and kept.read_text().endswith("\n")):
@@ -309,7 +309,7 @@ def test_an_interrupted_scoring_goes_on(tmp_path, real, number):
         assert "Traceback" not in err
     before = kept.read_text()
     assert 1 <= before.count("\n") < 3
-    report = score_file(path, timeout_s=1, workers=2, weak_sandbox=True)
+    report = score_file(path, timeout_s=3, workers=2, weak_sandbox=True)
     assert report.reused == before.count("\n")
     assert report.counts == {"timeout": 2, "failed": 1}
     assert kept.read_text().startswith(before)

@@ -166,6 +166,7 @@ def test_a_hit_is_seen():
         hits = host.hits([secret])
         assert [hit.split()[0] for hit in hits[:2]] == ["x", "tcp"]
         os.kill(host.victim.pid, 19)
+        os.waitid(os.P_PID, host.victim.pid, os.WSTOPPED | os.WNOWAIT)  # a signal takes its time
         assert "stopped" in str(host.hits())
         host.victim.kill()
         host.victim.wait()

@@ -8,7 +8,7 @@ KEEP = []
 
 
 def hoard():
-    until = time.monotonic() + 0.5
+    until = time.monotonic() + 0.2
     size = 1 << 24
     while time.monotonic() < until:
         try:

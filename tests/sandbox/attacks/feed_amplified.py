@@ -1,8 +1,8 @@
-# Sends a few megabytes of text that become a hundred times as much when they are decoded: millions of
-# empty sets and dicts.
-# contained: memory, timeout, output, failed: MemoryError, passed
+# Sends a few megabytes of text that are half a gigabyte when they are parsed: millions of small objects.
+# A limit on what is read is none on what is made of it.
+# contained: memory, timeout, output, failed: protocol
 def feed(*given):
-    body = b'{"value":[' + b",".join([b'{"s":[]}'] * 1_700_000) + b"]}"
+    body = b'{"value":[' + b",".join([b'{"":0}'] * 2_390_000) + b"]}"
     data = memoryview(len(body).to_bytes(4, "little") + body)
     while data:
         data = data[os.write(3, data) :]
