@@ -312,7 +312,7 @@ def same(a, b):
     if isinstance(a, dict):
         return same(list(a.items()), list(b.items()))
     if isinstance(a, (set, frozenset)):
-        return a == b and same(sorted(a, key=ascii), sorted(b, key=ascii))
+        return len(a) == len(b) and all(any(same(x, y) for y in b) for x in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b

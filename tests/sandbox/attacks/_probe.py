@@ -11,12 +11,11 @@ def attack():
     for path in ("/", "/usr", "/etc", "/dev", os.path.dirname(os.__file__)):
         if os.access(path, os.W_OK):
             return f"may write to {path}"
-    if os.getppid() > 2:
-        return f"is process {os.getpid()} of the host"
     if resource.getrlimit(resource.RLIMIT_AS) != (TARGET["memory_bytes"],) * 2:
         return "memory is not limited"
     return first(
         {
+            "pids": lambda: os.getpgid(TARGET["victim"]),
             "signals": lambda: os.kill(TARGET["victim"], 0),
             "network": lambda: socket.create_connection(("127.0.0.1", TARGET["tcp"]), 1),
             "processes": lambda: os.fork() or os._exit(0),
