@@ -1,6 +1,6 @@
 # Catches every MemoryError and goes on asking, in threads, for as long as its time lasts.
 # A limit that is answered by an error is a limit; one that is answered by swapping is not.
-# contained: passed, memory, failed: MemoryError, timeout, killed
+# contained: passed, memory, failed: MemoryError, failed: RuntimeError, timeout, killed
 import threading
 import time
 
