@@ -56,8 +56,10 @@ class Cell:
     @cached_property
     def key(self) -> str:
         task = registry.task(self.task.task)
+        running = self.row.quantization.options.execution()
         return content_key(
             {
+                **({"execution": running} if running else {}),
                 "artifact": self.row.artifact_key,
                 "task": [self.task.task, task.version, self.task.options.identity()],
                 "engine": [self.row.engine, registry.engine(self.row.engine).version],
@@ -109,8 +111,11 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
 
 
 def artifact_key(model: ModelRef, method: str, options: Any, in_place: Artifact | None = None) -> str:
+    """The key of the weights; what only says how they run (``Options.execution``) is not in it."""
     version = registry.method(method).version
-    what = {"model": [model.identity, model.dtype], "method": [method, version, options.identity()]}
+    running = options.execution()
+    making = {name: value for name, value in options.identity().items() if name not in running}
+    what = {"model": [model.identity, model.dtype], "method": [method, version, making]}
     content = in_place.details.get("identity") if in_place else None
     return content_key({**what, "content": content} if content else what)
 

@@ -80,9 +80,14 @@ def run_spec(
 def _preflight(cells: list[Cell], settings: RunSettings) -> None:
     """Raises QevalError for what this machine lacks for these cells, before an hour is spent."""
     from qeval.data import DataSource
+    from qeval.runner import interpreter
 
     for engine in dict.fromkeys(cell.row.engine for cell in cells):
         registry.engine(engine).preflight()
+    for row in {id(cell.row): cell.row for cell in cells}.values():
+        method = registry.method(row.quantization.method)
+        method.preflight(row.quantization.options, row.model)
+        interpreter(method, row.quantization.options, settings.cache_dir)
     tasks = {(cell.task.task, repr(cell.task.options)): cell.task for cell in cells}
     data = DataSource(settings.data_dir)
     for task in tasks.values():

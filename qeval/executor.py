@@ -51,13 +51,13 @@ class LocalExecutor:
         with log_file.open("wb") as log, os.fdopen(read_fd, "rb", buffering=0) as progress:
             argv = [str(job_file), str(result_file), str(write_fd), str(os.getpid())]
             process = subprocess.Popen(
-                [sys.executable, "-m", "qeval.worker", *argv],
+                [str(job.python or sys.executable), "-m", "qeval.worker", *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(write_fd,),
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(job),
             )
             os.close(write_fd)
             try:
@@ -71,13 +71,21 @@ class LocalExecutor:
         )
 
 
-def _environment() -> dict[str, str]:
-    """The worker finds this qeval wherever it was started, and tokenizers do not warn about forks."""
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+def _environment(job: Job) -> dict[str, str]:
+    """The worker finds this qeval wherever it was started, and tokenizers do not warn about forks.
+
+    In another environment it must find nothing else of this one: there the path is a folder with a
+    link to the package alone.
+    """
+    if job.python is None:
+        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    else:
+        from qeval.envs import worker_path
+
+        path = [str(worker_path(job.cache_dir))]
     return {
         **os.environ,
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join(path),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }

@@ -33,6 +33,7 @@ class Job:
     artifact: Artifact | None = None  # eval: what to open; build: the base that the method asked for
     limit: int | None = None
     weak_sandbox: bool = False
+    python: Path | None = None  # the interpreter of another environment; None: the parent's
 
     def to_json(self) -> str:
         data = asdict(self)
@@ -45,7 +46,7 @@ class Job:
         data["model"] = ModelRef(**{**data["model"], "path": Path(data["model"]["path"])})
         data["settings"] = EngineSettings(**data["settings"])
         data["artifact"] = Artifact.from_json(data["artifact"]) if data["artifact"] else None
-        for name in ("out", "cache_dir", "data_dir"):
+        for name in ("out", "cache_dir", "data_dir", "python"):
             data[name] = Path(data[name]) if data[name] else None
         return Job(**data)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qeval.record import MemoryReport
 
@@ -115,6 +115,14 @@ class LM(Protocol):
     def memory(self, context: int) -> MemoryReport:
         """Weights, KV cache bytes of one sequence of ``context`` tokens, and the framework's peaks so
         far; the worker adds the process's own."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the engine chose by itself (kernels); goes into the record's provenance."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """Asked after the task: what a reader of the row must know, one line each."""
         ...
 
     def close(self) -> None: ...

@@ -75,6 +75,8 @@ class Runner:
                 artifact = self._artifact(row.model, q.method, q.options, q.label)
             except _BuildFailed as err:
                 failure = err
+        if artifact is not None and (running := row.quantization.options.execution()):
+            artifact = replace(artifact, details={**artifact.details, "execution": running})
         return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
 
     def _outcome(self, cell: Cell, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
@@ -122,6 +124,7 @@ class Runner:
                 options=options.model_dump(mode="json"),
                 out=out.resolve(),
                 artifact=base,
+                python=interpreter(method, options, self.settings.cache_dir),
                 **self._common(model),
             )
             return self._build(job, label)
@@ -179,6 +182,20 @@ class _BuildFailed(Exception):
     def __init__(self, result: JobResult) -> None:
         super().__init__(result.error)
         self.status = result.status
+
+
+def interpreter(method: Any, options: Any, cache_dir: Path) -> Path | None:
+    """The interpreter that a build runs in, where it is not this one.
+
+    Raises:
+        UsageError: the environment is not there; the message has the command that makes it.
+    """
+    name = method.environment(options)
+    if not name:
+        return None
+    from qeval.envs import python_of
+
+    return python_of(name, cache_dir)
 
 
 def missing_capabilities(cell: Cell) -> frozenset[str]:

@@ -89,6 +89,16 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: no weights (model.safetensors, its index, or pytorch_model.bin)")
 
 
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """The float linears of a folder by name: [out_features, in_features] of every two-dimensional
+    weight that is no embedding and no head; {} where only torch can list them (.bin)."""
+    return {
+        t.name.removesuffix(".weight"): (t.shape[0], t.shape[1])
+        for t in read_tensors(folder) or ()
+        if len(t.shape) == 2 and t.name.endswith(".weight") and not t.is_embedding
+    }
+
+
 def read_tensors(folder: Path) -> list[Tensor] | None:
     """All tensors of a model folder; None for .bin files, whose contents only torch can list."""
     files = weight_files(folder)

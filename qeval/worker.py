@@ -122,15 +122,16 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
         loaded = time.time()
         result = task.run(lm, task.Options.model_validate(job.options), context)
         memory = asdict(lm.memory(result.context or lm.max_seq_len))
+        engine_facts, engine_notes = lm.facts(), lm.notes()
     memory |= {"vram_process": sampler.stop(), "ram_peak": peak_rss()}
     end = time.time()
     timing = {"start": start, "end": end, "load_s": loaded - start, "run_s": end - loaded}
     payload = {
         "metrics": [asdict(m) for m in result.metrics],
-        "notes": [*result.notes, *_contamination(job, result.facts)],
+        "notes": [*result.notes, *engine_notes, *_contamination(job, result.facts)],
         "files": {name: str(path) for name, path in result.files.items()},
     }
-    facts = {**provenance.collect(), **result.facts, "settings": asdict(job.settings)}
+    facts = {**provenance.collect(), **engine_facts, **result.facts, "settings": asdict(job.settings)}
     if sampler.source:
         facts["vram_source"] = sampler.source
     return JobResult("ok", None, payload, memory, timing, facts)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeval.errors import EngineError
@@ -53,6 +52,7 @@ class HfEngine:
         """Raises EngineError where transformers cannot load the folder whole."""
         import torch
 
+        from qeval.engines.packed import load
         from qeval.quant.linears import device_of
 
         if settings.n_threads is not None:
@@ -60,8 +60,7 @@ class HfEngine:
         device = device_of(settings.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
-        model = load_model(artifact.path, settings.dtype, device, settings.trust_remote_code)
-        return cls(model, artifact, settings)
+        return cls(load(artifact, settings, device), artifact, settings)
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         for batch in self._batches(windows):
@@ -120,6 +119,20 @@ class HfEngine:
             vram_allocated=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
             vram_reserved=torch.cuda.max_memory_reserved(self._device) if on_gpu else None,
         )
+
+    def facts(self) -> dict[str, Any]:
+        from qeval.engines.packed import kernels
+
+        found = kernels(self._model)
+        return {"kernels": found} if found else {}
+
+    def notes(self) -> tuple[str, ...]:
+        from qeval.engines.packed import resident_bytes, unpacked_note
+
+        if self._artifact.simulated or "format" not in self._artifact.details:
+            return ()
+        note = unpacked_note(self._artifact, resident_bytes(self._model))
+        return (note,) if note else ()
 
     def close(self) -> None:
         del self._model
@@ -245,44 +258,3 @@ def _cut(ids: list[int], end: int | None, sampling: Sampling) -> tuple[list[int]
 def _seed(seed: int, unit: tuple[int, int]) -> int:
     """One stream of random numbers a batch, fixed by the spec's seed and the batch's first unit."""
     return (seed * 1_000_003 + unit[0] * 10_007 + unit[1]) % 2**63
-
-
-def load_model(path: Path, dtype: str, device: Any, trust_remote_code: bool = False) -> Any:
-    """A transformers causal LM in eval mode, every weight accounted for.
-
-    Raises:
-        EngineError: transformers cannot load it, or weights are missing, left over or misshapen
-            (transformers only warns, and computes with random numbers).
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    placement = {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **placement,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as err:
-        if isinstance(err, torch.OutOfMemoryError):
-            raise
-        raise EngineError(
-            f"{path}: transformers cannot load it: {str(err).strip().splitlines()[0]}"
-        ) from err
-    wrong = {
-        kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]
-    }
-    if info.get("mismatched_keys"):
-        wrong["mismatched_keys"] = [str(k) for k in info["mismatched_keys"]]
-    if wrong:
-        kind, names = next(iter(wrong.items()))
-        raise EngineError(
-            f"{path}: {len(names)} {kind.replace('_', ' ')} in its weights, first {names[0]}"
-        )
-    return model.eval()

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,6 +165,12 @@ class LlamaCppEngine:
             kv_cache=header.kv_bytes(context),
             context=context,
         )
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def close(self) -> None:
         self._pool.shutdown()

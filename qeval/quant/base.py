@@ -29,6 +29,11 @@ class Options(BaseModel):
         """What enters a cell's key. Options that hold a path override this with the content's hash."""
         return self.model_dump(mode="json")
 
+    def execution(self) -> dict[str, Any]:
+        """The options that change how the weights run and not what they are (a kernel): in the cell's
+        key, not in the artifact's. The engine finds them in ``artifact.details["execution"]``."""
+        return {}
+
 
 @dataclass(frozen=True)
 class ModelRef:
@@ -100,7 +105,8 @@ class BuildContext:
 
 
 class Method(Protocol):
-    """How weights become an artifact. Register it in registry.py."""
+    """How weights become an artifact. Register it in registry.py. Subclass it: what most methods do
+    not need has its default here."""
 
     version: ClassVar[int]  # raise it when the same options give other weights
     Options: ClassVar[type[Options]]
@@ -114,6 +120,16 @@ class Method(Protocol):
 
     def base(self, options: Any, dtype: str) -> dict[str, Any] | None:
         """Options of the artifact of this same method that this one is made from, or None."""
-        ...
+        return None
+
+    def environment(self, options: Any) -> str | None:
+        """The environment (`qeval env`) whose interpreter runs build(); None: this one."""
+        return None
+
+    def preflight(self, options: Any, model: ModelRef) -> None:
+        """Called in the parent before any job, for each row that is to be built. Raises QevalError for
+        what can be known without loading the model: a package that is not installed, a layer
+        whose shape the format cannot hold (``weights.linear_shapes``). Imports nothing heavy."""
+        return
 
     def build(self, options: Any, context: BuildContext) -> Artifact: ...

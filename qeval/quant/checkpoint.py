@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qeval.models import resolve_model
-from qeval.quant.base import Artifact, BuildContext, Options
+from qeval.quant.base import Artifact, BuildContext, Method, Options
 from qeval.quant.folder import describe_folder
 
 
@@ -23,7 +23,7 @@ class CheckpointOptions(Options):
         return {}  # the content's hash stands in the artifact's details
 
 
-class Checkpoint:
+class Checkpoint(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = CheckpointOptions
     scalar: ClassVar[str | None] = "path"
@@ -32,9 +32,6 @@ class Checkpoint:
 
     def label(self, options: CheckpointOptions) -> str:
         return options.label or Path(options.path).name
-
-    def base(self, options: CheckpointOptions, dtype: str) -> dict[str, Any] | None:
-        return None
 
     def build(self, options: CheckpointOptions, context: BuildContext) -> Artifact:
         """Raises ModelError where the checkpoint is missing or cut off."""

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from qeval.quant.base import Artifact
 from qeval.weights import DTYPE_BYTES, Tensor, read_tensors, weight_files
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json")
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template and the like: what a folder of weights needs to be a model that others
+    load. Files that are there already stay."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
 
 
 def describe_folder(path: Path, dtype: str) -> Artifact:

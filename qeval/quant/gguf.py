@@ -23,7 +23,7 @@ from pydantic import field_validator, model_validator
 
 from qeval.calibration import CalibrationOptions
 from qeval.errors import BuildError, did_you_mean
-from qeval.quant.base import Artifact, BuildContext, LayerReport, Options
+from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, Options
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class GgufOptions(Options):
         return TYPES[self.type].needs_imatrix if self.imatrix is None else self.imatrix
 
 
-class Gguf:
+class Gguf(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = GgufOptions
     scalar: ClassVar[str | None] = "type"

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qeval.quant.base import Artifact, LayerReport, ModelRef
+from qeval.quant.folder import copy_side_files
 from qeval.weights import DTYPE_BYTES
-
-_NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json")
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ def save_simulated(
     """
     folder = out / "model"
     model.save_pretrained(folder, max_shard_size="4GB")
-    for file in source.path.iterdir():
-        if file.is_file() and not file.name.endswith(_NOT_COPIED) and not (folder / file.name).exists():
-            shutil.copy(file, folder / file.name)
+    copy_side_files(source.path, folder)
     width = DTYPE_BYTES[source.dtype]
     embeddings = {id(p): p for m in _embedding_modules(model) for p in m.parameters()}
     n_embedding = sum(p.numel() for p in embeddings.values())

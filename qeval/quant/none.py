@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from qeval.quant.base import Artifact, BuildContext, Options
+from qeval.quant.base import Artifact, BuildContext, Method, Options
 from qeval.quant.folder import describe_folder
 
 
@@ -12,7 +12,7 @@ class NoOptions(Options):
     """`none` has no options: the dtype is the spec's."""
 
 
-class Unquantized:
+class Unquantized(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = NoOptions
     scalar: ClassVar[str | None] = None
@@ -21,9 +21,6 @@ class Unquantized:
 
     def label(self, options: Any) -> str:
         return "none"
-
-    def base(self, options: Any, dtype: str) -> dict[str, Any] | None:
-        return None
 
     def build(self, options: Any, context: BuildContext) -> Artifact:
         """The model's own folder, or its .gguf file where that is all there is."""

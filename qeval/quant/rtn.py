@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from qeval.quant.base import Artifact, BuildContext, LayerReport, Options
+from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, Options
 
 
 class RtnOptions(Options):
@@ -26,7 +26,7 @@ class RtnOptions(Options):
         return value
 
 
-class Rtn:
+class Rtn(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
@@ -37,14 +37,11 @@ class Rtn:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}"
 
-    def base(self, options: RtnOptions, dtype: str) -> dict[str, Any] | None:
-        return None
-
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the group size does not divide a layer's inputs (all are named)."""
         import torch
 
-        from qeval.engines.hf import load_model
+        from qeval.engines.loading import load_model
         from qeval.quant.affine import check_group_size
         from qeval.quant.linears import device_of, linears, save_simulated
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qeval.engines.hf import HfEngine, load_model
+from qeval.engines.hf import HfEngine
+from qeval.engines.loading import load_model
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling
 from qeval.quant.folder import describe_folder

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qeval.errors import BuildError
-from qeval.quant.base import Artifact, Options
+from qeval.quant.base import Artifact, Method, Options
 from qeval.record import MemoryReport, Metric
 from qeval.tasks.base import TaskResult
 
@@ -27,7 +27,7 @@ class CopyOptions(Options):
     die: bool = False
 
 
-class Copy:
+class Copy(Method):
     """`copy`: writes num_bits into a file; the engine reads it back."""
 
     version = 1
@@ -38,9 +38,6 @@ class Copy:
 
     def label(self, options):
         return f"copy{options.num_bits}" + (" fail" * options.fail) + (" die" * options.die)
-
-    def base(self, options, dtype):
-        return None
 
     def build(self, options, context):
         path = context.out / "model.json"
@@ -87,6 +84,12 @@ class NgramEngine:
 
     def memory(self, context):
         return MemoryReport(weights=1000 * self.num_bits, embeddings=500)
+
+    def facts(self):
+        return {}
+
+    def notes(self):
+        return ()
 
     def close(self):
         pass

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qeval.engines.hf import load_model
+from qeval.engines.loading import load_model
 from qeval.errors import BuildError
 from qeval.quant import affine
 from qeval.quant.base import BuildContext, ModelRef
