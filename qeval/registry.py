@@ -19,6 +19,8 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "methods": {
         "none": "qeval.quant.none:Unquantized",
         "rtn": "qeval.quant.rtn:Rtn",
+        "gptq": "qeval.quant.gptq:Gptq",
+        "awq": "qeval.quant.awq:Awq",
         "gguf": "qeval.quant.gguf:Gguf",
         "checkpoint": "qeval.quant.checkpoint:Checkpoint",
     },

@@ -124,7 +124,8 @@ class HfEngine:
         from qeval.engines.packed import kernels
 
         found = kernels(self._model)
-        return {"kernels": found} if found else {}
+        chosen: dict[str, Any] = getattr(self._model, "kernel_facts", {})
+        return {**chosen, "kernels": found} if found else {}
 
     def notes(self) -> tuple[str, ...]:
         from qeval.engines.packed import resident_bytes, unpacked_note

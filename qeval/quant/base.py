@@ -55,6 +55,7 @@ class LayerReport:
     kind: str  # how it is stored: "int4", "Q5_K", ...
     stored_bytes: int  # with scales, zeros and every other overhead
     mse: float | None = None  # mean squared error of the weights, where the method knows it
+    loss: float | None = None  # of the layer's outputs, as the method itself measures it
     note: str = ""  # a fall-back: another type than asked, a damping, ...
 
 

@@ -1,0 +1,107 @@
+"""GPTQ and AWQ checkpoints on GPTQModel's kernels.
+
+A kernel is named, never left to the library: its own choice may download a compiler's sources on first
+use. ``auto`` takes the first of a fixed order that accepts the weights, and says why it passed over the
+others.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from qeval.errors import EngineError
+from qeval.lm import EngineSettings
+from qeval.quant.base import Artifact
+
+BACKENDS = {
+    "gptq": {
+        "marlin": "GPTQ_MARLIN",
+        "exllama": "GPTQ_EXLLAMA_V2",
+        "triton": "GPTQ_TRITON",
+        "aten": "GPTQ_TORCH_ATEN",
+        "torch": "GPTQ_TORCH",
+    },
+    "awq": {
+        "marlin": "AWQ_MARLIN",
+        "exllama": "AWQ_EXLLAMA_V2",
+        "triton": "AWQ_GEMM_TRITON",
+        "aten": "AWQ_TORCH_ATEN",
+        "torch": "AWQ_TORCH",
+    },
+}
+ORDER = {"cuda": ("marlin", "exllama", "triton", "torch"), "cpu": ("aten", "torch")}
+
+
+def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+    """The transformers model inside; its ``kernel_facts`` say which kernel, and what the others said.
+
+    Raises:
+        EngineError: no kernel takes the weights, or the model lacks some of them.
+    """
+    import torch
+
+    from qeval.quant.gptqmodel_build import first_line, import_gptqmodel
+
+    kind = artifact.details["format"]["name"]
+    asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
+    candidates = ORDER[device.type] if asked == "auto" else (asked,)
+    library = import_gptqmodel(settings.n_threads)
+    refused: dict[str, str] = {}
+    for kernel in candidates:
+        try:
+            loaded = library.GPTQModel.load(
+                str(artifact.path),
+                backend=getattr(library.BACKEND, BACKENDS[kind][kernel]),
+                device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            Exception
+        ) as err:  # each kernel has its own: a shape, a type, a compiler that is not there
+            refused[kernel] = first_line(err)
+            print(f"kernel {kernel} refused: {err}", file=sys.stderr)
+            continue
+        model = loaded.model
+        check_whole(model, artifact)
+        model.kernel_facts = {"kernel": kernel, **({"kernels_refused": refused} if refused else {})}
+        return model.eval()
+    reasons = "; ".join(f"{kernel}: {reason}" for kernel, reason in refused.items())
+    raise EngineError(f"{artifact.path}: no kernel takes these weights on {device.type}: {reasons}")
+
+
+def check_whole(model: Any, artifact: Artifact) -> None:
+    """Every quantized linear of the files is one in the model, and every other tensor has its place: a
+    library that leaves out a tensor computes with whatever was in memory.
+
+    Raises:
+        EngineError: with the first name.
+    """
+    from qeval.weights import read_tensors
+
+    packed = {layer.name for layer in artifact.layers}
+    modules = dict(model.named_modules())
+    kinds = {name: type(modules[name]).__name__ for name in packed if name in modules}
+    lost = sorted(packed - kinds.keys()) + sorted(n for n, k in kinds.items() if k == "Linear")
+    stored = {
+        t.name for t in read_tensors(artifact.path) or () if t.name.rpartition(".")[0] not in packed
+    }
+    held = {
+        name
+        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+        if name.rpartition(".")[0] not in packed
+    }
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    buffers = {name for name, _ in model.named_buffers()}
+    missing = sorted(held - stored - tied - buffers)
+    left = sorted(name for name in stored - held if "rotary_emb" not in name)
+    for what, names in (
+        ("quantized linears not loaded", lost),
+        ("missing keys", missing),
+        ("unexpected keys", left),
+    ):
+        if names:
+            raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")

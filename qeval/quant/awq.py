@@ -1,0 +1,80 @@
+"""`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
+
+The checkpoint is in AutoAWQ's GEMM format, which transformers, vLLM and GPTQModel load.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from qeval.calibration import CalibrationOptions
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.quant.packing import Kernel, check_half_precision, check_widths
+
+GROUPS = (-1, 16, 32, 64, 128)
+
+
+class AwqOptions(Options):
+    num_bits: Literal[4] = 4  # the format's only width
+    group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = False
+    calibration: CalibrationOptions = CalibrationOptions(seq_len=512)  # AutoAWQ's 128 x 512
+    backend: Literal["gptqmodel", "auto-awq"] = "gptqmodel"
+    kernel: Kernel = "auto"
+
+    @model_validator(mode="after")
+    def _known_group(self) -> AwqOptions:
+        if self.group_size not in GROUPS:
+            raise ValueError(
+                f"group_size {self.group_size}: choose one of {', '.join(map(str, GROUPS))}"
+            )
+        if self.backend == "auto-awq" and self.symmetric:
+            raise ValueError("symmetric: AutoAWQ's GEMM format is asymmetric; leave it out")
+        return self
+
+    def execution(self) -> dict[str, Any]:
+        return {"kernel": self.kernel}
+
+
+class Awq(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = AwqOptions
+    scalar: ClassVar[str | None] = "num_bits"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: AwqOptions) -> str:
+        group = "" if options.group_size == -1 else f"g{options.group_size}"
+        grid = " sym" if options.symmetric else ""
+        by = " (AutoAWQ)" if options.backend == "auto-awq" else ""
+        return f"AWQ W{options.num_bits}A16{group}{grid}{by}"
+
+    def environment(self, options: AwqOptions) -> str | None:
+        return "auto-awq" if options.backend == "auto-awq" else None
+
+    def preflight(self, options: AwqOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+
+        require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
+        check_half_precision("awq", model)
+        check_widths("awq", model, options.group_size, inputs_of=1, outputs_of=8)  # 8 to an int32
+
+    def build(self, options: AwqOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the library refuses the model."""
+        if options.backend == "auto-awq":
+            from qeval.quant.auto_awq import build
+
+            return build(options, context)
+        from qeval.quant.gptqmodel_build import quantize
+
+        def config(library: Any) -> Any:
+            return library.quantization.AWQConfig(
+                bits=options.num_bits,
+                group_size=options.group_size,
+                sym=options.symmetric,
+                offload_to_disk=False,
+            )
+
+        return quantize(config, options.calibration, context)

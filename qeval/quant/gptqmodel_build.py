@@ -1,0 +1,138 @@
+"""Quantizing with GPTQModel: the one path of `gptq` and `awq` (imported in the worker only)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from qeval.calibration import CalibrationOptions
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, BuildContext, LayerReport
+
+
+def quantize(
+    config: Callable[[Any], Any], calibration: CalibrationOptions, context: BuildContext
+) -> Artifact:
+    """Quantize ``context.model`` with the configuration that ``config`` makes of the library.
+
+    Raises:
+        BuildError: GPTQModel does not know the architecture, or fails; with its own first line.
+    """
+    import torch
+
+    from qeval.quant.folder import copy_side_files
+    from qeval.quant.formats import describe_packed
+    from qeval.quant.linears import device_of
+
+    library = import_gptqmodel(context.n_threads)
+    device = device_of(context.device)
+    drawn = context.calibration(calibration)
+    examples = [
+        {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        for ids in drawn.windows
+    ]
+    folder = context.out / "model"
+    made = config(library)
+    made.device = device
+    on_cpu_awq = made.method.value == "awq" and device.type == "cpu"
+    try:
+        model = library.GPTQModel.load(
+            str(context.model.path),
+            made,
+            dtype=getattr(torch, context.model.dtype),
+            trust_remote_code=context.model.trust_remote_code,
+        )
+        blocks = int(model.model.config.get_text_config().num_hidden_layers)
+        model.layer_callback = _Blocks(context, blocks)
+        with chdir(context.out):  # it writes a folder of logs wherever it is
+            log = model.quantize(
+                examples,
+                batch_size=1,
+                calibration_data_min_length=1,  # every window is used, whatever its length
+                **({"backend": library.BACKEND.AWQ_TORCH} if on_cpu_awq else {}),
+            )
+        model.save(str(folder))
+    except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
+        raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {first_line(err)}") from err
+    shutil.rmtree(context.out / "logs", ignore_errors=True)
+    copy_side_files(context.model.path, folder)
+    artifact = describe_packed(folder)
+    layers, notes = _with_log(artifact.layers, log, made)
+    return replace(
+        artifact,
+        layers=layers,
+        notes=(*artifact.notes, *notes),
+        details={
+            **artifact.details,
+            "calibration": drawn.facts,
+            "library": {"name": "gptqmodel", "version": version("gptqmodel")},
+        },
+    )
+
+
+def import_gptqmodel(n_threads: int | None) -> Any:
+    """The package. It reads its number of CPU workers, and where its logs go, when it is imported."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(n_threads or len(os.sched_getaffinity(0))))
+    import gptqmodel
+    import gptqmodel.quantization
+
+    return gptqmodel
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of an error, or its class where it says nothing."""
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
+class _Blocks:
+    """GPTQModel calls ``layer_complete`` twice a block; the second time its linears are done."""
+
+    def __init__(self, context: BuildContext, n: int) -> None:
+        self._context, self._n = context, n
+
+    def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:
+        if submodule_finalized:
+            self._context.progress(min(layer_idx + 1, self._n), self._n, "blocks")
+
+
+def _with_log(
+    layers: tuple[LayerReport, ...], log: dict[str, list[dict[str, Any]]], config: Any
+) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
+    """The library's own loss of each linear, and what it did otherwise than asked: a linear that too
+    few tokens reached is rounded to nearest, a damping that was too small is raised."""
+    asked = getattr(config, "damp_percent", None)
+    rows = {_module(row): row for rows in log.values() for row in rows if "module" in row}
+    reports, fallen, damped = [], 0, 0
+    for layer in layers:
+        row = next((r for name, r in rows.items() if layer.name.endswith(name)), None)
+        loss, note = None, ""
+        if row is not None:
+            said = str(row.get("loss", "not applicable"))
+            if "fallback" in said:  # "fallback(rtn): 0.0012"
+                note, fallen = "rounded to nearest: too few calibration tokens", fallen + 1
+            elif said == "not applicable":  # AWQ, grouped-query attention: v and o differ in width
+                note = "no scale searched"
+            else:
+                loss = float(said)
+            damp = float(row.get("damp") or 0)
+            if asked and damp > asked * 1.001:
+                note, damped = f"damping raised to {damp:g}", damped + 1
+        reports.append(replace(layer, loss=loss, note=note or layer.note))
+    n, notes = len(layers), []
+    if fallen:
+        notes.append(
+            f"{fallen} of {n} linears rounded to nearest: too few calibration tokens reached them"
+        )
+    if damped:
+        notes.append(f"{damped} of {n} linears needed a damping above percdamp {asked:g}")
+    return tuple(reports), tuple(notes)
+
+
+def _module(row: dict[str, Any]) -> str:
+    """``layers.3.mlp.up_proj`` of a log line."""
+    return f".{row.get('layer')}.{row['module']}"
