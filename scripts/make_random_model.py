@@ -6,11 +6,16 @@ cannot be fetched (PPL of such a model means nothing). The tokenizer is a byte-l
 GGUF needs its pre-tokenizer named: ``gguf: {type: Q8_0, pre_tokenizer: gpt-2}``.
 
     python scripts/make_random_model.py starcoder2-15b OUT
+    python scripts/make_random_model.py starcoder2-15b OUT --packed gptq --bits 4 --group-size 128
+
+``--packed`` writes random packed integers in the standard GPTQ or AWQ layout (qeval/quant/unpack.py)
+without ever holding the float model: what a quantizer would leave, for the memory and speed of kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pydoc_data.topics
 from pathlib import Path
 from typing import Any
@@ -65,16 +70,92 @@ def main() -> None:
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--packed", choices=("gptq", "awq"))
+    parser.add_argument("--bits", type=int, choices=(2, 4, 8), default=4)
+    parser.add_argument("--group-size", type=int, default=128)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     shape = dict(SHAPES[args.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), bos_token_id=0, eos_token_id=0, **shape)
+    if args.packed:
+        save_packed(config, args.packed, args.bits, args.group_size, args.out)
+        return
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(args.out, max_shard_size="4GB")
     tokenizer().save_pretrained(args.out)
     n = sum(p.numel() for p in model.parameters())
     print(f"{args.out}: {n / 1e9:.2f} B parameters, {n * 2 / 2**30:.2f} GiB in bfloat16")
+
+
+def save_packed(config: Any, kind: str, bits: int, group: int, out: Path) -> None:
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    head = model.get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, like in model.state_dict().items():
+        prefix, _, last = name.rpartition(".")
+        if prefix in linear and last == "weight":
+            parts = packed(kind, like.shape[0], like.shape[1], bits, group, device)
+            made = {f"{prefix}.{part}": value for part, value in parts.items()}
+        elif like.ndim == 1:
+            made = {
+                name: torch.full(
+                    like.shape, float("norm" in name and last == "weight"), dtype=like.dtype
+                )
+            }
+        else:
+            made = {name: (torch.randn(like.shape, device=device) * 0.02).to(like.dtype).cpu()}
+        if sum(t.nbytes for t in shards[-1].values()) > 4e9:
+            shards.append({})
+        shards[-1] |= made
+    index: dict[str, Any] = {"metadata": {"total_size": 0}, "weight_map": {}}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, out / file, metadata={"format": "pt"})
+        index["weight_map"] |= dict.fromkeys(shard, file)
+        index["metadata"]["total_size"] += sum(t.nbytes for t in shard.values())
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    common = {"quant_method": kind, "bits": bits, "group_size": group, "lm_head": False}
+    own = (
+        {"sym": True, "desc_act": False, "checkpoint_format": "gptq"}
+        if kind == "gptq"
+        else {"zero_point": True, "version": "gemm", "modules_to_not_convert": None}
+    )
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.bfloat16
+    config.quantization_config = {**common, **own}
+    config.save_pretrained(out)
+    tokenizer().save_pretrained(out)
+    print(f"{out}: {index['metadata']['total_size'] / 2**30:.2f} GiB, {kind} {bits} bits g{group}")
+
+
+def packed(
+    kind: str, out: int, into: int, bits: int, group: int, device: str
+) -> dict[str, torch.Tensor]:
+    """Random integers of one linear [out, into]; scales that keep its outputs near its inputs in size."""
+
+    def words(*shape: int) -> torch.Tensor:
+        return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=device).cpu()
+
+    scales = torch.full((into // group, out), 3.0 / (2**bits * into**0.5), dtype=torch.float16)
+    middle = 2 ** (bits - 1)
+    if kind == "awq":
+        zero = sum(middle << shift for shift in range(0, 32, bits))
+        zeros = torch.full((into // group, out * bits // 32), zero - 2**32, dtype=torch.int32)
+        return {"qweight": words(into, out * bits // 32), "qzeros": zeros, "scales": scales}
+    zero = sum((middle - 1) << shift for shift in range(0, 32, bits))  # stored less one
+    return {
+        "qweight": words(into * bits // 32, out),
+        "qzeros": torch.full((into // group, out * bits // 32), zero, dtype=torch.int32),
+        "scales": scales,
+        "g_idx": torch.arange(into, dtype=torch.int32) // group,
+    }
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -34,6 +34,10 @@ def describe_folder(path: Path, dtype: str) -> Artifact:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     quantized = config.get("quantization_config")
     tensors = read_tensors(path)
+    if quantized and quantized.get("quant_method") in ("gptq", "awq"):
+        from qeval.quant.formats import describe_packed
+
+        return describe_packed(path)
     if tensors is None or quantized:
         return _as_stored(path, tensors, quantized)
     n_embedding = sum(t.n_elements for t in tensors if t.is_embedding)
