@@ -15,14 +15,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qeval.errors import SandboxError, UsageError
 from qeval.quant.base import Progress
 from qeval.record import Metric
-from qeval.sandbox import Limits, Program, Sandbox, Verdict
+from qeval.sandbox import Limits, Program, Sandbox, Verdict, Verdicts
 from qeval.stats import mean_stderr, pass_at_k, share_interval
 from qeval.tasks.samples import Problem, Sample
 from qeval.verdicts import Graded, VerdictFile, program_key
@@ -76,6 +76,7 @@ class Grader:
         self._changed = threading.Condition()  # guards all of the above
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._running: Verdicts | None = None
         self.reused = 0  # verdicts that the file had
 
     @property
@@ -130,6 +131,8 @@ class Grader:
 
     def __exit__(self, *_: object) -> None:
         self._queue.stop()
+        if self._running is not None:
+            self._running.close()  # its programs may have seconds to go
         if self._thread is not None:
             self._thread.join()
         if self._file is not None:
@@ -190,14 +193,13 @@ class Grader:
     def _run(self) -> None:
         """The thread: takes verdicts until the queue is closed, or something breaks."""
         try:
-            verdicts = self._sandbox.run(self._queue, self._limits, self._workers)
+            self._running = self._sandbox.run(self._queue, self._limits, self._workers)
             try:
-                for verdict in verdicts:
+                for verdict in self._running:
                     self._take(verdict)
             finally:
                 self._queue.stop()  # a thread of the sandbox may wait for it
-                if isinstance(verdicts, Generator):
-                    verdicts.close()  # the error below would keep it, and its processes, alive
+                self._running.close()  # the error below would keep it, and its processes, alive
             if missing := len(self._pending):
                 raise SandboxError(
                     f"the {self._sandbox.name} sandbox ended early; verdicts missing: {missing}"

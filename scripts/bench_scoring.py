@@ -108,13 +108,10 @@ def solution(problem: dict[str, str], rng: random.Random) -> str:
 
 
 def another_return(problem: dict[str, str], rng: random.Random) -> str:
-    """One of the returned values replaced or wrapped: control flow stays, so it ends when that does."""
+    """One of the values that the function asked for returns, replaced or wrapped: its control flow
+    stays, so it ends when that does. (A helper's value may be what a loop waits for.)"""
     head, body = problem["prompt"], problem["canonical_solution"]
-    values = [
-        node.value
-        for node in ast.walk(ast.parse(head + body))
-        if isinstance(node, ast.Return) and node.value and node.lineno > head.count("\n")
-    ]
+    values = [value for value in returned(ast.parse(head + body), problem["entry_point"]) if value]
     value = rng.choice(values)
     lines = (head + body).encode().splitlines(keepends=True)  # ast counts bytes
     start = sum(map(len, lines[: value.lineno - 1])) + value.col_offset
@@ -123,6 +120,19 @@ def another_return(problem: dict[str, str], rng: random.Random) -> str:
     old = text[start:end].decode()
     new = rng.choice(["None", "0", "[]", f"not ({old})", f"({old}, {old})", f"str({old})"])
     return (text[:start] + new.encode() + text[end:]).decode()[len(head) :]
+
+
+def returned(tree: ast.Module, name: str) -> Iterator[ast.expr | None]:
+    """The values of a function's own return statements, not of functions inside it."""
+    left: list[ast.AST] = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    while left:
+        for node in ast.iter_child_nodes(left.pop()):
+            if isinstance(node, ast.Return):
+                yield node.value
+            elif not isinstance(node, ast.FunctionDef | ast.Lambda):
+                left.append(node)
 
 
 def nothing(problem: dict[str, str], rng: random.Random) -> str:

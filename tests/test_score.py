@@ -32,6 +32,22 @@ PROBLEMS["P/3"] = replace(PROBLEMS["P/3"], solution=None)
 LIMITS = Limits(timeout_s=3.0)
 
 
+class Stream:
+    """Verdicts that may be closed by any thread; the programs of ``Told`` have no time to go."""
+
+    def __init__(self, verdicts):
+        self.verdicts, self.closed = verdicts, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.verdicts)
+
+    def close(self):
+        self.closed = True
+
+
 class Told:
     """A sandbox that believes the programs: a code ``... STATUS # ...`` ends so. Its threads take the
     programs as the real one's do, at most one each."""
@@ -43,6 +59,9 @@ class Told:
         self.codes, self.timeouts, self.threads = [], {}, []
 
     def run(self, programs, limits, workers):
+        return Stream(self.verdicts(programs, workers))
+
+    def verdicts(self, programs, workers):
         out, programs = queue.Queue(), iter(programs)
         self.threads = [
             threading.Thread(target=self._lane, args=(programs, out), daemon=True)
@@ -401,7 +420,7 @@ def test_a_broken_sandbox_is_told_by_the_next_add_and_by_finish():
 
 def test_a_sandbox_that_forgets_a_program_is_told():
     class Forgetful(Told):
-        def run(self, programs, limits, workers):
+        def verdicts(self, programs, workers):
             yield self.judge(next(iter(programs)))
 
     with pytest.raises(SandboxError, match=r"told sandbox ended early; verdicts missing: [12]"):
@@ -423,6 +442,22 @@ def test_leaving_with_an_error_stops_the_sandbox_and_keeps_the_verdicts(tmp_path
         thread.join(timeout=10)
     assert not any(thread.is_alive() for thread in (*box.threads, *named("grader")))
     assert path.read_text().count("\n") == added
+
+
+def test_leaving_ends_programs_that_have_time_to_go():
+    """With every lane busy: 60 s for each of them."""
+    with (
+        pytest.raises(RuntimeError, match="the model broke"),
+        Grader(PROBLEMS, find_sandbox(weak=True), replace(LIMITS, timeout_s=60.0), workers=2) as grader,
+    ):
+        for i in range(4):
+            grader.add(Sample("P/3", f"while True: pass # {i}"))
+        wait_for(lambda: grader._running is not None)
+        time.sleep(0.5)
+        left = time.monotonic()
+        raise RuntimeError("the model broke")
+    assert time.monotonic() - left < 10
+    assert not named("grader")
 
 
 def named(name):

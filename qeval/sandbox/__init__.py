@@ -8,7 +8,7 @@ No generated code is ever executed in a process of qeval itself. ``inside/`` is 
 walls; ``lane.py`` talks to it; docs/sandbox.md is the threat model.
 """
 
-from qeval.sandbox.base import Limits, Program, Sandbox, Verdict
+from qeval.sandbox.base import Limits, Program, Sandbox, Verdict, Verdicts
 from qeval.sandbox.find import find_sandbox
 
-__all__ = ["Limits", "Program", "Sandbox", "Verdict", "find_sandbox"]
+__all__ = ["Limits", "Program", "Sandbox", "Verdict", "Verdicts", "find_sandbox"]

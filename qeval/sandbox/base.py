@@ -77,6 +77,14 @@ class Verdict:
         return f"failed: {self.detail.partition(':')[0]}"
 
 
+class Verdicts(Iterator[Verdict], Protocol):
+    """The verdicts of one run, as they come."""
+
+    def close(self) -> None:
+        """Kill what still runs. From any thread: who waits for the next verdict is told the end."""
+        ...
+
+
 class Sandbox(Protocol):
     @property
     def name(self) -> str: ...
@@ -86,7 +94,7 @@ class Sandbox(Protocol):
         """The walls that stand, each of them tried, for the record."""
         ...
 
-    def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Iterator[Verdict]:
+    def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Verdicts:
         """One verdict per program as they finish, in any order, ``workers`` at a time. Programs are
         taken only as fast as they are run, in threads of the sandbox: the iterable may block.
 

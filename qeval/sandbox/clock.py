@@ -43,7 +43,9 @@ class Clock:
         if wall < limit or wall > PATIENCE * limit + 60:
             return limit - wall
         used = self._used(self._before)
-        left = limit - wall + used.waited
+        # One of two that hand over to each other is ready, and waits, while the other still computes: a
+        # wait that is no loss. However much is waited, so much CPU time is enough.
+        left = limit - max(wall - used.waited, used.cpu)
         if left <= 0 and used.runnable and used.cpu < limit:
             left = limit - used.cpu  # it waits right now, which the kernel counts only afterwards
         return max(left, 0.01) if left > 0 else left
@@ -66,9 +68,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a process: CPU seconds of all threads; seconds for which that thread waited for a core that
-    waited longest (a crowd of threads is not to get the sum of their waits); whether its first thread
-    runs or could run now."""
+    """Of a process: CPU seconds of the thread that ran longest (threads beside each other are no more
+    time than one); seconds for which that thread waited for a core that waited longest (a crowd of
+    threads is not to get the sum of their waits); whether its first thread runs or could run now."""
 
     cpu: float = 0.0
     waited: float = 0.0
@@ -87,7 +89,7 @@ def usage(pid: int) -> Usage:
         for thread in (PROC / str(pid) / "task").iterdir():
             with suppress(OSError, IndexError, ValueError):  # it has ended; no such file here
                 fields = (thread / "schedstat").read_text().split()
-                cpu += int(fields[0])
+                cpu = max(cpu, int(fields[0]))
                 waited = max(waited, int(fields[1]))
     return Usage(cpu / 1e9, waited / 1e9, runnable)
 

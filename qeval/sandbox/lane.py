@@ -26,7 +26,7 @@ from qeval.sandbox.clock import Clock
 from qeval.sandbox.inside import wire
 
 HERE = Path(__file__).parent
-BOOT = "import sys; sys.path[0] = {here!r}; from inside.main import main; main()"
+BOOT = "import sys; sys.path[0] = {here!r}; import inside.preload; from inside.main import main; main()"
 START_S = 60.0  # for an interpreter to come up and the walls to be tried, on a machine however loaded
 STOP_S = 2.0  # for a lane to report a program that was stopped
 MAX_VERDICT = MIB
@@ -225,6 +225,7 @@ def environment(python: Path, home: str) -> dict[str, str]:
         "TMPDIR": home,
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",  # the order of a set is the same every time
+        "LD_BIND_NOW": "1",  # or every program would look up its functions anew
         "LD_LIBRARY_PATH": str(python.parent.parent / "lib"),  # a shared libpython beside it
     }
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import ClassVar
 
 from qeval.errors import SandboxError
-from qeval.sandbox.base import Limits, Program, Verdict
+from qeval.sandbox.base import Limits, Program, Verdict, Verdicts
 from qeval.sandbox.lane import Lane, LaneBroken, Launch, host_marks
 
 JOIN_S = 10.0
@@ -43,13 +43,9 @@ class LaneSandbox(ABC):
     def launch(self, limits: Limits) -> AbstractContextManager[Launch]:
         """How a lane is started, and what there is for as long as it runs."""
 
-    def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Iterator[Verdict]:
-        """See Sandbox.run. Close an iterable that blocks before this iterator is closed."""
-        run = _Run(self, programs, limits, workers)
-        try:
-            yield from run.verdicts()
-        finally:
-            run.stop()
+    def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Verdicts:
+        """See Sandbox.run. Close an iterable that blocks before the verdicts are closed."""
+        return _Verdicts(_Run(self, programs, limits, workers))
 
     def _try(self) -> dict[str, str]:
         try:
@@ -67,6 +63,26 @@ class LaneSandbox(ABC):
                 f"{self.name}: a right program is judged {verdict.text} {verdict.detail}"
             )
         return layers
+
+
+class _Verdicts:
+    """What LaneSandbox.run returns. The lanes' threads do not know it, so whoever lets go of it, ends
+    them."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run, self._verdicts = run, run.verdicts()
+
+    def __iter__(self) -> _Verdicts:
+        return self
+
+    def __next__(self) -> Verdict:
+        return next(self._verdicts)
+
+    def close(self) -> None:
+        self._run.stop()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _Run:
@@ -89,18 +105,24 @@ class _Run:
         for thread in self._threads:
             thread.start()
         working = len(self._threads)
-        while working:
-            found = self._found.get()
-            if found is None:
-                working -= 1
-            elif isinstance(found, BaseException):
-                raise found
-            else:
-                yield found
+        try:
+            while working and not self._stopped.is_set():
+                found = self._found.get()
+                if found is None:
+                    working -= 1
+                elif isinstance(found, BaseException):
+                    raise found
+                else:
+                    yield found
+        finally:
+            self.stop()
 
     def stop(self) -> None:
-        """Kill what still runs. A thread that waits for the next program ends when there is one."""
+        """Kill what still runs, from any thread. One that waits for the next program ends when there
+        is one."""
         self._stopped.set()
+        with suppress(queue.Full):  # then there is something to be had, and nobody waits for it
+            self._found.put_nowait(None)
         for lane in list(self._lanes):
             lane.kill()
         for thread in self._threads:

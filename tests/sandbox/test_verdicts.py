@@ -10,6 +10,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -767,6 +768,18 @@ def test_closing_early_leaves_nothing(sandbox: Sandbox):
         _host.adopt_orphans(False)
 
 
+def test_another_thread_may_close(sandbox: Sandbox):
+    """The one that waits for a verdict is told that there is none."""
+    programs = [Program(str(i), "while True: pass", "pass") for i in range(3)]
+    running = sandbox.run(programs, Limits(timeout_s=60), 2)
+    closing = threading.Timer(0.5, running.close)
+    closing.start()
+    started = time.monotonic()
+    assert list(running) == []
+    closing.join()
+    assert time.monotonic() - started < 5
+
+
 SCORER = """\
 import itertools, sys
 from qeval.sandbox import Limits, Program, find_sandbox
@@ -790,6 +803,22 @@ def test_nothing_outlives_a_scorer_that_is_killed(sandbox: Sandbox):
         assert _host.leaks(before) == []
     finally:
         _host.adopt_orphans(False)
+
+
+def test_a_fork_draws_no_seed():
+    """After a fork `random` asks the kernel for a new seed if it can: 50 pages and a system call."""
+    script = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+import inside.preload, os, random
+state = random.getstate()
+pid = os.fork()
+if pid == 0:
+    os._exit(random.getstate() != state)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    where = str(REPO / "qeval" / "sandbox")
+    assert subprocess.run([sys.executable, "-S", "-c", script, where]).returncode == 0
 
 
 def wait_for(condition: Callable[[], bool], patience_s: float = 10.0) -> None:

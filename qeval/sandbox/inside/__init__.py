@@ -1,6 +1,7 @@
 """What runs inside the sandbox. Imported under the name ``inside`` by a bare interpreter that has only
 the standard library (see ``lane.py``): nothing here may import qeval or a package.
 
+    preload.py      what most programs import; comes first
     main.py         a lane's life: enter the walls, fork the zygote, become the judge
     namespaces.py   the walls around a lane: namespaces, a small read-only root, a scratch file system
     confine.py      the walls around one program: limits, capabilities, Landlock, seccomp

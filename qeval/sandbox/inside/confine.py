@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import math
 import os
 import resource
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .seccomp import OWN_PID, lane_filter, program_filter
 from .syscalls import (
@@ -23,8 +21,10 @@ from .syscalls import (
     PR_SET_NO_NEW_PRIVS,
     PR_SET_SECCOMP,
     SECCOMP_MODE_FILTER,
-    Capabilities,
+    capabilities,
+    make,
     prctl,
+    ready,
     syscall,
 )
 
@@ -42,8 +42,7 @@ USE_DEVICE = READ_FILE | WRITE_FILE | TRUNCATE
 OWN = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """What a confined process may reach: folders to read, devices to use, one folder of its own."""
 
     read: Sequence[str]
@@ -64,7 +63,7 @@ def drop_capabilities(keep: int = 0) -> None:
         except OSError as err:
             if err.errno not in (errno.EINVAL, errno.EPERM):  # no such capability; no right to drop
                 raise
-    Capabilities(keep).set()
+    make(capabilities(keep))
 
 
 def limit(limits: Mapping[str, int]) -> None:
@@ -73,9 +72,9 @@ def limit(limits: Mapping[str, int]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
-def limit_cpu(seconds: float) -> None:
-    whole = math.ceil(seconds) + 1  # the second at which the kernel kills; nothing can catch that
-    resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
+def limit_cpu(seconds: int) -> None:
+    """The second of CPU time at which the kernel kills; nothing can catch that."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
 def landlock_version() -> int:
@@ -114,24 +113,21 @@ def _allow(rules: int, path: str, rights: int) -> None:
     os.close(fd)
 
 
-def landlock(rules: int) -> None:
-    """Bind this thread and its children by a rule set; needs no_new_privileges."""
-    syscall(LANDLOCK_RESTRICT_SELF, rules, _landlock_flags())
-
-
-@cache  # asked before the fork: what a forked process touches is copied page by page
-def _landlock_flags() -> int:
-    return NO_LOG if landlock_version() >= QUIET_ABI else 0
+def landlock(rules: int) -> Callable[[], int]:
+    """The call that binds its thread and the children of that by a rule set, ready; it needs
+    no_new_privileges."""
+    flags = NO_LOG if landlock_version() >= QUIET_ABI else 0
+    return ready("syscall", LANDLOCK_RESTRICT_SELF, rules, flags)
 
 
 class LaneFilter:
     """The seccomp filter that all processes of a lane share; needs no_new_privileges."""
 
     def __init__(self) -> None:
-        self._code = _Code(lane_filter())
+        self._bytes, self._call = _filter(lane_filter())
 
     def install(self) -> None:
-        self._code.install()
+        make(self._call)
 
 
 class ProgramFilter:
@@ -139,30 +135,22 @@ class ProgramFilter:
 
     def __init__(self, *, may_send: bool = False) -> None:
         code = program_filter(may_send=may_send)
-        self._code = _Code(code)
-        self._pids = [at for at in range(4, len(code), 8) if code[at : at + 4] == _word(OWN_PID)]
+        self._bytes, self._call = _filter(code)
+        own = struct.pack("=I", OWN_PID)
+        self._pids = [at for at in range(4, len(code), 8) if code[at : at + 4] == own]
 
     def install(self) -> None:
         """Allow this process only what ``seccomp.py`` lists, for good."""
+        pid = os.getpid()
         for at in self._pids:
-            self._code.write(at, _word(os.getpid()))
-        self._code.install()
+            struct.pack_into("=I", self._bytes, at, pid)
+        make(self._call)
 
 
-class _Code:
-    """A filter in memory: ``struct sock_fprog {unsigned short len; struct sock_filter *filter;}``."""
-
-    def __init__(self, code: bytes) -> None:
-        self._code = ctypes.create_string_buffer(code, len(code))
-        self._address = ctypes.addressof(self._code)
-        self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, self._address))
-
-    def write(self, at: int, data: bytes) -> None:
-        ctypes.memmove(self._address + at, data, len(data))
-
-    def install(self) -> None:
-        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, self._program)
-
-
-def _word(number: int) -> bytes:
-    return struct.pack("=I", number)
+def _filter(code: bytes) -> tuple[Any, Callable[[], int]]:
+    """A filter in memory, which must stay there, and the call that installs it: ``struct sock_fprog
+    {unsigned short len; struct sock_filter *filter;}``."""
+    filter = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("@HP", len(code) // 8, ctypes.addressof(filter))
+    program = ctypes.create_string_buffer(header)
+    return filter, ready("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)

@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from . import judge, probes, zygote
+from . import judge, probes, program, zygote
 from .confine import (
     Files,
     LaneFilter,
@@ -26,12 +26,9 @@ from .confine import (
     no_new_privileges,
 )
 from .namespaces import enter
-from .syscalls import CAP_SYS_ADMIN, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
+from .syscalls import CAP_SYS_ADMIN, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, make, prctl
 from .wire import Reader, send
 
-# What most programs import is there already, in memory that all of them share; any more would make
-# every fork slower by more than the imports it saves.
-PRELOADED = ("collections", "functools", "itertools", "math", "random", "re", "string", "typing")
 MAX_CONFIGURATION = 1 << 20
 SIGKILL = 9
 
@@ -43,7 +40,6 @@ def main() -> None:
         os.dup2(null, fd)
     reader = Reader(host)
     config = reader.receive(MAX_CONFIGURATION)
-    _preload()
     del sys.path[0]  # the folder of this package
     try:
         no_new_privileges()
@@ -69,21 +65,12 @@ def main() -> None:
     judge.serve(reader, host, ours)
 
 
-def _preload() -> None:
-    # The generator of `random` would draw a new seed after every fork, for nothing: program.py sets it.
-    register, os.register_at_fork = os.register_at_fork, lambda **_: None
-    for name in PRELOADED:
-        __import__(name)
-    os.register_at_fork = register
-
-
 def _walls(config: dict[str, Any]) -> zygote.Walls:
     return zygote.Walls(
-        limits=config["limits"],
-        files=Files(config["shown"], config["devices"], config["own"]),
+        config["limits"],
+        Files(config["shown"], config["devices"], config["own"]),
         use_landlock=config["landlock"],
         use_seccomp=config["seccomp"],
-        own_pids=config["scratch"] is not None,
         scratch=config["scratch"],
     )
 
@@ -98,6 +85,7 @@ def _become_zygote(control: _socket.socket, walls: zygote.Walls, config: dict[st
         limit(walls.limits)  # the programs inherit them, and this filter
         if walls.use_seccomp:
             LaneFilter().install()
+        program.rehearse()
         gc.collect()
         gc.freeze()
         control.send(json.dumps(found).encode())
@@ -112,7 +100,7 @@ def _confine_judge(walls: zygote.Walls) -> None:
     prctl(PR_SET_PDEATHSIG, SIGKILL)
     if walls.use_landlock:
         rules = landlock_rules(walls.files)
-        landlock(rules)
+        make(landlock(rules))
         os.close(rules)
     limit(walls.limits)
     if walls.use_seccomp:

@@ -14,9 +14,9 @@ import resource
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .confine import LaneFilter, ProgramFilter, landlock, landlock_version, limit
+from .confine import LaneFilter, ProgramFilter, landlock_version, limit
 from .namespaces import HOSTNAME
-from .syscalls import CLONE_NEWNET, PR_GET_NO_NEW_PRIVS, Capabilities, call, mount, prctl
+from .syscalls import CLONE_NEWNET, PR_GET_NO_NEW_PRIVS, call, capabilities, make, mount, prctl
 
 if TYPE_CHECKING:
     from .zygote import Walls
@@ -131,7 +131,7 @@ def _scratch(walls: Walls) -> str:
 
 
 def _capabilities() -> str:
-    Capabilities(0).set()
+    make(capabilities(0))
     return _first(
         _refused(lambda: mount("x", "/tmp", "tmpfs", 0), errno.EPERM),
         _refused(lambda: call("unshare", CLONE_NEWNET), errno.EPERM),
@@ -144,7 +144,7 @@ def _no_new_privileges() -> str:
 
 
 def _landlock(walls: Walls, marks: Marks) -> str:
-    landlock(walls._rules)
+    make(walls.landlock)
     inside = os.open(f"{walls.files.own}/inside", os.O_CREAT | os.O_WRONLY)
     os.close(inside)
     library = next(path for path in walls.files.read if os.path.isdir(path))

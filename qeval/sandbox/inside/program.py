@@ -9,6 +9,7 @@ program: the judge takes them for what they are, plain values and names.
 
 from __future__ import annotations
 
+import _socket
 import random
 import sys
 import types
@@ -20,6 +21,36 @@ from .wire import Reader, send
 
 MAX_REQUEST = 1 << 30
 TEXT_CHARS = 200
+REHEARSALS = 20  # until nothing is done for the first time, the interpreter's own tuning included
+REHEARSAL = """\
+from typing import Dict, List, Optional, Tuple
+import math
+
+
+def largest(numbers: List[int], start: Optional[int] = None) -> Tuple[int, Dict[str, float]]:
+    \"\"\"The largest number, and what the others are.\"\"\"
+    found = {}
+    for i, n in enumerate(sorted(set(numbers), reverse=True)):
+        if i % 2 == 0 and n > 1:
+            found[str(n)] = math.sqrt(n) / 2.0
+    numbers.append(sum(n * n for n in numbers) + len([n for n in numbers if n != 1]))
+    return max(numbers[0], start or -1), found
+
+
+def spaced(text):
+    words = text.lower().split(" ")
+    while len(words) > 3:
+        words.pop()
+    if not words[-1]:
+        raise ValueError(f"no word in {text!r}")
+    return "-".join(reversed(words))[::-1]
+"""
+CALLS: tuple[tuple[str, list[Any], dict[str, Any]], ...] = (
+    ("largest", [[3, 1, 2]], {}),
+    ("largest", [[]], {"start": 5}),
+    ("spaced", ["a bc d e"], {}),
+    ("spaced", [""], {}),
+)
 
 
 def serve(channel: int) -> None:
@@ -37,6 +68,21 @@ def serve(channel: int) -> None:
             answer = objects.answer(reader.receive(MAX_REQUEST))
     except Exception:  # the judge has gone, or the program has broken its own channel
         return
+
+
+def rehearse() -> None:
+    """Do what a program's process does, before the fork: what is looked up, tuned or set aside on the
+    first time is then in memory that all of them share."""
+    for _ in range(REHEARSALS):
+        ours, theirs = _socket.socketpair()
+        send(ours.fileno(), {"code": REHEARSAL})
+        for name, args, kwargs in CALLS:
+            send(ours.fileno(), {"call": name, "args": args, "kwargs": kwargs})
+        ours.shutdown(_socket.SHUT_WR)
+        serve(theirs.fileno())
+        ours.close()
+        theirs.close()
+    del sys.modules["program"]
 
 
 def load(code: str, objects: Objects) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Documentation/userspace-api/seccomp_filter.rst); the numbers are those of its as
 from __future__ import annotations
 
 import errno
-import platform
+import os
 import struct
 
 LOAD, JUMP_EQ, JUMP_GT, JUMP_GE, JUMP_SET, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
@@ -214,7 +214,7 @@ def number(pair: tuple[int | None, int | None], machine: str | None = None) -> i
     Raises:
         OSError: a machine that the tables do not know.
     """
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if machine not in MACHINES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")
     return pair[list(MACHINES).index(machine)]
@@ -222,7 +222,7 @@ def number(pair: tuple[int | None, int | None], machine: str | None = None) -> i
 
 def lane_filter(machine: str | None = None) -> bytes:
     """What no process of a lane needs is refused: an array of ``struct sock_filter``."""
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     plain = {number(pair, machine) for table in (ALLOWED, LANE_ONLY) for pair in table.values()}
     code = [
         _step(LOAD, OFFSET_ARCH),
@@ -249,7 +249,7 @@ def lane_filter(machine: str | None = None) -> bytes:
 def program_filter(*, may_send: bool = False, machine: str | None = None) -> bytes:
     """What only the zygote needs is refused, too. OWN_PID stands for the number of the process;
     ``may_send`` allows ``sendmsg`` (the judge hands descriptors to the zygote)."""
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     own = _one_of(0, (OWN_PID,), errno.EPERM)
     thread = [
         _argument(0),

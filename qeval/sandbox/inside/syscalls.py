@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,6 +50,18 @@ def syscall(number: int, *arguments: Any) -> int:
     return result
 
 
+def ready(name: str, *arguments: Any) -> Callable[[], int]:
+    """A call of a function of the C library, put together before a fork; for :func:`make`. A forked
+    process touches few pages to make it, and each of them is one for the kernel to copy."""
+    return functools.partial(getattr(_libc, name), *map(_word, arguments))
+
+
+def make(call: Callable[[], int]) -> None:
+    """Make a call that is ready; raises OSError."""
+    if call() == -1:
+        raise _failure(str(call))
+
+
 def _word(argument: Any) -> Any:
     """Integers as 64 bits: a plain int would be passed as 32 of them."""
     return ctypes.c_long(argument) if isinstance(argument, int) else argument
@@ -83,12 +97,8 @@ def set_mount_attributes(path: str, attributes: int, *, recursive: bool) -> None
     syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, ctypes.byref(wanted), size)
 
 
-class Capabilities:
-    """Effective and permitted capabilities set to ``mask`` (bits below 32), inheritable ones none."""
-
-    def __init__(self, mask: int) -> None:
-        self._header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
-        self._sets = (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0)
-
-    def set(self) -> None:
-        call("capset", self._header, self._sets)
+def capabilities(mask: int) -> Callable[[], int]:
+    """Sets the effective and permitted capabilities to ``mask`` (bits below 32), inheritable ones to
+    none."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    return ready("capset", header, (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0))

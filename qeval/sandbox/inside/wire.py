@@ -25,12 +25,17 @@ class Closed(WireError):
     """The other side has closed the socket."""
 
 
+def frame(message: Any) -> bytes:
+    body = _encode(message).encode()
+    return len(body).to_bytes(HEADER, "little") + body
+
+
 def send(fd: int, message: Any) -> None:
     """Write one message, whatever its length. Raises OSError when nobody is there to read it."""
-    body = _encode(message).encode()
-    data = memoryview(len(body).to_bytes(HEADER, "little") + body)
-    while data:
-        data = data[_write(fd, data) :]
+    data = frame(message)
+    written = _write(fd, data)
+    while written < len(data):
+        written += _write(fd, data[written : written + CHUNK])
 
 
 class Reader:

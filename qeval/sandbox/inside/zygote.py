@@ -14,42 +14,47 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn
 
 from . import program
 from .confine import Files, ProgramFilter, landlock, landlock_rules, limit_cpu
 from .namespaces import renew_scratch
-from .syscalls import Capabilities
-from .wire import send
+from .syscalls import capabilities, make
+from .wire import frame, send
 
 CHANNEL = 3  # the program's end of its socket
 POLL_S = 0.001
 FD_SIZE = 4
+UNBROKEN = frame({"broken": ""})
 
 
-@dataclass
 class Walls:
     """What stands around every program of this lane; made before the fork as far as possible."""
 
-    limits: Mapping[str, int]
-    files: Files
-    use_landlock: bool
-    use_seccomp: bool
-    own_pids: bool  # this process is the first of a pid namespace
-    scratch: str | None  # mount options of /tmp; None: it is a plain folder
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        files: Files,
+        *,
+        use_landlock: bool,
+        use_seccomp: bool,
+        scratch: str | None,
+    ) -> None:
+        """``scratch``: the mount options of /tmp, in a pid namespace whose first process this is; None:
+        it is a plain folder, and there is no such namespace."""
+        self.limits, self.files, self.scratch = limits, files, scratch
+        self.use_landlock, self.use_seccomp = use_landlock, use_seccomp
+        self._rules = -1
+        self._filter = ProgramFilter() if use_seccomp else None
+        self._no_capabilities = capabilities(0)
+        self._renew_rules()
+        self._clean = os.stat(files.own).st_ctime_ns
 
-    def __post_init__(self) -> None:
-        self._rules = landlock_rules(self.files) if self.use_landlock else -1
-        self._filter = ProgramFilter() if self.use_seccomp else None
-        self._no_capabilities = Capabilities(0)
-        self._clean = os.stat(self.files.own).st_ctime_ns
-
-    def put_up(self, channel: int, cpu_s: float) -> None:
+    def put_up(self, channel: int, cpu_s: int) -> None:
         """Confine this process, for good, and leave it one descriptor: CHANNEL."""
         if self.use_landlock:
-            landlock(self._rules)
-        self._no_capabilities.set()
+            make(self.landlock)
+        make(self._no_capabilities)
         limit_cpu(cpu_s)
         os.dup2(channel, CHANNEL)
         os.closerange(CHANNEL + 1, 1 << 20)
@@ -66,9 +71,15 @@ class Walls:
         else:
             renew_scratch(self.scratch)
         self._clean = os.stat(self.files.own).st_ctime_ns
-        if self.use_landlock and self.scratch is not None:  # the rule was for a folder that is gone
-            os.close(self._rules)
+        if self.scratch is not None:  # one rule was for a folder that is gone
+            self._renew_rules()
+
+    def _renew_rules(self) -> None:
+        if self.use_landlock:
+            if self._rules >= 0:
+                os.close(self._rules)
             self._rules = landlock_rules(self.files)
+            self.landlock = landlock(self._rules)
 
 
 def serve(control: _socket.socket, walls: Walls) -> NoReturn:
@@ -83,21 +94,21 @@ def serve(control: _socket.socket, walls: Walls) -> NoReturn:
             channel = int.from_bytes(ancillary[0][2][:FD_SIZE], "little")
             child = os.fork()
             if child == 0:
-                _become_program(channel, walls, float(value))
+                _become_program(channel, walls, int(value))
             os.close(channel)
         else:
-            control.send(_end(child, int(value) / 1000, walls.own_pids))
+            control.send(_end(child, int(value) / 1000, walls.scratch is not None))
             walls.clean()
 
 
-def _become_program(channel: int, walls: Walls, cpu_s: float) -> NoReturn:
+def _become_program(channel: int, walls: Walls, cpu_s: int) -> NoReturn:
     try:
         try:
             walls.put_up(channel, cpu_s)
         except BaseException as err:
             send(channel, {"broken": f"{type(err).__name__}: {err}"})
         else:
-            send(CHANNEL, {"broken": ""})
+            os.write(CHANNEL, UNBROKEN)
             program.serve(CHANNEL)
     finally:
         os._exit(0)
