@@ -231,6 +231,56 @@ def cache_remove(
     click.echo(remove_cached(cache_dir, keys, older_than, everything))
 
 
+@cli.group()
+@click.option("--cache-dir", type=FOLDER, help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].")
+@click.pass_context
+def env(context: click.Context, cache_dir: Path | None) -> None:
+    """Environments of their own, for libraries that need an old stack (AutoGPTQ, AutoAWQ)."""
+    from qeval.artifacts import default_cache_dir
+
+    context.obj = (cache_dir or default_cache_dir()).expanduser().resolve()
+
+
+@env.command(name="create")
+@click.argument("name")
+@click.option("--python", type=FOLDER, metavar="PATH", help="Make it from this interpreter.")
+@click.option(
+    "--system-site-packages",
+    is_flag=True,
+    help="Use torch and other packages of that interpreter; only what does not fit is installed.",
+)
+@click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
+@click.pass_obj
+def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
+    """Make the environment NAME (`qeval env list` shows the names).
+
+    Where it is ready nothing is done; where it is out of date it is made again. pip's own settings
+    (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX) hold.
+    """
+    from qeval.commands import create_environment
+
+    click.echo(create_environment(cache_dir, name, **options))
+
+
+@env.command(name="list")
+@click.pass_obj
+def env_list(cache_dir: Path) -> None:
+    """List the environments: state, Python, size, place, and what each is for."""
+    from qeval.commands import environment_table
+
+    click.echo(environment_table(cache_dir))
+
+
+@env.command(name="remove")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_obj
+def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
+    """Remove environments by their NAMES."""
+    from qeval.commands import remove_environments
+
+    click.echo(remove_environments(cache_dir, names))
+
+
 def _print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> None:
     from qeval.report.render import render
     from qeval.report.rows import build_table

@@ -80,12 +80,17 @@ def run_spec(
 def _preflight(cells: list[Cell], settings: RunSettings) -> None:
     """Raises QevalError for what this machine lacks for these cells, before an hour is spent."""
     from qeval.data import DataSource
+    from qeval.quant.formats import check_float, check_runs
     from qeval.runner import interpreter
 
     for engine in dict.fromkeys(cell.row.engine for cell in cells):
         registry.engine(engine).preflight()
     for row in {id(cell.row): cell.row for cell in cells}.values():
         method = registry.method(row.quantization.method)
+        if row.artifact is not None:
+            check_runs(row.artifact, row.model)
+        else:
+            check_float(row.quantization.method, row.model)
         method.preflight(row.quantization.options, row.model)
         interpreter(method, row.quantization.options, settings.cache_dir)
     tasks = {(cell.task.task, repr(cell.task.options)): cell.task for cell in cells}
@@ -300,6 +305,40 @@ def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, e
         keys = tuple(e.key for e in cache.entries())
     removed = cache.remove(keys)
     return f"removed {len(removed)} models, {human_bytes(sum(e.n_bytes for e in removed))}"
+
+
+def create_environment(cache_dir: Path, name: str, **options: Any) -> str:
+    """Make an environment, saying its steps on stderr; where it is and how it stands."""
+    from qeval import envs
+
+    started = time.monotonic()
+
+    def step(what: str) -> None:
+        say(f"[{name} {time.monotonic() - started:3.0f}s] {what}")
+
+    made = envs.create(name, cache_dir, say=step, **options)
+    versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
+    return f"{name} is {made.state}: {made.path} (Python {made.python}, {versions})"
+
+
+def environment_table(cache_dir: Path) -> str:
+    from qeval.envs import states
+
+    rows = [("name", "state", "python", "size", "where", "what for")]
+    for e in states(cache_dir):
+        size = human_bytes(e.n_bytes) if e.n_bytes else "-"
+        rows.append((e.name, e.state, e.python or "-", size, str(e.path), e.about))
+    return _columns(rows)
+
+
+def remove_environments(cache_dir: Path, names: Sequence[str]) -> str:
+    """Raises UsageError where one is not there or is being built; those before it are removed."""
+    from qeval import envs
+
+    found = {e.name: e for e in envs.states(cache_dir)}
+    for name in names:
+        envs.remove(name, cache_dir)
+    return f"removed {', '.join(names)}, {human_bytes(sum(found[n].n_bytes for n in names))}"
 
 
 def _cached_name(description: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@
     ├── ModelError        1  a model folder or checkpoint is missing, truncated or of no known format
     ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
     ├── StoreError        1  a results folder cannot be read, written or locked
+    ├── EnvError          1  an environment (`qeval env`) cannot be made; names the log
     ├── BuildError        1  a method cannot quantize this model (recorded per cell, the run goes on)
     ├── EngineError       1  an engine cannot load or run the artifact (recorded per cell)
     └── SandboxError      1  no sandbox on this machine, or it broke
@@ -48,6 +49,10 @@ class DataError(QevalError):
 
 
 class StoreError(QevalError):
+    pass
+
+
+class EnvError(QevalError):
     pass
 
 

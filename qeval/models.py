@@ -1,7 +1,8 @@
 """Model names -> local folders with a content identity (torch-free, runs in the parent).
 
 A local folder's identity is the sha256 of its configuration, tokenizer and weights, remembered by
-size and modification time so that a 30 GB model is read once; a hub model's is its commit.
+size and modification time so that a 30 GB model is read once; a hub model's is its commit. What came
+from the hub is compared, once, with the sha256 that the hub gave.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from qeval.errors import MissingExtraError, ModelError
 from qeval.files import write_atomic
 from qeval.quant.base import ModelRef
-from qeval.weights import read_tensors
+from qeval.quant.formats import read_json
+from qeval.weights import read_tensors, weight_files
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _NOT_CONTENT = {"README.md", "LICENSE", ".gitattributes", ".gitignore"}
 
 
@@ -32,21 +37,24 @@ def resolve_model(
     """Find the model, download it from the hub if needed, and check that its files are whole.
 
     Raises:
-        ModelError: missing, truncated, no tokenizer, or neither here nor on the hub.
+        ModelError: missing, damaged, no tokenizer, code of its own without ``trust_remote_code``, or
+            neither here nor on the hub.
     """
     path = Path(name).expanduser()
     if path.exists():
-        check_model(path, need_tokenizer)
+        check_model(path, need_tokenizer, trust_remote_code)
         return ModelRef(name, path.resolve(), identify(path, cache_dir), dtype, trust_remote_code)
     if not _HUB_ID.match(name):
         raise ModelError(f"{name}: no such model folder or .gguf file")
     folder = _download(name, revision)
-    check_model(folder, need_tokenizer)
+    check_model(folder, need_tokenizer, trust_remote_code)
+    _hashes(weight_files(folder), cache_dir)
     return ModelRef(name, folder, f"hub:{name}@{folder.name}", dtype, trust_remote_code)
 
 
-def check_model(path: Path, need_tokenizer: bool = True) -> None:
-    """Raises ModelError where the files of a model are missing or cut off, before any job starts."""
+def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool = False) -> None:
+    """Raises ModelError where the files of a model are missing or damaged, or bring code that nobody
+    allowed to run, before any job starts."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{path}: a model is a folder or a .gguf file")
@@ -57,6 +65,8 @@ def check_model(path: Path, need_tokenizer: bool = True) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: no config.json: not a Hugging Face model folder")
     read_tensors(path)
+    if not trust_remote_code:
+        _check_no_code(path / "config.json")
     if not need_tokenizer:
         return
     tokenizer_files = (
@@ -72,27 +82,84 @@ def check_model(path: Path, need_tokenizer: bool = True) -> None:
         )
 
 
+def _check_no_code(config: Path) -> None:
+    """Raises ModelError where transformers has no class of its own for the model and would run the
+    one that comes with it."""
+    data = read_json(config)
+    auto_map, kind = data.get("auto_map"), data.get("model_type")
+    if not isinstance(auto_map, dict) or "AutoModelForCausalLM" not in auto_map:
+        return
+    library = find_spec("transformers")
+    places = library.submodule_search_locations if library is not None else None
+    if not places:
+        return
+    known = (Path(places[0]) / "models" / "auto").glob("*.py")
+    if not any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in known):
+        raise ModelError(
+            f"{config}: auto_map: the model ({kind}) runs code of its own: read it, then set "
+            "trust_remote_code: true on the model, or on the checkpoint"
+        )
+
+
 def identify(path: Path, cache_dir: Path) -> str:
-    """``sha256:<hex>`` of a .gguf file, or of a folder's files except documentation."""
+    """``sha256:<hex>`` of a .gguf file, or of a folder's files except documentation.
+
+    Raises:
+        ModelError: a file is not what the hub gave.
+    """
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     files = [p for p in files if p.name not in _NOT_CONTENT]
+    total = hashlib.sha256()
+    for file, digest in zip(files, _hashes(files, cache_dir), strict=True):
+        total.update(f"{file.name if path.is_dir() else ''}:{digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
+    """The sha256 of each file: remembered, or read now.
+
+    Raises:
+        ModelError: one is not the one that the hub named.
+    """
     store = cache_dir / "identities.json"
     try:
         known: dict[str, str] = json.loads(store.read_text())
     except (OSError, ValueError):
         known = {}  # a cache: made anew where it is missing or torn
     before = len(known)
-    total = hashlib.sha256()
+    out = []
     for file in files:
         stat = file.stat()
         sign = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
         if sign not in known:
             with file.open("rb") as handle:
                 known[sign] = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.name if path.is_dir() else ''}:{known[sign]}\n".encode())
+        wanted = _hub_sha256(file)
+        if wanted and known[sign] != wanted:
+            raise ModelError(
+                f"{file}: corrupted: its sha256 is {known[sign]}, the hub's {wanted}: delete "
+                f"{file.resolve()} and download it again"
+            )
+        out.append(known[sign])
     if len(known) > before:
         write_atomic(store, json.dumps(known, indent=0))
-    return f"sha256:{total.hexdigest()}"
+    return out
+
+
+def _hub_sha256(file: Path) -> str | None:
+    """What the hub said a large file's sha256 is: the name of the blob that a snapshot links to, or the
+    second line of what `hf download --local-dir` noted; None for files of the user's own."""
+    if file.is_symlink() and _SHA256.match(file.resolve().name):
+        return file.resolve().name
+    note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
+    if not note.is_file():
+        return None
+    _, etag, when, *_ = [*note.read_text(encoding="utf-8").split("\n"), "", "", ""]
+    try:
+        unchanged = file.stat().st_mtime <= float(when) + 1  # as huggingface_hub decides it
+    except ValueError:
+        return None
+    return etag if unchanged and _SHA256.match(etag) else None
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -100,10 +167,11 @@ def _download(name: str, revision: str | None) -> Path:
         from huggingface_hub import list_repo_files, snapshot_download
     except ImportError as err:
         raise MissingExtraError("huggingface_hub", "hub") from err
-    skip = ["*.gguf", "*.pth", "*.pt", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*"]
+    skip = ["*.gguf", "*.pth", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*"]
     try:
         names = list_repo_files(name, revision=revision)
         skip += ["*.bin"] if any(n.endswith(".safetensors") for n in names) else []
+        skip += [] if "qmodel.pt" in names else ["*.pt"]  # hqq's weights
     except Exception:  # no hub (each layer has its own exceptions): what is on this disk must do
         skip += ["*.bin"]
     try:

@@ -23,6 +23,8 @@ PACKAGES = (
     "numpy",
     "safetensors",
     "accelerate",
+    "auto-gptq",
+    "autoawq",
 )
 
 
@@ -50,7 +52,7 @@ def _version(name: str) -> str | None:
 
 def _git() -> dict[str, Any]:
     """Commit and dirty flag of the checkout that qeval runs from; nothing for an installed wheel."""
-    root = Path(qeval.__file__).parents[1]
+    root = Path(qeval.__file__).resolve().parents[1]  # in another environment qeval is a link
     if not (root / ".git").exists():
         return {}
     run = ["git", "-c", "safe.directory=*", "-C", str(root)]

@@ -22,6 +22,12 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "gptq": "qeval.quant.gptq:Gptq",
         "awq": "qeval.quant.awq:Awq",
         "gguf": "qeval.quant.gguf:Gguf",
+        "bitsandbytes": "qeval.quant.bitsandbytes:BitsAndBytes",
+        "hqq": "qeval.quant.hqq:Hqq",
+        "torchao": "qeval.quant.torchao:TorchAo",
+        "quanto": "qeval.quant.quanto:Quanto",
+        "auto-round": "qeval.quant.auto_round:AutoRound",
+        "compressed-tensors": "qeval.quant.compressed_tensors:CompressedTensors",
         "checkpoint": "qeval.quant.checkpoint:Checkpoint",
     },
     "engines": {

@@ -1,12 +1,15 @@
 """The model's own tokenizer, the one source of token ids for every engine.
 
 A Hugging Face folder is read with transformers; a bare ``.gguf`` file brings its own vocabulary,
-which llama.cpp reads (then there is no second tokenizer to compare it with).
+which llama.cpp reads (then there is no second tokenizer to compare it with). In an environment of its
+own (`qeval env`) transformers may be older than 5 and not know the classes that 5 writes: there
+``tokenizer.json`` itself is read, and the ids are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,13 +48,18 @@ def load_tokenizer(model: ModelRef) -> Tokenizer:
 
 class HfTokenizer:
     def __init__(self, model: ModelRef) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, __version__
         from transformers.utils import logging
 
         logging.set_verbosity_error()  # "sequence longer than the model's maximum": that is the point
+        old = int(__version__.partition(".")[0]) < 5 and (model.path / "tokenizer.json").is_file()
         try:
-            self._tok: Any = AutoTokenizer.from_pretrained(
-                model.path, trust_remote_code=model.trust_remote_code
+            self._tok: Any = (
+                _from_file(model.path)
+                if old
+                else AutoTokenizer.from_pretrained(
+                    model.path, trust_remote_code=model.trust_remote_code
+                )
             )
         except (OSError, ValueError, KeyError, ImportError) as err:
             first = str(err).strip().splitlines()[0]
@@ -80,14 +88,34 @@ class HfTokenizer:
         return list(out["input_ids"])
 
 
+def _from_file(folder: Path) -> Any:
+    """``tokenizer.json`` as it is, in transformers 4's general class, with the special tokens that
+    ``tokenizer_config.json`` names. As in transformers 5, ``tokenizer.json`` alone says which are
+    added, and not ``add_bos_token``, which 4 would follow."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    config = _json(folder / "tokenizer_config.json")
+    pre_tokenizer = _json(folder / "tokenizer.json").get("pre_tokenizer") or {}
+    named = {key: config[key] for key in ("bos_token", "eos_token", "unk_token") if config.get(key)}
+    template = folder / "chat_template.jinja"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(folder / "tokenizer.json")),
+        add_prefix_space=pre_tokenizer.get("add_prefix_space", False),  # else it is set to False
+        chat_template=template.read_text() if template.is_file() else config.get("chat_template"),
+        **{key: t["content"] if isinstance(t, dict) else str(t) for key, t in named.items()},
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return data
+
+
 def _eos_ids(tok: Any, path: Path) -> tuple[int, ...]:
     """The tokenizer's EOS and the ids that generation_config.json names (chat models end their turn
     with another one)."""
-    import json
-
     ids = set() if tok.eos_token_id is None else {int(tok.eos_token_id)}
-    config = path / "generation_config.json"
-    if config.is_file():
-        named = json.loads(config.read_text()).get("eos_token_id")
-        ids.update(named if isinstance(named, list) else [] if named is None else [named])
+    named = _json(path / "generation_config.json").get("eos_token_id")
+    ids.update(named if isinstance(named, list) else [] if named is None else [named])
     return tuple(sorted(ids))

@@ -1,7 +1,8 @@
-"""Reading safetensors headers and Hugging Face folders without torch: shapes, sizes, truncation.
+"""What weight files hold, read without torch: names, shapes, sizes, damage.
 
 A safetensors file is 8 bytes of header length, a JSON header with each tensor's dtype, shape and byte
-range, then the data (https://github.com/huggingface/safetensors#format).
+range, then the data (https://github.com/huggingface/safetensors#format). PyTorch's own files are read
+by torch_file.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Token (and position) embeddings and output heads, as transformers' model families name them.
 EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|embed_positions|word_embeddings|wte|wpe|embed_in|embed_out|lm_head)\.weight$"
+    r"(^|\.)(embed_tokens|embed_positions|word_embeddings|wte|wpe|embed_in|embed_out|lm_head)$"
 )
 _MAX_HEADER = 100 * 2**20  # the format's own limit
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Tensor:
     dtype: str  # as safetensors writes it: F32, BF16, I32, ...
     shape: tuple[int, ...]
     n_bytes: int
+    file: Path = Path()
+    offset: int = 0  # where its data begins in the file
 
     @property
     def n_elements(self) -> int:
@@ -38,15 +50,34 @@ class Tensor:
 
     @property
     def is_embedding(self) -> bool:
-        return EMBEDDING.search(self.name) is not None
+        """The weight of a token embedding or an output head."""
+        return self.name.endswith(".weight") and is_embedding(self.name.removesuffix(".weight"))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """``facts``: plain data beside the tensors, by dotted name: safetensors' metadata, the numbers and
+    strings of a PyTorch file."""
+
+    tensors: list[Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module, by its name, is a token embedding or an output head."""
+    return EMBEDDING.search(module) is not None
 
 
 def read_header(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file.
 
     Raises:
-        ModelError: the file is not one, or is shorter than its header says.
+        ModelError: the file is not one, or its length or byte ranges are not what its header says.
     """
+    return _read_safetensors(path).tensors
+
+
+def _read_safetensors(path: Path) -> Contents:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -57,51 +88,102 @@ def read_header(path: Path) -> list[Tensor]:
             header: dict[str, Any] = json.loads(file.read(length))
         except ValueError as err:
             raise ModelError(f"{path}: its safetensors header is not JSON") from err
-    header.pop("__metadata__", None)
-    tensors = [
-        Tensor(n, t["dtype"], tuple(t["shape"]), t["data_offsets"][1] - t["data_offsets"][0])
-        for n, t in header.items()
-    ]
-    needed = 8 + length + sum(t.n_bytes for t in tensors)
-    if size < needed:
-        raise ModelError(f"{path}: truncated: {size} bytes of {needed}; download or copy it again")
-    return tensors
+    try:
+        facts = header.pop("__metadata__", None) or {}
+        ranges = {n: (int(t["data_offsets"][0]), int(t["data_offsets"][1])) for n, t in header.items()}
+        tensors = [
+            Tensor(n, t["dtype"], tuple(t["shape"]), b - a, path, 8 + length + a)
+            for (n, t), (a, b) in zip(header.items(), ranges.values(), strict=True)
+        ]
+        _check_ranges(path, tensors, 8 + length, size)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as err:
+        raise ModelError(f"{path}: its safetensors header is damaged; copy the file again") from err
+    return Contents(tensors, facts)
+
+
+def _check_ranges(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
+    """Tensors lie one behind the other, each as long as its shape, the last one up to the end."""
+    for t in tensors:
+        bits = _BITS.get(t.dtype)  # a dtype from later than this list has no size to check
+        if t.n_bytes < 0 or (bits and t.n_bytes * 8 != t.n_elements * bits):
+            raise ModelError(
+                f"{path}: {t.name} {t.dtype} {list(t.shape)} has {t.n_bytes} bytes: damaged; "
+                "download or copy it again"
+            )
+    end = start
+    for t in sorted(tensors, key=lambda t: (t.offset, t.n_bytes)):
+        if t.offset != end:
+            raise ModelError(f"{path}: {t.name} does not begin where the one before it ends: damaged")
+        end += t.n_bytes
+    if size < end:
+        raise ModelError(f"{path}: truncated: {size} bytes of {end}; download or copy it again")
+    if size > end:
+        raise ModelError(f"{path}: {size - end} bytes too long: damaged; download or copy it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers would load: safetensors, else .bin, checked for gaps.
+    """The weight files that transformers would load: safetensors, else .bin; then those of AutoGPTQ
+    and hqq, which only their libraries load. Checked for gaps.
 
     Raises:
         ModelError: there is none, or the index names a shard that is not there.
     """
-    for index, single in (
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-    ):
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return [folder / single]
+        index = f"{single}.index.json"
         if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            names = _shards(folder / index)
             gone = [n for n in names if not (folder / n).is_file()]
             if gone:
                 raise ModelError(f"{folder}: the shard {gone[0]} named by {index} is missing")
             return [folder / n for n in names]
-        if (folder / single).is_file():
-            return [folder / single]
+    others = [*folder.glob("gptq_model-*bit-*g.safetensors"), *folder.glob("qmodel.pt")]
+    if len(others) == 1:
+        return others
     raise ModelError(f"{folder}: no weights (model.safetensors, its index, or pytorch_model.bin)")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelError(f"{index}: not an index of shards (JSON with a weight_map)") from err
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """The float linears of a folder by name: [out_features, in_features] of every two-dimensional
-    weight that is no embedding and no head; {} where only torch can list them (.bin)."""
+    weight that is no embedding and no head."""
     return {
         t.name.removesuffix(".weight"): (t.shape[0], t.shape[1])
-        for t in read_tensors(folder) or ()
+        for t in read_tensors(folder)
         if len(t.shape) == 2 and t.name.endswith(".weight") and not t.is_embedding
     }
 
 
-def read_tensors(folder: Path) -> list[Tensor] | None:
-    """All tensors of a model folder; None for .bin files, whose contents only torch can list."""
-    files = weight_files(folder)
-    if files[0].suffix == ".bin":
-        return None
-    return [t for f in files for t in read_header(f)]
+def read_tensors(folder: Path) -> list[Tensor]:
+    """All tensors of a model folder, what several names share once.
+
+    Raises:
+        ModelError: weights are missing, damaged, or hold more than tensors.
+    """
+    return read_contents(folder).tensors
+
+
+def read_contents(folder: Path) -> Contents:
+    """``read_tensors``, and what the files say beside the tensors."""
+    from qeval.torch_file import read_torch_file
+
+    found = Contents([], {})
+    for file in weight_files(folder):
+        part = _read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
+        found.tensors.extend(part.tensors)
+        found.facts.update(part.facts)
+    return found
+
+
+def read_data(tensor: Tensor) -> bytes:
+    """The bytes of one (small) tensor."""
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(tensor.n_bytes)

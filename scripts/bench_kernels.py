@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every kernel that takes a packed GPTQ or AWQ checkpoint: is it right, how much does it hold, how fast?
+"""Every kernel that takes a packed GPTQ or AWQ checkpoint: is it right, what does it hold, how fast?
 
     python scripts/bench_kernels.py FOLDER... [--device cuda] [--tokens 512] [--skip-check]
 
@@ -50,9 +50,8 @@ def main() -> None:
             exact = logits(twin, ids)
             half = twin.to(getattr(torch, args.dtype))
             error = relative(logits(half, ids), exact)
-            print(
-                f"| {name} | none | Linear {args.dtype} | {error:.2e} | | {milliseconds(half, ids):.2f} |"
-            )
+            took = milliseconds(half, ids)
+            print(f"| {name} | none | Linear {args.dtype} | {error:.2e} | | {took:.2f} |")
             del twin, half
         for kernel in BACKENDS[artifact.details["format"]["name"]]:
             settings = EngineSettings(device=args.device, dtype=args.dtype)
@@ -60,10 +59,8 @@ def main() -> None:
             try:
                 model = load(chosen, settings, device)
             except EngineError as err:
-                print(
-                    f"| {name} | {kernel} | refused: {str(err).partition(f'{kernel}: ')[2][:150]} | | | |",
-                    flush=True,
-                )
+                reason = str(err).partition(f"{kernel}: ")[2][:150]
+                print(f"| {name} | {kernel} | refused: {reason} | | | |", flush=True)
                 continue
             error = "" if exact is None else f"{relative(logits(model, ids), exact):.2e}"
             speed = milliseconds(model, ids)

@@ -138,7 +138,7 @@ def save_packed(config: Any, kind: str, bits: int, group: int, out: Path) -> Non
 def packed(
     kind: str, out: int, into: int, bits: int, group: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """Random integers of one linear [out, into]; scales that keep its outputs near its inputs in size."""
+    """Random integers of one linear [out, into]; its scales keep outputs near the inputs in size."""
 
     def words(*shape: int) -> torch.Tensor:
         return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=device).cpu()

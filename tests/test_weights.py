@@ -1,17 +1,27 @@
 """safetensors headers and model folders, read without torch."""
 
+import hashlib
+import io
 import json
+import os
+import pickle
+import shutil
 import struct
 import subprocess
 import sys
+import time
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qeval.errors import ModelError
 from qeval.models import check_model, identify, resolve_model
 from qeval.quant.folder import describe_folder
-from qeval.weights import read_header, read_tensors, weight_files
+from qeval.torch_file import read_torch_file
+from qeval.weights import linear_shapes, read_data, read_header, read_tensors, weight_files
 
 
 def test_the_header_lists_what_torch_wrote(tiny_llama):
@@ -23,6 +33,13 @@ def test_the_header_lists_what_torch_wrote(tiny_llama):
     assert all(tensors[n].n_bytes == x.nbytes for n, x in loaded.items())
     embeddings = {n for n, t in tensors.items() if t.is_embedding}
     assert embeddings == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def safetensors(tensors: dict[str, tuple], n: int) -> bytes:
+    header = json.dumps(
+        {k: {"dtype": d, "shape": s, "data_offsets": [a, b]} for k, (d, s, a, b) in tensors.items()}
+    ).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(n)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +55,16 @@ def test_the_header_lists_what_torch_wrote(tiny_llama):
             .encode(),
             "truncated: 72 bytes of 108",
         ),
+        (safetensors({"a": ("F32", [9], 0, 36)}, 40), "4 bytes too long"),
+        (safetensors({"a": ("F32", [9], 0, 32)}, 32), r"a F32 \[9\] has 32 bytes: damaged"),
+        (
+            safetensors({"a": ("F32", [1], 0, 4), "b": ("F32", [1], 8, 12)}, 12),
+            "b does not begin where",
+        ),
+        (safetensors({"a": ("F32", [2], 0, 8), "b": ("F32", [1], 4, 8)}, 8), "b does not begin where"),
+        (safetensors({"a": ("F32", [1], 4, 8)}, 8), "a does not begin where"),
+        (struct.pack("<Q", 12) + b'{"a": ["x"]}', "header is damaged"),
+        (struct.pack("<Q", 9) + b'["a", {}]', "header is damaged"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, data, message):
@@ -61,8 +88,6 @@ def test_shards_are_read_by_their_index_and_a_missing_one_is_named(tiny_llama, t
 
 
 def test_identity_is_content_and_not_path(tiny_llama, tmp_path):
-    import shutil
-
     copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
     (copy / "README.md").write_text("documentation is not content")
     first = identify(tiny_llama, tmp_path / "cache")
@@ -87,19 +112,179 @@ def test_float_folders_are_accounted_in_the_dtype_they_are_loaded_in(tiny_llama)
     assert not full.simulated
 
 
-def test_a_bin_checkpoint_is_sized_by_its_files(tiny_llama, tmp_path):
-    import shutil
-
+def as_bin(model: Path, folder: Path, **more: object) -> Path:
     import torch
     from safetensors.torch import load_file
 
-    folder = Path(shutil.copytree(tiny_llama, tmp_path / "bin"))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    shutil.copytree(model, folder)
+    torch.save({**load_file(folder / "model.safetensors"), **more}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_a_bin_checkpoint_is_the_same_as_its_safetensors(tiny_llama, tmp_path):
+    folder = as_bin(tiny_llama, tmp_path / "bin")
     check_model(folder)
-    artifact = describe_folder(folder, "float32")
-    assert artifact.weight_bytes == (folder / "pytorch_model.bin").stat().st_size
-    assert artifact.bpw is None
+    wanted = {t.name: (t.dtype, t.shape, t.n_bytes) for t in read_tensors(tiny_llama)}
+    assert {t.name: (t.dtype, t.shape, t.n_bytes) for t in read_tensors(folder)} == wanted
+    assert linear_shapes(folder) == linear_shapes(tiny_llama)
+    one, two = describe_folder(tiny_llama, "float32"), describe_folder(folder, "float32")
+    assert (one.weight_bytes, one.bpw_file) == (two.weight_bytes, two.bpw_file)
+
+
+def test_every_dtype_and_view_of_a_torch_file_is_found_where_it_lies(tmp_path):
+    import torch
+
+    names = "float32 float16 bfloat16 float64 int8 uint8 int16 int32 int64 bool float8_e4m3fn"
+    base = torch.arange(24, dtype=torch.float32)
+    tensors = {n: torch.arange(6).reshape(2, 3).to(getattr(torch, n)) for n in names.split()}
+    tensors |= {"parameter": torch.nn.Parameter(torch.rand(3)), "scalar": torch.tensor(2.5)}
+    tensors |= {"empty": torch.zeros(0), "first": base[:8], "second": base[8:].view(4, 4)}
+    tensors |= {"tied": tensors["float32"], "turned": tensors["float64"].T}
+    torch.save({"a": tensors, "step": 7}, tmp_path / "x.bin")
+    contents = read_torch_file(tmp_path / "x.bin")
+    found = {t.name.removeprefix("a."): t for t in contents.tensors}
+    assert found.keys() == tensors.keys() - {"tied", "turned"}  # other names of what is there
+    assert contents.facts == {"step": 7}
+    for name, t in found.items():
+        value = tensors[name].detach().contiguous()
+        assert (t.shape, t.n_bytes) == (tuple(value.shape), value.nbytes)
+        assert read_data(t) == value.view(-1).view(torch.uint8).numpy().tobytes()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize("value", [Evil(), np.float64(1), {1, 2}])
+def test_a_bin_with_code_in_it_is_refused_and_does_nothing(tiny_llama, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    folder = as_bin(tiny_llama, tmp_path / "bin", x=value)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: holds code \(.*safetensors"):
+        check_model(folder)
+    assert not (tmp_path / "hacked").exists()
+
+
+def zipped(path: Path, data: bytes, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", data)
+        for name, content in members.items():
+            archive.writestr(f"x/data/{name}", content)
+    return path
+
+
+def tensor_pickle(start: int, shape: tuple, stride: tuple, key: str = "k", n: int = 4) -> bytes:
+    """{"a": tensor} over the float32 storage ``key`` of ``n`` elements."""
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, obj):
+            return ("storage", torch.FloatStorage, key, "cpu", n) if obj == "S" else None
+
+    import torch
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, ("S", start, shape, stride, False, OrderedDict())
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump({"a": Tensor()})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "data.pkl is damaged"),
+        (b"\x80\x02}", "data.pkl is damaged"),
+        (b"\x80\x02\x8a\xff" + b"\xff" * 40 + b".", "data.pkl is damaged"),
+        (b"cos\nsystem\n(S'true'\ntR.", r"holds code \(os\.system\)"),
+        (b"c__builtin__\neval\n(S'1'\ntR.", r"holds code \((builtins|__builtin__)\.eval\)"),
+        (b"ctorch\nload\n(S'/etc/passwd'\ntR.", r"holds code \(torch\.load\)"),
+        # state for what a pickle may call: would change it for the next file
+        (b"\x80\x02ctorch\nSize\n}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xsb.", "holds code"),
+        (b"\x80\x02ctorch\nSize\n)\x81.", "data.pkl is damaged"),  # a new instance of it
+        (b"\x80\x02]q\x00h\x00a.", None),  # a list in itself: no tensors
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", "data.pkl is damaged"),  # a dict in itself
+        (tensor_pickle(0, (4,), (1,)), None),
+        (tensor_pickle(1, (4,), (1,)), "the data of a is missing or of another size"),
+        (tensor_pickle(0, (5,), (1,)), "the data of a is missing or of another size"),
+        (tensor_pickle(0, (2, 2), (3, 1)), "the data of a is missing or of another size"),
+        (tensor_pickle(0, (4,), (1,), n=5), "the data of a is missing or of another size"),
+        (tensor_pickle(0, (4,), (1,), key="gone"), "the data of a is missing or of another size"),
+        (tensor_pickle(-1, (4,), (1,)), "data.pkl is damaged"),
+        (tensor_pickle(0, (-4, -1), (1, 1)), "data.pkl is damaged"),
+        (tensor_pickle(0, (4,), (1, 1)), "data.pkl is damaged"),
+        (tensor_pickle(0, ("4",), (1,)), "data.pkl is damaged"),
+    ],
+)
+def test_hostile_and_torn_pickles_are_one_line(tmp_path, data, message):
+    path = zipped(tmp_path / "pytorch_model.bin", data, k=bytes(16))
+    if message is None:
+        read_torch_file(path)
+        return
+    with pytest.raises(ModelError, match=message) as caught:
+        read_torch_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tree_in_itself_over_and_over_ends(tmp_path):
+    level: object = 1
+    for _ in range(40):
+        level = {"a": level, "b": level}
+    path = zipped(tmp_path / "x.bin", pickle.dumps(level, 2))
+    with pytest.raises(ModelError, match="damaged"):
+        read_torch_file(path)
+
+
+def test_torn_and_old_torch_files_are_one_line(tiny_llama, tmp_path):
+    import torch
+
+    file = as_bin(tiny_llama, tmp_path / "bin") / "pytorch_model.bin"
+    data = file.read_bytes()
+    for part in (b"", data[:100], data[: len(data) // 2], data[:-10], b"not a zip" * 9):
+        file.write_bytes(part)
+        with pytest.raises(ModelError, match="cut off, or no PyTorch file"):
+            check_model(file.parent)
+    torch.save({"a": torch.zeros(2)}, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(ModelError, match=r"from before 1\.6"):
+        check_model(file.parent)
+
+
+def test_hqqs_file_and_autogptqs_are_weight_files(tmp_path):
+    (tmp_path / "qmodel.pt").touch()
+    assert weight_files(tmp_path) == [tmp_path / "qmodel.pt"]
+    (tmp_path / "model.safetensors").touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+@pytest.mark.parametrize("where", ["snapshot", "local"])
+def test_a_corrupted_download_is_named_by_its_checksum(tiny_llama, tmp_path, where):
+    """A blob of a hub's cache is named by its sha256; a local download has it in a note."""
+    folder = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_llama, folder)
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if where == "snapshot":
+        blob = tmp_path / "models--a--b" / "blobs" / digest
+        blob.parent.mkdir()
+        weights.rename(blob)
+        weights.symlink_to(blob)
+    else:
+        blob = weights
+        note = folder / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+        note.parent.mkdir(parents=True)
+        note.write_text(f"{'0' * 40}\n{digest}\n{time.time()}\n")
+    resolve_model(str(folder), dtype="float32", cache_dir=tmp_path / "cache")
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(ModelError, match=rf"model\.safetensors: corrupted: .*the hub's {digest}"):
+        resolve_model(str(folder), dtype="float32", cache_dir=tmp_path / "cache")
+    if where == "local":  # changed since, by its owner: no download any more
+        later = time.time() + 1000
+        os.utime(weights, (later, later))
+        resolve_model(str(folder), dtype="float32", cache_dir=tmp_path / "cache")
 
 
 def test_what_is_no_model_is_one_line(tmp_path):

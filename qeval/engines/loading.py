@@ -8,8 +8,16 @@ from typing import Any
 from qeval.errors import EngineError
 
 
-def load_model(path: Path, dtype: str, device: Any, trust_remote_code: bool = False) -> Any:
+def load_model(
+    path: Path,
+    dtype: str,
+    device: Any,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+) -> Any:
     """A transformers causal LM in eval mode, every weight accounted for.
+
+    ``quantization_config`` (transformers' BitsAndBytesConfig, TorchAoConfig) quantizes while it loads.
 
     Raises:
         EngineError: transformers cannot load it, or weights are missing, left over or misshapen
@@ -21,14 +29,16 @@ def load_model(path: Path, dtype: str, device: Any, trust_remote_code: bool = Fa
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    placement = {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
+    more = {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
+    if quantization_config is not None:
+        more["quantization_config"] = quantization_config
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **placement,
+            **more,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as err:
         if isinstance(err, torch.OutOfMemoryError):
@@ -47,3 +57,25 @@ def load_model(path: Path, dtype: str, device: Any, trust_remote_code: bool = Fa
             f"{path}: {len(names)} {kind.replace('_', ' ')} in its weights, first {names[0]}"
         )
     return model.eval()
+
+
+def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
+    """A folder's architecture without weights: parameters on torch's meta device, buffers as they are
+    (rotary frequencies stay float32). For formats that transformers does not load itself.
+
+    Raises:
+        EngineError: transformers does not know the architecture.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with init_empty_weights():
+            return AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, ImportError) as err:
+        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise EngineError(f"{path}: transformers cannot load it: {line}") from err

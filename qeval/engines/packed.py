@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from qeval.engines.loading import load_model
@@ -21,6 +22,8 @@ from qeval.units import human_bytes
 LOADERS = {
     "gptq": "qeval.engines.gptqmodel:load",
     "awq": "qeval.engines.gptqmodel:load",
+    "hqq": "qeval.engines.hqq:load",
+    "quanto": "qeval.engines.quanto:load",
 }
 _UNPACKED = 1.25  # resident over stored bytes from which a row says so; tables and padding stay below
 
@@ -31,6 +34,8 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     Raises:
         EngineError: the library cannot load it, or weights are missing or left over.
     """
+    if artifact.details.get("trust_remote_code"):
+        settings = replace(settings, trust_remote_code=True)
     name = (artifact.details.get("format") or {}).get("name")
     if name in LOADERS:
         module, _, function = LOADERS[name].partition(":")
@@ -40,20 +45,31 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
 
 def kernels(model: Any) -> dict[str, int]:
     """The classes that stand where the model's linear layers were, and how many of each: what the
-    library chose to run. Float ``Linear`` layers (the head, what was not quantized) are not counted."""
-    from torch import nn
+    library chose to run. Float ``Linear`` layers (the head, what was not quantized) are not counted.
 
+    ``Linear(Int8Tensor)``: the weight's class does the work. ``Linear(unpacked)``: compressed-tensors
+    in transformers, which turns a layer into floats on its first use, ``Linear(packed)`` before that.
+    """
     found: Counter[str] = Counter()
     for module in model.modules():
-        if next(module.children(), None) is not None or isinstance(module, nn.Embedding):
-            continue
-        weight = getattr(module, "weight", None)
-        if type(module) is nn.Linear:
-            if weight is not None and type(weight.data).__name__ != "Tensor":
-                found[f"Linear({type(weight.data).__name__})"] += 1  # torchao: a tensor subclass
-        elif hasattr(module, "in_features") and hasattr(module, "out_features"):
-            found[type(module).__name__] += 1
+        if name := _kernel(module):
+            found[name] += 1
     return dict(found)
+
+
+def _kernel(module: Any) -> str | None:
+    from torch import nn
+
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return None
+    name, weight = type(module).__name__, getattr(module, "weight", None)
+    if getattr(module, "quantization_scheme", None) is not None:
+        floats = weight is not None and weight.element_size() > 1
+        return f"{name}({'unpacked' if floats else 'packed'})"
+    kind = "Tensor" if weight is None else type(getattr(weight, "data", weight)).__name__
+    if kind not in ("Tensor", "Parameter"):
+        return f"{name}({kind})"
+    return None if type(module) is nn.Linear else name
 
 
 def resident_bytes(model: Any) -> int:
@@ -76,25 +92,44 @@ def unpacked_note(artifact: Artifact, resident: int) -> str | None:
 
 
 def _tensors(model: Any) -> Iterator[Any]:
+    """Every tensor that a module holds: as a parameter or buffer, as an attribute, in a dictionary
+    (HQQ's scales), or on another object (bitsandbytes' states)."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers):
+            yield from _within(holder, seen)
+        others = {
+            k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")
+        }
+        yield from _within(others, seen)
+
+
+def _within(value: Any, seen: set[int]) -> Iterator[Any]:
     import torch
 
-    for module in model.modules():
-        for holder in (module._parameters, module._buffers, vars(module)):
-            for value in list(holder.values()):
-                if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                    yield from _plain(value)
-        state = getattr(module, "state", None)  # bitsandbytes' int8 layers keep their weights there
-        if state is not None and type(module).__module__.startswith("bitsandbytes"):
-            for value in vars(state).values():
-                if isinstance(value, torch.Tensor):
-                    yield from _plain(value)
+    if isinstance(value, str | int | float | bool | type | torch.nn.Module) or id(value) in seen:
+        return
+    if isinstance(value, torch.Tensor):
+        seen.add(id(value))
+        yield from _plain(value)
+        if state := getattr(value, "quant_state", None):  # bitsandbytes: scales of a 4-bit weight
+            yield from _within(vars(state), seen)
+    elif isinstance(value, dict):
+        for inner in list(value.values()):
+            yield from _within(inner, seen)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _within(inner, seen)
+    elif type(value).__module__.startswith("bitsandbytes"):
+        seen.add(id(value))
+        yield from _within(vars(value), seen)
 
 
 def _plain(tensor: Any) -> Iterator[Any]:
     """The tensors inside a tensor subclass (torchao, quanto), or the tensor itself."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None or type(tensor).__name__ in ("Tensor", "Parameter"):
+    if flatten is not None and type(tensor).__name__ not in ("Tensor", "Parameter"):
+        for name in flatten()[0]:
+            yield from _plain(getattr(tensor, name))
+    elif tensor.device.type != "meta":
         yield tensor
-        return
-    for name in flatten()[0]:
-        yield from _plain(getattr(tensor, name))

@@ -1,6 +1,7 @@
 """`checkpoint`: existing weights (a folder, a hub id or a .gguf file), evaluated as they are.
 
-Token ids come from the model of the row, so that every row of a table reads the same tokens.
+Float weights or any packed format of docs/formats.md. Token ids come from the model of the row, so that
+every row of a table reads the same tokens.
 """
 
 from __future__ import annotations
@@ -9,18 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qeval.errors import UsageError
 from qeval.models import resolve_model
 from qeval.quant.base import Artifact, BuildContext, Method, Options
 from qeval.quant.folder import describe_folder
+from qeval.quant.formats import KERNELS_FOR
+from qeval.quant.packing import Kernel
 
 
 class CheckpointOptions(Options):
     path: str  # folder, .gguf file, or hub id
     revision: str | None = None  # on the hub
-    label: str | None = None  # the row's name; None: the last part of the path
+    label: str | None = None  # the row's name; None: the last part of the path, and its format
+    kernel: Kernel = "auto"  # GPTQ and AWQ
+    trust_remote_code: bool = False  # run code that comes with the checkpoint, or with the model
 
     def identity(self) -> dict[str, Any]:
         return {}  # the content's hash stands in the artifact's details
+
+    def execution(self) -> dict[str, Any]:
+        return {} if self.kernel == "auto" else {"kernel": self.kernel}
 
 
 class Checkpoint(Method):
@@ -34,14 +43,23 @@ class Checkpoint(Method):
         return options.label or Path(options.path).name
 
     def build(self, options: CheckpointOptions, context: BuildContext) -> Artifact:
-        """Raises ModelError where the checkpoint is missing or cut off."""
+        """Raises ModelError where the checkpoint is missing, damaged or of no known format, UsageError
+        for a kernel that its format has not."""
+        trust = options.trust_remote_code or context.model.trust_remote_code
         found = resolve_model(
             options.path,
             dtype=context.model.dtype,
             cache_dir=context.cache_dir,
             revision=options.revision,
-            trust_remote_code=context.model.trust_remote_code,
+            trust_remote_code=trust,
             need_tokenizer=False,
         )
         artifact = describe_folder(found.path, found.dtype)
-        return replace(artifact, details={**artifact.details, "identity": found.identity})
+        packed = artifact.details.get("format") or {}
+        if options.kernel != "auto" and packed.get("name") not in KERNELS_FOR:
+            raise UsageError(
+                f"checkpoint {options.path}: kernel: {options.kernel} is for GPTQ and AWQ, "
+                f"and this is {packed.get('label', 'float')}: leave it out"
+            )
+        details = {**artifact.details, "identity": found.identity}
+        return replace(artifact, details=details | ({"trust_remote_code": True} if trust else {}))

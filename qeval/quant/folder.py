@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
+from qeval.errors import ModelError
 from qeval.quant.base import Artifact
-from qeval.weights import DTYPE_BYTES, Tensor, read_tensors, weight_files
+from qeval.quant.formats import describe_packed, recognise
+from qeval.weights import DTYPE_BYTES, read_tensors
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json")
+_PACKED = (".qweight", ".weight_packed", ".W_q", ".SCB", "._weight_qdata", ".weight.absmax")
 
 
 def copy_side_files(source: Path, folder: Path) -> None:
@@ -21,25 +23,25 @@ def copy_side_files(source: Path, folder: Path) -> None:
 
 
 def describe_folder(path: Path, dtype: str) -> Artifact:
-    """A .gguf file as it is stored; a float folder as ``dtype`` (that is how it is loaded); a folder
-    with a ``quantization_config`` as it is stored.
+    """A .gguf file and a packed folder as they are stored; a float folder as ``dtype`` (that is how it
+    is loaded).
 
     Raises:
-        ModelError: weights are missing, truncated, or of no known format.
+        ModelError: weights are missing, damaged, or of no known format.
     """
     if path.suffix == ".gguf":
         from qeval.quant.gguf import describe_gguf
 
         return describe_gguf(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    quantized = config.get("quantization_config")
-    tensors = read_tensors(path)
-    if quantized and quantized.get("quant_method") in ("gptq", "awq"):
-        from qeval.quant.formats import describe_packed
-
+    if recognise(path) is not None:
         return describe_packed(path)
-    if tensors is None or quantized:
-        return _as_stored(path, tensors, quantized)
+    tensors = read_tensors(path)
+    packed = next((t.name for t in tensors if t.name.endswith(_PACKED)), None)
+    if packed:
+        raise ModelError(
+            f"{path}: {packed} is packed, but config.json has no quantization_config to say how: "
+            "take the one that came with these weights"
+        )
     n_embedding = sum(t.n_elements for t in tensors if t.is_embedding)
     n_rest = sum(t.n_elements for t in tensors) - n_embedding
     width = DTYPE_BYTES[dtype]
@@ -51,26 +53,4 @@ def describe_folder(path: Path, dtype: str) -> Artifact:
         embedding_bytes=n_embedding * width,
         bpw=8.0 * width,
         bpw_file=8.0 * width,
-    )
-
-
-def _as_stored(
-    path: Path, tensors: list[Tensor] | None, quantized: dict[str, object] | None
-) -> Artifact:
-    """Sizes from the files; bits per weight are unknown without the format's own rules."""
-    if tensors is None:
-        total, embedding = sum(f.stat().st_size for f in weight_files(path)), 0
-    else:
-        total = sum(t.n_bytes for t in tensors)
-        embedding = sum(t.n_bytes for t in tensors if t.is_embedding)
-    method = (quantized or {}).get("quant_method")
-    return Artifact(
-        path=path,
-        engine="hf",
-        simulated=False,
-        weight_bytes=total - embedding,
-        embedding_bytes=embedding,
-        bpw=None,
-        bpw_file=None,
-        details={"quant_method": method} if method else {},
     )

@@ -35,6 +35,8 @@ class GptqOptions(Options):
             raise ValueError(
                 f"group_size {self.group_size}: choose one of {', '.join(map(str, GROUPS))}"
             )
+        if self.backend == "auto-gptq" and not self.symmetric:  # docs/environments.md
+            raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
         return self
 
     def execution(self) -> dict[str, Any]:

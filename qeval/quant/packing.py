@@ -1,7 +1,10 @@
-"""What packed integer formats (GPTQ, AWQ) can hold, and the kernels a spec may name (torch-free)."""
+"""What packed integer formats can hold, and the kernels a spec may name (torch-free)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Literal
 
 from qeval.errors import UsageError
@@ -9,10 +12,12 @@ from qeval.quant.base import ModelRef
 from qeval.weights import linear_shapes
 
 Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
-"""auto: the first that takes the weights: on CUDA marlin, exllama, triton, torch, on the CPU aten, torch.
-aten is torch's own int4 product on the CPU; torch unpacks to floats for every product."""
+"""auto: the first that takes the weights: on CUDA marlin, exllama, triton, torch; on the CPU aten,
+torch. aten is torch's own int4 product on the CPU; torch unpacks to floats for every product."""
 
-_NAMED = 4  # layers in a message
+Shapes = Mapping[str, tuple[int, int]]
+"""Linears by name: [out_features, in_features]."""
+
 _ROUTERS = (".gate", ".router", ".shared_expert_gate")  # of a mixture of experts: never quantized
 
 
@@ -25,27 +30,68 @@ def check_half_precision(method: str, model: ModelRef) -> None:
         )
 
 
-def check_widths(
-    method: str, model: ModelRef, group_size: int, *, inputs_of: int, outputs_of: int
-) -> None:
-    """Raises UsageError that names every linear whose widths the format cannot hold."""
+def check_folder(method: str, model: ModelRef) -> None:
+    """Raises UsageError for a .gguf file, which no torch library quantizes."""
     if model.path.is_file():
         raise UsageError(f"{method}: {model.id} is a .gguf file: it needs the float model's folder")
-    wanted = inputs_of if group_size == -1 else group_size
-    wrong = {
-        name: shape
-        for name, shape in linear_shapes(model.path).items()
-        if not name.endswith(_ROUTERS)
-        and (shape[1] % wanted or shape[1] % inputs_of or shape[0] % outputs_of)
-    }
-    if not wrong:
-        return
-    listed = [f"{name} [{out}, {into}]" for name, (out, into) in wrong.items()]
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    fits = [g for g in (128, 64, 32, 16) if all(i % g == 0 for _, i in wrong.values())]
-    outputs_fit = all(o % outputs_of == 0 for o, _ in wrong.values())
-    fix = f"group_size {fits[0]} or -1 fits" if fits and outputs_fit else "this format cannot hold them"
-    raise UsageError(
-        f"{method}: group_size {group_size} needs inputs that are multiples of {wanted} and outputs of "
-        f"{outputs_of}; {len(wrong)} linears are not: {', '.join(listed[:_NAMED])}{more}: {fix}"
+
+
+def check_widths(
+    method: str, model: ModelRef, group_size: int, *, inputs_of: int = 1, outputs_of: int = 1
+) -> None:
+    """Raises UsageError that names every linear whose widths the format cannot hold: inputs that are
+    not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in."""
+    check_folder(method, model)
+    shapes = {n: s for n, s in linear_shapes(model.path).items() if not n.endswith(_ROUTERS)}
+    group = inputs_of if group_size == -1 else group_size
+    wrong = {n: s for n, s in shapes.items() if s[1] % group or s[1] % inputs_of or s[0] % outputs_of}
+    groups = [
+        g for g in (128, 64, 32, 16) if not any(i % g or i % inputs_of for _, i in wrong.values())
+    ]
+    fits = groups and not any(out % outputs_of for out, _ in wrong.values())
+    needs = f"inputs that are multiples of {group}"
+    refuse_shapes(
+        f"{method}: group_size {group_size}",
+        wrong,
+        needs + f", outputs of {outputs_of}" * (outputs_of > 1),
+        f"group_size {groups[0]} fits" if fits else "this format cannot hold them",
     )
+
+
+def refuse_shapes(method: str, wrong: Shapes, needs: str, fix: str) -> None:
+    """Raises UsageError that names the linears a format cannot hold; a library that is given them
+    leaves them out without a word, or dies in the middle."""
+    if wrong:
+        n = "1 linear is" if len(wrong) == 1 else f"{len(wrong)} linears are"
+        raise UsageError(f"{method} needs {needs}; {n} not: {', '.join(name_all(wrong))}: {fix}")
+
+
+def name_all(shapes: Shapes) -> list[str]:
+    """``model.layers.{0-29}.self_attn.q_proj [576, 576]``: every linear, those of one shape and one
+    place in their blocks together."""
+    alike: dict[tuple[tuple[str, ...], tuple[int, int]], list[tuple[int, ...]]] = defaultdict(list)
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        key = tuple("" if part.isdigit() else part for part in parts)
+        alike[key, shape].append(tuple(int(part) for part in parts if part.isdigit()))
+    out = []
+    for (key, shape), places in alike.items():
+        axes = [sorted(set(axis)) for axis in zip(*places, strict=True)]
+        whole = prod(map(len, axes)) == len(places)  # else a range would name linears that are right
+        for written in [axes] if whole else [[[i] for i in place] for place in places]:
+            numbers = iter(written)
+            name = ".".join(part or _ranges(next(numbers)) for part in key)
+            out.append(f"{name} [{shape[0]}, {shape[1]}]")
+    return out
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``7``, ``{0-29}``, ``{0,2-5}``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    text = ",".join("-".join(map(str, run)) for run in runs)
+    return text if len(runs) == len(runs[0]) == 1 else f"{{{text}}}"

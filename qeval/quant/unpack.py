@@ -2,10 +2,10 @@
 
 Layouts as AutoGPTQ and AutoAWQ write them (and everyone since reads them):
 
-- GPTQ: ``qweight`` int32 [in * bits / 32, out], 32 values along the inputs in ``bits`` words, lowest bits
-  first; ``qzeros`` int32 [groups, out * bits / 32] likewise along the outputs, stored less one (format
-  "gptq"; "gptq_v2" stores them as they are); ``scales`` [groups, out]; ``g_idx`` [in] the group of each
-  input. weight = scale * (q - zero).
+- GPTQ: ``qweight`` int32 [in * bits / 32, out], 32 values along the inputs in ``bits`` words, lowest
+  bits first; ``qzeros`` int32 [groups, out * bits / 32] likewise along the outputs, stored less one
+  (format "gptq"; "gptq_v2" stores them as they are); ``scales`` [groups, out]; ``g_idx`` [in] the group
+  of each input. weight = scale * (q - zero).
 - AWQ (GEMM): ``qweight`` int32 [in, out / 8], 8 outputs in a word in the order 0 2 4 6 1 3 5 7;
   ``qzeros`` int32 [groups, out / 8] likewise, not shifted; ``scales`` [groups, out].
 """
@@ -23,7 +23,7 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where output i of a word lies among its
 
 
 def unpack_ints(words: Tensor, num_bits: int) -> Tensor:
-    """int32 [n * num_bits / 32, m] -> int64 [n, m]: 32 values fill num_bits words, lowest bits first."""
+    """int32 [n * num_bits / 32, m] -> int64 [n, m]: 32 values in num_bits words, lowest bits first."""
     n_words, columns = words.shape
     shifts = torch.arange(32, device=words.device)
     bits = (words.long()[:, None, :] >> shifts[None, :, None]) & 1  # [words, 32, m]
@@ -45,7 +45,7 @@ def gptq_weight(parts: dict[str, Tensor], num_bits: int, zeros_offset: int = 1) 
 
 
 def awq_weight(parts: dict[str, Tensor]) -> Tensor:
-    """float32 [out_features, in_features] of one AWQ linear of 4 bits (keys qweight, qzeros, scales)."""
+    """float32 [out_features, in_features] of one 4-bit AWQ linear (keys qweight, qzeros, scales)."""
     q, zeros = _awq_ints(parts["qweight"]), _awq_ints(parts["qzeros"])
     group = q.shape[0] // zeros.shape[0]
     index = torch.arange(q.shape[0], device=q.device) // group

@@ -37,7 +37,7 @@ def describe(record: Record) -> str:
         ("", _asked(record)),
         ("metrics", [_metric(m) for m in record.metrics]),
         ("memory", list(_memory(record.memory)) if record.memory else []),
-        ("artifact", _pairs(record.artifact or {})),
+        ("artifact", _pairs(_artifact(record.artifact or {}))),
         ("notes", list(record.notes)),
         ("timing", _pairs({k: _time(k, v) for k, v in record.timing.items()})),
         ("files", _pairs(record.files)),
@@ -56,6 +56,17 @@ def _asked(record: Record) -> list[str]:
     facts |= {"error": record.error} if record.error else {}
     facts |= {name: _short(value) for name, value in record.cell.items()}
     return _pairs(facts)
+
+
+def _artifact(made: dict[str, Any]) -> dict[str, Any]:
+    """A packed format first and in words; its other facts stay in the details."""
+    found = (made.get("details") or {}).get("format")
+    if not found:
+        return made
+    bits, group = found.get("num_bits"), found.get("group_size")
+    facts = [f"{bits:g} bits" if bits else "bits differ between layers"]
+    facts += [f"groups of {group}" if group > 0 else "one scale a channel"] if group else []
+    return {"format": f"{found['label']} ({', '.join(facts)})", **made}
 
 
 def _short(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qeval.record import Record
 
+_FOUND = ("none", "checkpoint")  # methods whose weights are there already, in whatever format
 _FAR = 10**6  # where a cell without "order" is sorted to
 
 
@@ -130,7 +131,14 @@ def _model_name(row: Source) -> str:
 
 
 def _label(row: Source) -> str:
-    return str(row.quantization.get("label") or row.quantization.get("name", "?"))
+    """The spec's label; with the format in which weights were found, where no method of qeval made
+    them and the label does not say it: ``model-AWQ (AWQ W4A16g128)``, ``none (GPTQ W4A16g128)``."""
+    label = str(row.quantization.get("label") or row.quantization.get("name", "?"))
+    if row.quantization.get("name") not in _FOUND:
+        return label
+    details = row.artifact.get("details") or {}
+    found = str((details.get("format") or {}).get("label") or details.get("type") or "")
+    return f"{label} ({found})" if found.lower() not in label.lower() else label
 
 
 def _row_key(cell: dict[str, Any]) -> str:

@@ -1,0 +1,57 @@
+"""quanto checkpoints (safetensors and quanto_qmap.json), by the library's ``requantize``.
+
+Two traps of optimum-quanto 0.2.7 are mended here. Tensors of a mapped file crash the CPU's int8 kernel
+in bfloat16 (a segmentation fault): they are copied first. And int4 and int2 weights cannot be used in
+torch's inference mode ("Cannot set version_counter"): the model leaves it while it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from qeval.errors import EngineError
+from qeval.lm import EngineSettings
+from qeval.quant.base import Artifact
+
+
+def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+    """Raises EngineError where a weight is missing or left over."""
+    import torch
+    from optimum.quanto import requantize
+    from safetensors import safe_open
+
+    from qeval.engines.loading import empty_model
+    from qeval.weights import weight_files
+
+    state: dict[str, Any] = {}
+    for file in weight_files(artifact.path):
+        with safe_open(file, "pt") as tensors:
+            state |= {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118
+    kinds = json.loads((artifact.path / "quanto_qmap.json").read_text(encoding="utf-8"))
+    model = empty_model(artifact.path, settings.dtype, settings.trust_remote_code)
+    requantize(model, state, kinds, device=torch.device(device))
+    model.tie_weights()
+    left = sorted(state.keys() - model.state_dict().keys())
+    missing = [name for name, p in model.named_parameters() if p.is_meta]
+    for what, names in (("unexpected keys", left), ("missing keys", missing)):
+        if names:
+            raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
+    model.requires_grad_(False)
+    if model.dtype != getattr(torch, settings.dtype):
+        model.to(getattr(torch, settings.dtype))
+    model.forward = _outside_inference_mode(model.forward)
+    return model.to(device).eval()
+
+
+def _outside_inference_mode(forward: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return forward(*args, **kwargs)
+
+    return run

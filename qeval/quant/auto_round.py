@@ -1,0 +1,105 @@
+"""`auto-round`: Intel's AutoRound (arXiv 2309.05516): rounding and clipping of each weight tuned by
+signed gradient descent, a block at a time, on calibration windows.
+
+Exported in AutoRound's own format (GPTQ's tensors, AWQ's for asymmetric 4 bits), which transformers
+loads with the auto-round package.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import chdir
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from qeval.calibration import CalibrationOptions
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+
+_BATCH = 8  # windows a step, the library's default
+
+
+class AutoRoundOptions(Options):
+    num_bits: Literal[2, 3, 4, 8] = 4
+    group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = True
+    iters: int = Field(default=200, ge=0)  # steps of tuning a block; 0: round to nearest
+    calibration: CalibrationOptions = CalibrationOptions()
+
+    @field_validator("group_size")
+    @classmethod
+    def _positive_or_channel(cls, value: int) -> int:
+        if value != -1 and (value < 32 or value % 32):
+            raise ValueError("must be a multiple of 32 inputs, or -1 (per channel)")
+        return value
+
+
+class AutoRound(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = AutoRoundOptions
+    scalar: ClassVar[str | None] = "num_bits"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: AutoRoundOptions) -> str:
+        group = "" if options.group_size == -1 else f"g{options.group_size}"
+        return f"AutoRound W{options.num_bits}A16{group}" + " asym" * (not options.symmetric)
+
+    def preflight(self, options: AutoRoundOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+        from qeval.quant.packing import check_half_precision, check_widths
+
+        require("auto-round", "torch", "transformers", "accelerate", "auto_round")
+        check_half_precision("auto-round", model)
+        # The library leaves linears of other widths as they are, without a word.
+        check_widths("auto-round", model, options.group_size, inputs_of=32, outputs_of=32)
+
+    def build(self, options: AutoRoundOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the library refuses the model."""
+        import torch
+        from auto_round import AutoRound as Library
+        from transformers import AutoTokenizer
+
+        from qeval.engines.loading import load_model
+        from qeval.quant.library import finish
+        from qeval.quant.linears import device_of
+
+        source = context.model
+        drawn = context.calibration(options.calibration)
+        model = load_model(source.path, source.dtype, "cpu", source.trust_remote_code)
+        windows = [
+            {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+            for ids in drawn.windows
+        ]
+        saved = context.out / "saved"
+        with chdir(context.out):  # it writes its working files wherever it is
+            try:
+                Library(
+                    model,
+                    AutoTokenizer.from_pretrained(
+                        source.path, trust_remote_code=source.trust_remote_code
+                    ),
+                    bits=options.num_bits,
+                    group_size=options.group_size,
+                    sym=options.symmetric,
+                    iters=options.iters,
+                    dataset=windows,
+                    nsamples=len(windows),
+                    seqlen=options.calibration.seq_len,
+                    batch_size=min(_BATCH, len(windows)),
+                    seed=options.calibration.seed,
+                    device_map=str(device_of(context.device)),
+                    enable_torch_compile=False,  # needs a compiler, and its rounding is another one
+                ).quantize_and_save(str(saved), format="auto_round")
+            except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
+                line = (str(err).strip().splitlines() or [type(err).__name__])[0]
+                raise BuildError(f"auto-round cannot quantize {source.id}: {line}") from err
+        # The library names a folder of its own after the model and its scheme.
+        made = next(path.parent for path in sorted(saved.rglob("config.json")))
+        folder = context.out / "model"
+        made.rename(folder)
+        for left in context.out.iterdir():
+            if left != folder and left.is_dir():
+                shutil.rmtree(left)
+        return finish(folder, context, "auto-round", drawn.facts)

@@ -1,0 +1,217 @@
+"""`compressed-tensors`: llm-compressor's recipes, saved in the format that vLLM runs.
+
+A scheme says what is stored (and whether activations are rounded too), an algorithm how the numbers are
+found: rtn needs no data; gptq, awq and smoothquant+gptq read calibration windows.
+
+transformers runs these checkpoints by unpacking each layer to floats on its first use: right numbers,
+but neither the memory nor the speed of vLLM's kernels. The row says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from qeval.calibration import CalibrationOptions
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+
+_GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")
+_ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "W4A16": ("rtn", "gptq", "awq"),
+    "W4A16_ASYM": ("rtn", "gptq", "awq"),
+    "W8A16": ("rtn", "gptq", "awq"),
+    "W8A8": ("rtn", "gptq", "smoothquant+gptq"),
+    "FP8": ("rtn",),
+}
+_NAMES = {"rtn": "", "gptq": "GPTQ ", "awq": "AWQ ", "smoothquant+gptq": "SmoothQuant GPTQ "}
+
+
+class CompressedTensorsOptions(Options):
+    scheme: Literal["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8"] = "W4A16"
+    algorithm: Literal["rtn", "gptq", "awq", "smoothquant+gptq"] = "rtn"
+    group_size: int | None = Field(default=None, ge=16)  # None: 128; W8A8 and FP8 are per channel
+    smoothing_strength: float | None = Field(default=None, ge=0, le=1)  # SmoothQuant's alpha; None: 0.5
+    calibration: CalibrationOptions | None = None  # None: the defaults, where the algorithm reads any
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CompressedTensorsOptions:
+        known = _ALGORITHMS[self.scheme]
+        if self.algorithm not in known:
+            raise ValueError(f"algorithm of {self.scheme}: one of {', '.join(known)}")
+        if self.group_size is not None and self.scheme not in _GROUPED:
+            raise ValueError(f"{self.scheme} has one scale per output channel: drop group_size")
+        if self.smoothing_strength is not None and self.algorithm != "smoothquant+gptq":
+            raise ValueError("smoothing_strength belongs to algorithm: smoothquant+gptq: drop it")
+        if self.calibration is not None and self.algorithm == "rtn":
+            raise ValueError("algorithm rtn reads no calibration: drop it")
+        return self
+
+    @property
+    def group(self) -> int | None:
+        return (self.group_size or 128) if self.scheme in _GROUPED else None
+
+    @property
+    def smoothing(self) -> float | None:
+        if self.algorithm != "smoothquant+gptq":
+            return None
+        return 0.5 if self.smoothing_strength is None else self.smoothing_strength
+
+    @property
+    def reads(self) -> CalibrationOptions | None:
+        return None if self.algorithm == "rtn" else self.calibration or CalibrationOptions()
+
+    def identity(self) -> dict[str, Any]:
+        """With the defaults that are used filled in."""
+        return {
+            "scheme": self.scheme,
+            "algorithm": self.algorithm,
+            "group_size": self.group,
+            "smoothing_strength": self.smoothing,
+            "calibration": self.reads.identity() if self.reads else None,
+        }
+
+
+class CompressedTensors(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = CompressedTensorsOptions
+    scalar: ClassVar[str | None] = "scheme"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: CompressedTensorsOptions) -> str:
+        scheme, _, asym = options.scheme.partition("_")
+        wide = ("FP8 W8A8" if scheme == "FP8" else scheme) + (
+            f"g{options.group}" if options.group else ""
+        )
+        smoothing = options.smoothing
+        strength = f" {smoothing:g}" if smoothing not in (None, 0.5) else ""
+        name = _NAMES[options.algorithm].replace("SmoothQuant", f"SmoothQuant{strength}")
+        return f"{name}{wide}{' asym' if asym else ''} (llm-compressor)"
+
+    def preflight(self, options: CompressedTensorsOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+        from qeval.quant.packing import check_folder, check_widths
+
+        needed = ("torch", "transformers", "accelerate", "compressed_tensors", "llmcompressor")
+        require("compressed-tensors", *needed)
+        check_folder("compressed-tensors", model)
+        if options.group:
+            check_widths(f"compressed-tensors {options.scheme}", model, options.group)
+
+    def build(self, options: CompressedTensorsOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where a recipe does not know the architecture."""
+        import torch
+        from llmcompressor import oneshot
+
+        from qeval.engines.loading import load_model
+        from qeval.quant.library import finish
+        from qeval.quant.linears import device_of
+
+        source, device = context.model, device_of(context.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where the library puts the block that it works on
+        drawn = context.calibration(options.reads) if options.reads else None
+        data = _data(drawn.windows) if drawn else {}
+        resting = "cpu" if drawn else device  # with data, blocks go to the device one at a time
+        model = load_model(source.path, source.dtype, resting, source.trust_remote_code)
+        try:
+            with _no_pinning(device):
+                oneshot(model=model, recipe=_recipe(options, model), **data)
+        except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
+            raise BuildError(f"llm-compressor cannot quantize {source.id}: {_line(err)}") from err
+        except RuntimeError as err:
+            if isinstance(err, torch.OutOfMemoryError):
+                raise
+            raise BuildError(f"llm-compressor cannot quantize {source.id}: {_line(err)}") from err
+        folder = context.out / "model"
+        model.save_pretrained(folder, save_compressed=True, max_shard_size="4GB")
+        return finish(folder, context, "llmcompressor", drawn.facts if drawn else None)
+
+
+def _recipe(options: CompressedTensorsOptions, model: Any) -> list[Any]:
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    head = model.get_output_embeddings()
+    ignore = [name for name, module in model.named_modules() if module is head]
+    how: dict[str, Any] = {"config_groups": {"group_0": _scheme(options)}, "ignore": ignore}
+    smooth, awq = _mappings(model.config.model_type)
+    match options.algorithm:
+        case "gptq":
+            return [GPTQModifier(**how)]
+        case "awq":
+            return [AWQModifier(mappings=awq), QuantizationModifier(**how)]
+        case "smoothquant+gptq":
+            strength = options.smoothing
+            return [
+                SmoothQuantModifier(smoothing_strength=strength, mappings=smooth),
+                GPTQModifier(**how),
+            ]
+        case _:
+            return [QuantizationModifier(**how)]
+
+
+def _scheme(options: CompressedTensorsOptions) -> Any:
+    """The library's preset of that name, with the group size that was asked for."""
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme(
+        "FP8_DYNAMIC" if options.scheme == "FP8" else options.scheme, ["Linear"]
+    )
+    if options.group and scheme.weights is not None:
+        scheme.weights = scheme.weights.model_copy(update={"group_size": options.group})
+    return scheme
+
+
+def _mappings(model_type: str) -> tuple[Any, Any]:
+    """Which norm scales which linears, for SmoothQuant and AWQ; None: the library's own table. It has
+    nothing for StarCoder2: the norms of its blocks and the linears that read them."""
+    if model_type != "starcoder2":
+        return None, None
+    from llmcompressor.modifiers.transform.awq import AWQMapping
+
+    pairs = (
+        ("re:.*input_layernorm$", ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]),
+        ("re:.*post_attention_layernorm$", ["re:.*c_fc$"]),
+    )
+    return [[linears, norm] for norm, linears in pairs], [
+        AWQMapping(n, linears) for n, linears in pairs
+    ]
+
+
+def _data(windows: list[list[int]]) -> dict[str, Any]:
+    """Exactly our windows, in our order."""
+    from datasets import Dataset
+
+    rows = {"input_ids": windows, "attention_mask": [[1] * len(ids) for ids in windows]}
+    return {
+        "dataset": Dataset.from_dict(rows),
+        "num_calibration_samples": len(windows),
+        "max_seq_length": max(map(len, windows)),
+        "shuffle_calibration_samples": False,
+    }
+
+
+@contextmanager
+def _no_pinning(device: Any) -> Iterator[None]:
+    """On the CPU: AWQ pins memory for a GPU (llm-compressor 0.14), and torch refuses without one."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if device.type == "cuda":
+        yield
+        return
+    pin = IntermediatesCache.pin_memory
+    IntermediatesCache.pin_memory = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        IntermediatesCache.pin_memory = pin
+
+
+def _line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]

@@ -1,0 +1,84 @@
+"""`hqq`: half-quadratic quantization (mobiusml's HQQ): the zero points of each group are fitted to the
+weights by a few cheap iterations, without calibration.
+
+Every layer is made by the library's own HQQLinear, and saved by its own ``save_quantized`` (config.json
+and qmodel.pt).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+
+
+class HqqOptions(Options):
+    num_bits: Literal[8, 4, 3, 2, 1] = 4
+    group_size: int = Field(default=64, ge=8)  # weights that share a scale and a zero
+    axis: Literal[0, 1] = 1  # 1: groups along the inputs; 0: across the outputs
+
+    # Grouping along the inputs is what fast kernels take; axis 0 is a little more accurate.
+
+
+class Hqq(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = HqqOptions
+    scalar: ClassVar[str | None] = "num_bits"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: HqqOptions) -> str:
+        return f"HQQ W{options.num_bits}A16g{options.group_size}" + " axis 0" * (options.axis == 0)
+
+    def preflight(self, options: HqqOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+        from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+        from qeval.weights import linear_shapes
+
+        require("hqq", "torch", "transformers", "accelerate", "hqq")
+        check_folder("hqq", model)
+        group = options.group_size
+        if options.axis == 1:
+            check_widths("hqq", model, group)
+        shapes = linear_shapes(model.path).items()
+        # A byte holds weights of 2, 4 or 8 different groups; of axis 0, of different places in a group.
+        per_byte = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}[options.num_bits]
+        wrong = {
+            name: (out, into)
+            for name, (out, into) in shapes
+            if out * into % group or (group if options.axis == 0 else out * into // group) % per_byte
+        }
+        needs = f"a number of weights that {group} divides, packed {per_byte} to a byte"
+        refuse_shapes("hqq", wrong, needs, "another group_size, or num_bits: 8")
+
+    def build(self, options: HqqOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the model has no nn.Linear layers."""
+        import torch
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+        from hqq.models.hf.base import AutoHQQHFModel
+
+        from qeval.engines.loading import load_model
+        from qeval.quant.library import finish
+        from qeval.quant.linears import device_of, linears
+
+        source = context.model
+        model = load_model(source.path, source.dtype, "cpu", source.trust_remote_code)
+        layers = [layer for layer in linears(model) if isinstance(layer.module, torch.nn.Linear)]
+        if not layers:
+            raise BuildError(f"hqq: {source.id} has no nn.Linear layer")
+        config = BaseQuantizeConfig(
+            nbits=options.num_bits, group_size=options.group_size, axis=options.axis
+        )
+        how: dict[str, Any] = {
+            "compute_dtype": getattr(torch, source.dtype),
+            "device": str(device_of(context.device)),
+        }
+        for done, layer in enumerate(layers):
+            model.set_submodule(layer.name, HQQLinear(layer.module, config, **how))
+            context.progress(done + 1, len(layers), "layers")
+        folder = context.out / "model"
+        AutoHQQHFModel.save_quantized(model, str(folder))
+        return finish(folder, context, "hqq")

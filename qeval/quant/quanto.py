@@ -1,0 +1,68 @@
+"""`quanto`: Hugging Face's optimum-quanto: symmetric per-channel int8 and float8, group-wise int4 and
+int2; no calibration.
+
+The library chooses the groups of int4 and int2: 128 inputs, less where that does not divide a layer's
+inputs. The artifact says which came out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from qeval.errors import BuildError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+
+_NAMES = {"int8": "W8A16", "int4": "W4A16", "int2": "W2A16", "float8": "FP8 W8A16"}
+
+
+class QuantoOptions(Options):
+    weights: Literal["int8", "int4", "int2", "float8"] = "int8"
+
+
+class Quanto(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = QuantoOptions
+    scalar: ClassVar[str | None] = "weights"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: QuantoOptions) -> str:
+        return f"quanto {_NAMES[options.weights]}"
+
+    def preflight(self, options: QuantoOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+        from qeval.quant.packing import check_folder
+
+        require("quanto", "torch", "transformers", "accelerate", "optimum", "optimum.quanto")
+        check_folder("quanto", model)
+
+    def build(self, options: QuantoOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the library finds nothing to quantize."""
+        from optimum.quanto import QuantizedModelForCausalLM
+
+        from qeval.engines.loading import load_model
+        from qeval.quant.library import finish
+        from qeval.quant.linears import device_of
+
+        source = context.model
+        model = load_model(
+            source.path, source.dtype, device_of(context.device), source.trust_remote_code
+        )
+        head = model.get_output_embeddings()
+        names = [name for name, module in model.named_modules() if module is head]
+        try:
+            quantized = QuantizedModelForCausalLM.quantize(
+                model, weights=f"q{options.weights}", exclude=names
+            )
+        except ValueError as err:
+            raise BuildError(f"quanto cannot quantize {source.id}: {err}") from err
+        folder = context.out / "model"
+        quantized.save_pretrained(folder)
+        artifact = finish(folder, context, "optimum-quanto")
+        group = artifact.details["format"]["group_size"]
+        if options.weights in ("int4", "int2") and group != 128:
+            chosen = "a group size of its own for each layer" if group is None else f"groups of {group}"
+            note = f"quanto chose {chosen}: 128 does not divide the inputs of every layer"
+            return replace(artifact, notes=(*artifact.notes, note))
+        return artifact

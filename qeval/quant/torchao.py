@@ -1,0 +1,128 @@
+"""`torchao`: PyTorch's own quantized tensors, through transformers' TorchAoConfig; no calibration.
+
+``wo``: weights only. ``dyn``: activations too, per token when it runs. int8 and fp8 keep one scale per
+output channel (int8wo: or per group), int4wo one scale and zero per group, in tinygemm's packing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from qeval.errors import BuildError, UsageError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+
+_INT4_GROUPS = (32, 64, 128, 256)  # what tinygemm's kernel takes
+
+
+class TorchAoOptions(Options):
+    scheme: Literal["int8wo", "int4wo", "int8dyn", "fp8wo", "fp8dyn"] = "int8wo"
+    group_size: int | None = None  # inputs that share a scale; None: int4wo 128, int8wo per channel
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TorchAoOptions:
+        if self.group_size is None:
+            return self
+        if self.scheme not in ("int8wo", "int4wo"):
+            raise ValueError(f"{self.scheme} has one scale per output channel: drop group_size")
+        if self.scheme == "int4wo" and self.group_size not in _INT4_GROUPS:
+            raise ValueError(f"group_size of int4wo: one of {', '.join(map(str, _INT4_GROUPS))}")
+        if self.group_size < 1:
+            raise ValueError("group_size must be a positive number of inputs")
+        return self
+
+    @property
+    def group(self) -> int | None:
+        return 128 if self.scheme == "int4wo" and self.group_size is None else self.group_size
+
+    def identity(self) -> dict[str, Any]:
+        return {"scheme": self.scheme, "group_size": self.group}
+
+
+class TorchAo(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = TorchAoOptions
+    scalar: ClassVar[str | None] = "scheme"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: TorchAoOptions) -> str:
+        return f"torchao {options.scheme}" + (f" g{options.group}" if options.group else "")
+
+    def preflight(self, options: TorchAoOptions, model: ModelRef) -> None:
+        from qeval.extras import require
+        from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+        from qeval.weights import linear_shapes
+
+        require("torchao", "torch", "transformers", "accelerate", "torchao")
+        check_folder("torchao", model)
+        if options.scheme == "int4wo" and model.dtype != "bfloat16":
+            raise UsageError(
+                f"torchao int4wo: its kernel computes in bfloat16, not {model.dtype} ({model.id}): "
+                "set dtype: bfloat16"
+            )
+        if options.group:
+            check_widths(f"torchao {options.scheme}", model, options.group)
+        if options.scheme == "fp8dyn":
+            shapes = linear_shapes(model.path).items()
+            wrong = {name: shape for name, shape in shapes if shape[0] % 16 or shape[1] % 16}
+            refuse_shapes("torchao fp8dyn", wrong, "widths that are multiples of 16", "use fp8wo")
+
+    def build(self, options: TorchAoOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError where the device has no kernel of the scheme."""
+        from transformers import TorchAoConfig
+
+        from qeval.engines.loading import load_model
+        from qeval.quant.library import finish
+        from qeval.quant.linears import device_of
+
+        device = device_of(context.device)
+        check_device(options.scheme, device)
+        model = load_model(
+            context.model.path,
+            context.model.dtype,
+            device,
+            context.model.trust_remote_code,
+            quantization_config=TorchAoConfig(_configuration(options)),
+        )
+        folder = context.out / "model"
+        model.save_pretrained(folder, max_shard_size="4GB")
+        return finish(folder, context, "torchao")
+
+
+def check_device(scheme: str, device: Any) -> None:
+    """Raises BuildError where ``device`` (a torch.device) has no kernel of the scheme, with its compute
+    capability; before the model is loaded."""
+    import torch
+
+    needed = {"int4wo": (8, 0), "fp8dyn": (8, 9)}.get(scheme)
+    if needed is None:
+        return
+    wanted = f"torchao {scheme}: needs a CUDA GPU of compute capability {needed[0]}.{needed[1]}"
+    instead = {"int4wo": "int8wo", "fp8dyn": "fp8wo"}[scheme]
+    if device.type != "cuda":
+        raise BuildError(f"{wanted}, the CPU has no kernel of it: use scheme: {instead}")
+    found = torch.cuda.get_device_capability(device)
+    if found < needed:
+        raise BuildError(f"{wanted}, this one has {found[0]}.{found[1]}: use scheme: {instead}")
+
+
+def _configuration(options: TorchAoOptions) -> Any:
+    import torchao.quantization as q
+
+    match options.scheme:
+        case "int8wo":
+            return q.Int8WeightOnlyConfig(
+                granularity=q.PerGroup(options.group) if options.group else q.PerRow()
+            )
+        case "int4wo":
+            return q.Int4WeightOnlyConfig(
+                group_size=options.group, int4_packing_format="tile_packed_to_4d"
+            )
+        case "int8dyn":
+            return q.Int8DynamicActivationInt8WeightConfig()
+        case "fp8wo":
+            return q.Float8WeightOnlyConfig()
+        case _:
+            return q.Float8DynamicActivationFloat8WeightConfig(granularity=q.PerRow())
