@@ -19,7 +19,7 @@ from qeval.quant.base import Options
 from qeval.tokenizer import Tokenizer
 
 DOCUMENT_SETS = ("c4", "c4-train", "c4-excerpt")
-JOINS = {"ptb": "\n\n", "ptb-test": " ", "ptb-train": " "}  # everything else: "\n\n"
+JOINS = {"ptb": "\n\n", "ptb-test": " "}  # everything else: "\n\n"
 
 
 class CalibrationOptions(Options):

@@ -40,9 +40,11 @@ State = Literal["ready", "missing", "out of date", "unfinished", "being built", 
 Say = Callable[[str], None]
 
 _PROBE = """
-import importlib.util, json, platform, sys
+import importlib.util, json, platform, sys, sysconfig
 gone = [m for m in ("venv", "ensurepip") if importlib.util.find_spec(m) is None]
-print(json.dumps([platform.python_version(), sys.executable, gone]))
+paths = sysconfig.get_paths()
+packages = sorted({paths["purelib"], paths["platlib"]}) if sys.prefix != sys.base_prefix else []
+print(json.dumps([platform.python_version(), sys.executable, gone, packages]))
 """
 _TRY = """
 import importlib, json, sys
@@ -240,6 +242,7 @@ class _Base:
 
     path: Path
     version: str
+    packages: tuple[str, ...]  # where a virtual environment has its packages; () where it is none
 
 
 @dataclass
@@ -282,6 +285,8 @@ class _Steps:
 def _build(path: Path, needs: Requirements, base: _Base, system: bool, steps: _Steps) -> None:
     flags = ["--system-site-packages"] if system else []
     steps.run(f"making it with Python {base.version}", [base.path, "-m", "venv", *flags, path])
+    if system and base.packages:
+        _inherit(path, base)
     pip: list[str | Path] = [_python(path), "-m", "pip", "--disable-pip-version-check", "install"]
     pins = list(needs.constraints) if not system else []
     if needs.torch:
@@ -305,6 +310,13 @@ def _build(path: Path, needs: Requirements, base: _Base, system: bool, steps: _S
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
     write_atomic(path / MARKER, json.dumps(marker, indent=1))
+
+
+def _inherit(path: Path, base: _Base) -> None:
+    """Let the environment see the packages of the virtual environment that it is made from, behind its
+    own: ``venv`` gives it only those of the interpreter below."""
+    (site,) = path.glob("lib/python*/site-packages")
+    (site / "inherited.pth").write_text("\n".join(base.packages) + "\n", encoding="utf-8")
 
 
 def _install_torch(pip: list[str | Path], version: str, steps: _Steps) -> None:
@@ -355,7 +367,7 @@ def _probed(python: Path, needs: Requirements, cache_dir: Path) -> _Base:
         asked = subprocess.run(
             [str(python), "-c", _PROBE], capture_output=True, text=True, env=_clean_environment()
         )
-        version, path, gone = json.loads(asked.stdout)
+        version, path, gone, packages = json.loads(asked.stdout)
     except (OSError, ValueError) as err:
         raise UsageError(f"--python {python}: it does not run as a Python 3") from err
     minor = ".".join(version.split(".")[:2])
@@ -370,7 +382,7 @@ def _probed(python: Path, needs: Requirements, cache_dir: Path) -> _Base:
             f"{python} cannot make virtual environments (it has no {gone[0]}): "
             f"apt-get install python{minor}-venv, or name another interpreter with --python"
         )
-    return _Base(Path(path), version)
+    return _Base(Path(path), version, tuple(packages))
 
 
 def _wants_cuda() -> bool:

@@ -139,6 +139,7 @@ def weight_files(folder: Path) -> list[Path]:
                 raise ModelError(f"{folder}: the shard {gone[0]} named by {index} is missing")
             return [folder / n for n in names]
     others = [*folder.glob("gptq_model-*bit-*g.safetensors"), *folder.glob("qmodel.pt")]
+    others = others or [*folder.glob("gptq_model-*bit-*g.bin")]
     if len(others) == 1:
         return others
     raise ModelError(f"{folder}: no weights (model.safetensors, its index, or pytorch_model.bin)")

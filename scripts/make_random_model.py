@@ -39,6 +39,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 100000,
         "tie_word_embeddings": False,
     },
+    "tinyllama-4-blocks": {  # 4 of TinyLlama-1.1B's 22 blocks: widths that every kernel takes
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
     "tiny-llama": {
         "model_type": "llama",
         "vocab_size": 512,

@@ -131,6 +131,18 @@ def test_a_made_environment_runs_its_library_and_making_it_again_does_nothing(re
     assert 1e6 < found.n_bytes < 1e8  # pip alone is 10 MB
 
 
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment to run in")
+def test_packages_of_a_virtual_environment_are_inherited(links, described, tmp_path):
+    """PyYAML is in the environment that runs the tests, and not in the interpreter below."""
+    wheel(links, "plainlib", "1.0", plainlib__py="import yaml\n")
+    describe(described, "heir", module="plainlib", library=["plainlib==1.0"])
+    assert envs.create("heir", tmp_path, system_site_packages=True).state == "ready"
+    assert envs.remove("heir", tmp_path).state == "ready"
+    with pytest.raises(EnvError, match="No module named 'yaml'"):
+        envs.create("heir", tmp_path)
+    (described / "heir.toml").unlink()
+
+
 def test_list_shows_each_with_its_state(ready, described, capsys):
     from click.testing import CliRunner
 

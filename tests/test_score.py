@@ -498,7 +498,7 @@ def test_nothing_of_the_real_sandbox_outlives_the_block(tmp_path):
         wait_for(lambda: "passed" in path.read_text())
         assert children() > before
         raise KeyboardInterrupt
-    wait_for(lambda: children() == before)
+    wait_for(lambda: children() <= before)  # one from before may have ended
     assert not named("grader")
     assert path.read_text().count("\n") < 5
 

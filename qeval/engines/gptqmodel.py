@@ -8,11 +8,17 @@ others.
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings
 from qeval.quant.base import Artifact
+from qeval.quant.folder import copy_side_files
+from qeval.weights import weight_files
 
 BACKENDS = {
     "gptq": {
@@ -39,19 +45,37 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     Raises:
         EngineError: no kernel takes the weights, or the model lacks some of them.
     """
-    import torch
-
-    from qeval.quant.gptqmodel_build import first_line, import_gptqmodel
+    from qeval.quant.gptqmodel_build import import_gptqmodel
 
     kind = artifact.details["format"]["name"]
     asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
     candidates = ORDER[device.type] if asked == "auto" else (asked,)
     library = import_gptqmodel(settings.n_threads)
+    with _safetensors(artifact.path) as folder:
+        model, facts = _on_a_kernel(library, kind, candidates, folder, settings, device)
+    check_whole(model, artifact)
+    model.kernel_facts = facts
+    return model.eval()
+
+
+def _on_a_kernel(
+    library: Any,
+    kind: str,
+    candidates: tuple[str, ...],
+    folder: Path,
+    settings: EngineSettings,
+    device: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The model on the first of the kernels that takes it, and which that was."""
+    import torch
+
+    from qeval.quant.gptqmodel_build import first_line
+
     refused: dict[str, str] = {}
     for kernel in candidates:
         try:
             loaded = library.GPTQModel.load(
-                str(artifact.path),
+                str(folder),
                 backend=getattr(library.BACKEND, BACKENDS[kind][kernel]),
                 device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
                 dtype=getattr(torch, settings.dtype),
@@ -65,12 +89,30 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
             refused[kernel] = first_line(err)
             print(f"kernel {kernel} refused: {err}", file=sys.stderr)
             continue
-        model = loaded.model
-        check_whole(model, artifact)
-        model.kernel_facts = {"kernel": kernel, **({"kernels_refused": refused} if refused else {})}
-        return model.eval()
+        return loaded.model, {"kernel": kernel, **({"kernels_refused": refused} if refused else {})}
     reasons = "; ".join(f"{kernel}: {reason}" for kernel, reason in refused.items())
-    raise EngineError(f"{artifact.path}: no kernel takes these weights on {device.type}: {reasons}")
+    raise EngineError(f"{folder}: no kernel takes these weights on {device.type}: {reasons}")
+
+
+@contextmanager
+def _safetensors(folder: Path) -> Iterator[Path]:
+    """The folder; where its weights are .bin files, a temporary one with the same tensors in the only
+    kind of file that GPTQModel reads."""
+    files = weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        yield folder
+        return
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    for file in files:
+        tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with tempfile.TemporaryDirectory(prefix="qeval-safetensors-") as made:
+        copy_side_files(folder, Path(made))
+        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # none shared
+        save_file(whole, Path(made) / "model.safetensors", metadata={"format": "pt"})
+        yield Path(made)
 
 
 def check_whole(model: Any, artifact: Artifact) -> None:
@@ -84,8 +126,8 @@ def check_whole(model: Any, artifact: Artifact) -> None:
 
     packed = {layer.name for layer in artifact.layers}
     modules = dict(model.named_modules())
-    kinds = {name: type(modules[name]).__name__ for name in packed if name in modules}
-    lost = sorted(packed - kinds.keys()) + sorted(n for n, k in kinds.items() if k == "Linear")
+    lost = sorted(packed - modules.keys())
+    lost += sorted(n for n in packed & modules.keys() if _is_float(modules[n]))
     stored = {
         t.name for t in read_tensors(artifact.path) or () if t.name.rpartition(".")[0] not in packed
     }
@@ -105,3 +147,8 @@ def check_whole(model: Any, artifact: Artifact) -> None:
     ):
         if names:
             raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
+
+
+def _is_float(module: Any) -> bool:
+    """Whether a linear has its weight as a parameter; kernels keep buffers of their own."""
+    return "weight" in module._parameters

@@ -8,6 +8,17 @@ from typing import Any
 from qeval.errors import EngineError
 
 
+def lean_transformers() -> None:
+    """Keep transformers from importing hqq, where that is installed, for classes that qeval never uses:
+    torch's compiler comes with it, a third of what a worker's imports take. Call it before any
+    model class.
+    """
+    from transformers import utils
+
+    for module in (utils, utils.import_utils):
+        module.is_hqq_available = lambda *_: False
+
+
 def load_model(
     path: Path,
     dtype: str,
@@ -24,6 +35,8 @@ def load_model(
             (transformers only warns, and computes with random numbers).
     """
     import torch
+
+    lean_transformers()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -67,6 +80,8 @@ def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
         EngineError: transformers does not know the architecture.
     """
     import torch
+
+    lean_transformers()
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -114,7 +114,7 @@ def _within(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from _plain(value)
         if state := getattr(value, "quant_state", None):  # bitsandbytes: scales of a 4-bit weight
             yield from _within(vars(state), seen)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):  # compressed-tensors keeps parameters in one of its own
         for inner in list(value.values()):
             yield from _within(inner, seen)
     elif isinstance(value, list | tuple):

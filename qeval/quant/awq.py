@@ -1,13 +1,14 @@
 """`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
 
-The checkpoint is in AutoAWQ's GEMM format, which transformers, vLLM and GPTQModel load.
+The checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load; of StarCoder2
+transformers loads AutoAWQ's only (it leaves out the scales that GPTQModel stores for an activation).
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
@@ -16,11 +17,15 @@ from qeval.quant.packing import Kernel, check_half_precision, check_widths
 GROUPS = (-1, 16, 32, 64, 128)
 
 
+class AwqCalibration(CalibrationOptions):
+    seq_len: int = Field(default=512, ge=2)  # AutoAWQ's 128 x 512
+
+
 class AwqOptions(Options):
     num_bits: Literal[4] = 4  # the format's only width
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
-    calibration: CalibrationOptions = CalibrationOptions(seq_len=512)  # AutoAWQ's 128 x 512
+    calibration: AwqCalibration = AwqCalibration()
     backend: Literal["gptqmodel", "auto-awq"] = "gptqmodel"
     kernel: Kernel = "auto"
 

@@ -19,7 +19,7 @@ from qeval.extras import require
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.packed_tensors import PackedLinear, packed_linears
 from qeval.quant.packing import check_half_precision
-from qeval.weights import Tensor, is_embedding, read_contents, weight_files
+from qeval.weights import Tensor, is_embedding, read_contents
 
 KERNELS_FOR = ("gptq", "awq")
 """Formats that run on GPTQModel's kernels, of which a spec may name one."""
@@ -83,8 +83,6 @@ def describe_packed(folder: Path) -> Artifact:
     found = recognise(folder)
     if found is None:
         raise ModelError(f"{folder}/config.json: no quantization_config: these are float weights")
-    if found.name in KERNELS_FOR and (file := weight_files(folder)[0]).suffix != ".safetensors":
-        raise ModelError(f"{file}: GPTQModel loads safetensors only: convert it")
     contents = read_contents(folder)
     packed = packed_linears(folder, contents, found.name, found.num_bits, found.details)
     owner = {t.name: p.name for p in packed for t in p.tensors}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import chdir
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -49,7 +51,7 @@ def quantize(
         )
         blocks = int(model.model.config.get_text_config().num_hidden_layers)
         model.layer_callback = _Blocks(context, blocks)
-        with chdir(context.out):  # it writes a folder of logs wherever it is
+        with chdir(context.out), _errors_of_threads():  # it writes a folder of logs wherever it is
             log = model.quantize(
                 examples,
                 batch_size=1,
@@ -58,7 +60,8 @@ def quantize(
             )
         model.save(str(folder))
     except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
-        raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {first_line(err)}") from err
+        reason = f"{type(err).__name__}: {first_line(err)}"
+        raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {reason}") from err
     shutil.rmtree(context.out / "logs", ignore_errors=True)
     copy_side_files(context.model.path, folder)
     artifact = describe_packed(folder)
@@ -78,6 +81,10 @@ def quantize(
 def import_gptqmodel(n_threads: int | None) -> Any:
     """The package. It reads its number of CPU workers, and where its logs go, when it is imported."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(n_threads or len(os.sched_getaffinity(0))))
+
+    from qeval.engines.loading import lean_transformers
+
+    lean_transformers()
     import gptqmodel
     import gptqmodel.quantization
 
@@ -87,6 +94,31 @@ def import_gptqmodel(n_threads: int | None) -> Any:
 def first_line(err: BaseException) -> str:
     """The first line of an error, or its class where it says nothing."""
     return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
+@contextmanager
+def _errors_of_threads() -> Iterator[None]:
+    """GPTQModel ends the whole process, at once, where one of its threads fails. Here the error is
+    raised in the main thread instead, wherever that is."""
+    from gptqmodel.utils import threadx
+
+    failed: list[BaseException] = []
+
+    def abort(_: Any, err: BaseException) -> None:
+        failed.append(err)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def in_main_thread(*_: Any) -> None:
+        raise failed[0]
+
+    worker: Any = threadx._DeviceWorker
+    before, worker._abort_process = worker._abort_process, abort
+    handler = signal.signal(signal.SIGUSR1, in_main_thread)
+    try:
+        yield
+    finally:
+        worker._abort_process = before
+        signal.signal(signal.SIGUSR1, handler)
 
 
 class _Blocks:

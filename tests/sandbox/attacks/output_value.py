@@ -1,4 +1,4 @@
 # Returns more than anyone can take: a gigabyte, by one string.
-# contained: output, memory
+# contained: output, memory, timeout
 def solve(x):
     return "x" * (400 << 20)
