@@ -1,8 +1,9 @@
 """Experiment + resolved models -> rows of cells with content keys.
 
 A key is the sha256 of what decides a number: model content, dtype, method, task and engine with their
-options and versions, and the limit. Labels, paths and execution settings (device, batch size, threads)
-stay out, so that renaming a row or moving a folder measures nothing again.
+options and versions, and the limit. Labels, paths and settings of the machine (device, batch size,
+threads) stay out, so that renaming a row or moving a folder measures nothing again. A kernel that the
+spec names (``Options.execution``) is in a cell's key and not in its artifact's.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def gptqmodel() -> Trial:
     from qeval.engines.gptqmodel import BACKENDS, ORDER
     from qeval.quant.gptqmodel_build import import_gptqmodel
 
-    library = import_gptqmodel(1)
     source = FloatLayer()
+    library = import_gptqmodel(1, source.device)
     order = ORDER[source.device.type]
 
     def candidate(kernel: str) -> Candidate:

@@ -38,7 +38,7 @@ MBPP = "mbpp/few-shot/greedy/7-problems/max8"
 
 def qeval(*args: object, code: int = 0) -> str:
     command = [sys.executable, "-m", "qeval", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == code, done.stderr
     return done.stdout
 

@@ -328,7 +328,7 @@ def test_ctrl_c_ends_everything_and_keeps_what_is_done(toy):
     wait_for(hanging_child)
     child = hanging_child()
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=20)
+    _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "interrupted; what is finished is kept" in err
     assert "Traceback" not in err
@@ -342,7 +342,7 @@ def test_ctrl_c_twice(toy):
     child = hanging_child()
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=20)
+    _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "Traceback" not in err
     wait_for(lambda: not alive(child))
@@ -359,7 +359,7 @@ def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     run = start(spec)
     wait_for(hanging_child)
     os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=20)
+    run.communicate(timeout=60)
     os.kill(hanging_child(), signal.SIGKILL)  # the plugin's own fork, which no one promised to end
     assert [r.status for r in evals()] == ["ok"]
     with Path("results/toy/records.jsonl").open("a") as file:

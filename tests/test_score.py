@@ -167,7 +167,7 @@ def test_programs_run_while_samples_come():
 
 
 def wait_for(condition):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -456,7 +456,7 @@ def test_leaving_ends_programs_that_have_time_to_go():
         time.sleep(0.5)
         left = time.monotonic()
         raise RuntimeError("the model broke")
-    assert time.monotonic() - left < 10
+    assert time.monotonic() - left < 30
     assert not named("grader")
 
 

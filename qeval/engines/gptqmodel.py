@@ -50,7 +50,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     kind = artifact.details["format"]["name"]
     asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
     candidates = ORDER[device.type] if asked == "auto" else (asked,)
-    library = import_gptqmodel(settings.n_threads)
+    library = import_gptqmodel(settings.n_threads, device)
     with _safetensors(artifact.path) as folder:
         model, facts = _on_a_kernel(library, kind, candidates, folder, settings, device)
     check_whole(model, artifact)
@@ -122,24 +122,32 @@ def check_whole(model: Any, artifact: Artifact) -> None:
     Raises:
         EngineError: with the first name.
     """
-    from qeval.weights import read_tensors
+    from qeval.weights import read_data, read_tensors
 
     packed = {layer.name for layer in artifact.layers}
     modules = dict(model.named_modules())
     lost = sorted(packed - modules.keys())
     lost += sorted(n for n in packed & modules.keys() if _is_float(modules[n]))
-    stored = {
-        t.name for t in read_tensors(artifact.path) or () if t.name.rpartition(".")[0] not in packed
-    }
-    held = {
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
-        if name.rpartition(".")[0] not in packed
-    }
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+
+    def checked(name: str) -> bool:  # of a kernel's own tensors the bias alone is everywhere
+        module, _, last = name.rpartition(".")
+        return module not in packed or last == "bias"
+
+    tensors = [t for t in read_tensors(artifact.path) if checked(t.name)]
+    stored = {t.name for t in tensors}
     buffers = {name for name, _ in model.named_buffers()}
-    missing = sorted(held - stored - tied - buffers)
-    left = sorted(name for name in stored - held if "rotary_emb" not in name)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    held = {name for name in parameters | buffers if checked(name)}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    made = {name for name in buffers if name.rpartition(".")[0] not in packed}  # rotary frequencies
+    missing = sorted(held - stored - tied - made)
+    left = sorted(
+        t.name
+        for t in tensors
+        if t.name not in held
+        and "rotary_emb" not in t.name
+        and not (t.name.endswith(".bias") and not any(read_data(t)))  # AutoGPTQ: zeros for none
+    )
     for what, names in (
         ("quantized linears not loaded", lost),
         ("missing keys", missing),

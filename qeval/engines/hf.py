@@ -211,14 +211,15 @@ class HfEngine:
             yield Completion(prompt, sample, ids, finish)
 
     def _kv_bytes(self, context: int) -> int | None:
-        """Keys and values of every layer in the model's dtype; None where the config names no heads.
+        """Keys and values of every layer in the model's dtype; None where the config names no heads, or
+        keeps a latent state in their place (DeepSeek's attention).
 
         An upper bound where layers slide a window: transformers' cache of such a layer is shorter.
         """
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None)
         layers = getattr(config, "num_hidden_layers", None)
-        if not heads or not layers:
+        if not heads or not layers or getattr(config, "kv_lora_rank", None):
             return None
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

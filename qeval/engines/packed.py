@@ -17,6 +17,7 @@ from qeval.engines.loading import load_model
 from qeval.lm import EngineSettings
 from qeval.quant.base import Artifact
 from qeval.units import human_bytes
+from qeval.weights import read_tensors
 
 # Formats that transformers does not load right by itself: "module:function" with load()'s signature.
 LOADERS = {
@@ -32,8 +33,10 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     """The model of a folder, packed or float.
 
     Raises:
+        ModelError: a file is damaged; libraries each say so in words of their own, or not at all.
         EngineError: the library cannot load it, or weights are missing or left over.
     """
+    read_tensors(artifact.path)
     if artifact.details.get("trust_remote_code"):
         settings = replace(settings, trust_remote_code=True)
     name = (artifact.details.get("format") or {}).get("name")
@@ -58,15 +61,18 @@ def kernels(model: Any) -> dict[str, int]:
 
 
 def _kernel(module: Any) -> str | None:
+    import torch
     from torch import nn
 
-    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+    if not (hasattr(module, "in_features") or hasattr(module, "infeatures")):  # auto-round's
         return None
     name, weight = type(module).__name__, getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):  # of GPTQModel's torch kernel, a description
+        weight = None
     if getattr(module, "quantization_scheme", None) is not None:
         floats = weight is not None and weight.element_size() > 1
         return f"{name}({'unpacked' if floats else 'packed'})"
-    kind = "Tensor" if weight is None else type(getattr(weight, "data", weight)).__name__
+    kind = "Tensor" if weight is None else type(weight.data).__name__
     if kind not in ("Tensor", "Parameter"):
         return f"{name}({kind})"
     return None if type(module) is nn.Linear else name

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
-from qeval.calibration import CalibrationOptions
+from qeval.calibration import Calibration, CalibrationOptions
 from qeval.errors import BuildError
 from qeval.quant.base import Artifact, BuildContext, LayerReport
+
+_SHORTEST = 11  # tokens of a window: quantize()'s own argument for it does nothing (7.6)
 
 
 def quantize(
@@ -27,13 +28,17 @@ def quantize(
     """
     import torch
 
-    from qeval.quant.folder import copy_side_files
-    from qeval.quant.formats import describe_packed
+    from qeval.quant.library import finish
     from qeval.quant.linears import device_of
 
-    library = import_gptqmodel(context.n_threads)
     device = device_of(context.device)
+    library = import_gptqmodel(context.n_threads, device)
     drawn = context.calibration(calibration)
+    if min(map(len, drawn.windows)) < _SHORTEST:
+        raise BuildError(
+            f"GPTQModel leaves out calibration windows of fewer than {_SHORTEST} tokens: "
+            f"set calibration: {{seq_len: {_SHORTEST}}} or more"
+        )
     examples = [
         {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         for ids in drawn.windows
@@ -51,11 +56,11 @@ def quantize(
         )
         blocks = int(model.model.config.get_text_config().num_hidden_layers)
         model.layer_callback = _Blocks(context, blocks)
+        model.awq_get_modules_for_scaling = _exact_scales(model.awq_get_modules_for_scaling)
         with chdir(context.out), _errors_of_threads():  # it writes a folder of logs wherever it is
             log = model.quantize(
                 examples,
                 batch_size=1,
-                calibration_data_min_length=1,  # every window is used, whatever its length
                 **({"backend": library.BACKEND.AWQ_TORCH} if on_cpu_awq else {}),
             )
         model.save(str(folder))
@@ -63,28 +68,37 @@ def quantize(
         reason = f"{type(err).__name__}: {first_line(err)}"
         raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {reason}") from err
     shutil.rmtree(context.out / "logs", ignore_errors=True)
-    copy_side_files(context.model.path, folder)
-    artifact = describe_packed(folder)
+    facts, cut = _as_used(drawn, getattr(model.model.config, "max_position_embeddings", None))
+    artifact = finish(folder, context, "gptqmodel", facts)
     layers, notes = _with_log(artifact.layers, log, made)
-    return replace(
-        artifact,
-        layers=layers,
-        notes=(*artifact.notes, *notes),
-        details={
-            **artifact.details,
-            "calibration": drawn.facts,
-            "library": {"name": "gptqmodel", "version": version("gptqmodel")},
-        },
-    )
+    return replace(artifact, layers=layers, notes=(*artifact.notes, *notes, *cut))
 
 
-def import_gptqmodel(n_threads: int | None) -> Any:
-    """The package. It reads its number of CPU workers, and where its logs go, when it is imported."""
+def _as_used(drawn: Calibration, positions: int | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The facts of the calibration, and a note where GPTQModel cut windows to the model's positions."""
+    longest = max(map(len, drawn.windows))
+    if not positions or longest <= positions:
+        return drawn.facts, ()
+    tokens = sum(min(len(ids), positions) for ids in drawn.windows)
+    note = f"GPTQModel cut the calibration windows of {longest} tokens to the model's {positions}"
+    return {**drawn.facts, "n_tokens": tokens}, (note,)
+
+
+def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
+    """The package. It reads its number of CPU workers, and where its logs go, when it is imported.
+
+    Its torch kernel has every single linear compiled on first use: on the CPU that is 210 runs of a C++
+    compiler for a small model, many minutes. There it runs as it is written.
+    """
+    import torch._dynamo.config
+
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(n_threads or len(os.sched_getaffinity(0))))
 
     from qeval.engines.loading import lean_transformers
 
     lean_transformers()
+    if device.type == "cpu":
+        torch._dynamo.config.disable = True
     import gptqmodel
     import gptqmodel.quantization
 
@@ -99,26 +113,48 @@ def first_line(err: BaseException) -> str:
 @contextmanager
 def _errors_of_threads() -> Iterator[None]:
     """GPTQModel ends the whole process, at once, where one of its threads fails. Here the error is
-    raised in the main thread instead, wherever that is."""
+    raised in the main thread instead, wherever that is. It may be there before the thread calls
+    ``_abort_process``, so this one stays in place: a build is the last thing that its process does."""
     from gptqmodel.utils import threadx
 
     failed: list[BaseException] = []
+    over = threading.Event()
 
     def abort(_: Any, err: BaseException) -> None:
         failed.append(err)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def in_main_thread(*_: Any) -> None:
-        raise failed[0]
+        if not over.is_set():
+            raise failed[0]
 
     worker: Any = threadx._DeviceWorker
-    before, worker._abort_process = worker._abort_process, abort
-    handler = signal.signal(signal.SIGUSR1, in_main_thread)
+    worker._abort_process = abort
+    signal.signal(signal.SIGUSR1, in_main_thread)
     try:
         yield
     finally:
-        worker._abort_process = before
-        signal.signal(signal.SIGUSR1, handler)
+        over.set()
+
+
+def _exact_scales(find: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, Any]]]:
+    """AWQ's scales, but those that GPTQModel 7.6 would move from a linear into another one across an
+    activation (StarCoder2's c_fc, GELU, c_proj) or across a product of queries and keys: they change
+    what the model computes. Scales commute with attention's values and with a gated MLP's up."""
+    from torch import nn
+
+    def commutes(block: nn.Module, before: nn.Module) -> bool:
+        if not isinstance(before, nn.Linear):
+            return True  # a norm
+        name = next((name for name, module in block.named_modules() if module is before), "")
+        parent, _, last = name.rpartition(".")
+        gate = {"up_proj": "gate_proj", "w3": "w1"}.get(last)
+        return last == "v_proj" or (gate is not None and hasattr(block.get_submodule(parent), gate))
+
+    def found(block: nn.Module, *more: Any) -> list[dict[str, Any]]:
+        return [node for node in find(block, *more) if commutes(block, node["prev_op"])]
+
+    return found
 
 
 class _Blocks:
