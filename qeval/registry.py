@@ -28,6 +28,8 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "quanto": "qeval.quant.quanto:Quanto",
         "auto-round": "qeval.quant.auto_round:AutoRound",
         "compressed-tensors": "qeval.quant.compressed_tensors:CompressedTensors",
+        "quantease": "qeval.quant.quantease:QuantEase",
+        "spqr": "qeval.quant.spqr:Spqr",
         "checkpoint": "qeval.quant.checkpoint:Checkpoint",
     },
     "engines": {

@@ -2,7 +2,8 @@
 
 The checkpoint is in the standard GPTQ format: qweight, qzeros, scales and g_idx for every linear of the
 decoder blocks, which transformers, vLLM and GPTQModel load. Calibration windows are the same for both
-backends, so that their rows differ by the library alone.
+backends, so that their rows differ by the library alone. ``backend: laboratory`` is qeval's own
+(lab_gptq.py), simulated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
 from qeval.quant.packing import Kernel, check_half_precision, check_widths
 
+_BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
 GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -26,7 +28,7 @@ class GptqOptions(Options):
     percdamp: float = Field(default=0.01, gt=0, lt=1)  # of the mean diagonal of H
     true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
     calibration: CalibrationOptions = CalibrationOptions()
-    backend: Literal["gptqmodel", "auto-gptq"] = "gptqmodel"
+    backend: Literal["gptqmodel", "auto-gptq", "laboratory"] = "gptqmodel"
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
@@ -37,10 +39,12 @@ class GptqOptions(Options):
             )
         if self.backend == "auto-gptq" and not self.symmetric:  # docs/environments.md
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
+        if self.backend == "laboratory" and self.kernel != "auto":
+            raise ValueError("kernel: backend laboratory is simulated, no kernel runs it; leave it out")
         return self
 
     def execution(self) -> dict[str, Any]:
-        return {"kernel": self.kernel}
+        return {} if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
 class Gptq(Method):
@@ -54,7 +58,7 @@ class Gptq(Method):
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         order = " act-order" if options.act_order else ""
         grid = "" if options.symmetric else " asym"
-        by = " (AutoGPTQ)" if options.backend == "auto-gptq" else ""
+        by = _BY[options.backend]
         return f"GPTQ W{options.num_bits}A16{group}{order}{grid}{by}"
 
     def environment(self, options: GptqOptions) -> str | None:
@@ -63,6 +67,9 @@ class Gptq(Method):
     def preflight(self, options: GptqOptions, model: ModelRef) -> None:
         from qeval.extras import require
 
+        if options.backend == "laboratory":
+            check_widths("gptq", model, options.group_size)
+            return
         require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
         check_half_precision("gptq", model)
         # 32 integers fill num_bits whole int32, along the inputs (weights) and the outputs (zeros).
@@ -74,6 +81,10 @@ class Gptq(Method):
             from qeval.quant.auto_gptq import build
 
             return build(options, context)
+        if options.backend == "laboratory":
+            from qeval.quant.lab_gptq import build as build_in_laboratory
+
+            return build_in_laboratory(options, context)
         from qeval.quant.gptqmodel_build import quantize
 
         def config(library: Any) -> Any:

@@ -1,0 +1,209 @@
+"""The laboratory's driver: a model's decoder blocks are quantized one after the other.
+
+One block is on the device at a time. The hidden states of all windows stay on the host, in the model's
+dtype; each block reads them as the blocks before it, already quantized, left them. For each stage
+(architectures.py) the inputs are captured once, as their second moment: H = mean over tokens of x x^T
+[in, in], in float32 with TF32 off, shared by the stage's linears. A solver (solvers/) does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qeval.errors import BuildError
+from qeval.quant.architectures import decoder_blocks
+from qeval.quant.base import LayerReport, Progress
+from qeval.quant.block_calls import Calls, Enough, map_tensors, record_calls
+from qeval.quant.linears import Linear
+from qeval.quant.solvers.base import Facts, Solution
+
+Solve = Callable[[Tensor, Tensor], Solution]
+"""weight [out, in] and H [in, in], both float32 -> the quantized layer."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a solver is told of the inputs of a stage."""
+
+    hessian: Tensor  # mean over tokens of x x^T, [in, in] float32
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    report: LayerReport
+    facts: Facts
+    n_tokens: int  # that H was measured on
+
+
+def quantize_blocks(
+    model: Any,
+    windows: Sequence[Sequence[int]],
+    solve: Solve,
+    *,
+    device: torch.device,
+    kind: str,
+    progress: Progress,
+    true_sequential: bool = True,
+    num_blocks: int | None = None,
+) -> list[LayerResult]:
+    """Quantize the linears of ``model`` (on the CPU) in place, the first ``num_blocks`` blocks or all.
+
+    Args:
+        windows: token ids to calibrate on.
+        kind: how the layers are stored, for the reports ("int4").
+        true_sequential: measure each stage's inputs after the stages before it were quantized; else all
+            of a block's at once, before any.
+
+    Raises:
+        BuildError: an architecture that is not in the table, windows longer than the model's positions,
+            activations that are not finite, or what the solver refuses; with the layer's name.
+    """
+    blocks = decoder_blocks(model)[:num_blocks]
+    results: list[LayerResult] = []
+    with torch.no_grad(), _full_precision():
+        calls = record_calls(model, [block.module for block in blocks], windows)
+        for index, block in enumerate(blocks):
+            block.module.to(device)
+            run = BlockRun(block.module, index, calls, device)
+            for stages in [[s] for s in block.stages] if true_sequential else [block.stages]:
+                for stage, inputs in zip(stages, run.measure(stages), strict=True):
+                    results.extend(_quantize(linear, inputs, solve, kind) for linear in stage)
+            if index + 1 < len(blocks):
+                run.advance()
+            block.module.to("cpu")
+            progress(index + 1, len(blocks), "blocks")
+    return results
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32, not in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _quantize(linear: Linear, inputs: Inputs, solve: Solve, kind: str) -> LayerResult:
+    weight = linear.weight.float()
+    try:
+        solution = solve(weight, inputs.hessian)
+    except BuildError as err:
+        raise BuildError(f"{linear.name}: {err}") from err
+    rounded = solution.weight.to(linear.weight.dtype)
+    mse = (rounded.float() - weight).square().mean().item()
+    linear.weight.copy_(rounded)  # from here on a float32 layer's ``weight`` is the rounded one, too
+    report = LayerReport(
+        name=linear.name,
+        shape=tuple(weight.shape),
+        kind=kind,
+        stored_bytes=solution.stored_bytes,
+        mse=mse,
+        loss=solution.facts.loss,
+        note="; ".join(_remarks(solution.facts, inputs.n_tokens, weight.shape[1])),
+    )
+    return LayerResult(report, solution.facts, inputs.n_tokens)
+
+
+def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
+    if facts.damping != facts.damping_asked:
+        yield f"damping raised from {facts.damping_asked:g} to {facts.damping:g}"
+    if facts.outlier_share:
+        yield f"{facts.outlier_share:.2%} outliers"
+    if facts.dead_columns:
+        yield f"{facts.dead_columns} inputs were always 0"
+    if n_tokens < in_features:
+        yield f"{n_tokens} calibration tokens for {in_features} inputs"
+
+
+class Moments:
+    """The second moment of one linear's inputs, summed window by window."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._sum: Tensor | None = None
+        self.n_tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """``inputs`` [..., in]."""
+        x = inputs.reshape(-1, inputs.shape[-1]).float()  # [tokens, in]
+        if self._sum is None:
+            self._sum = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+        self._sum.addmm_(x.T, x)
+        self.n_tokens += len(x)
+
+    def mean(self) -> Inputs:
+        """H, made of the sum in place: call it once, at the end.
+
+        Raises:
+            BuildError: with the layer's name, where an input was NaN or infinite.
+        """
+        assert self._sum is not None
+        if not torch.isfinite(self._sum.diagonal()).all():
+            raise BuildError(
+                f"{self._name}: its inputs on the calibration text hold NaN or infinity; try "
+                "dtype: bfloat16 or float32"
+            )
+        return Inputs(self._sum.div_(self.n_tokens), self.n_tokens)
+
+
+class BlockRun:
+    """Runs one block, which is on the device, on every window."""
+
+    def __init__(self, block: nn.Module, index: int, calls: Calls, device: torch.device) -> None:
+        self._block, self._index, self._calls, self._device = block, index, calls, device
+        self._moved: dict[int, Tensor] = {}  # masks and the like, on the device once
+
+    def measure(self, stages: Sequence[Sequence[Linear]]) -> list[Inputs]:
+        """The inputs of each stage; a pass ends where the last of them is known."""
+        moments = [Moments(stage[0].name) for stage in stages]
+        pending: set[int] = set()
+        hooks = [
+            stage[0].module.register_forward_pre_hook(partial(_take, moments[i], pending, i))
+            for i, stage in enumerate(stages)
+        ]
+        try:
+            for window in range(len(self._calls.states)):
+                pending.update(range(len(stages)))
+                with suppress(Enough):
+                    self._run(window)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [m.mean() for m in moments]
+
+    def advance(self) -> None:
+        """Put the block's outputs where its inputs were."""
+        for window, states in enumerate(self._calls.states):
+            self._calls.states[window] = self._run(window).to(states.device)
+
+    def _run(self, window: int) -> Tensor:
+        call = self._calls.blocks[window][self._index]
+        states = self._calls.states[window].to(self._device)
+        args, kwargs = map_tensors((call.args, call.kwargs), self._to_device)
+        out = self._block(states, *args, **kwargs)
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._moved:
+            self._moved[id(tensor)] = tensor.to(self._device)
+        return self._moved[id(tensor)]
+
+
+def _take(moments: Moments, pending: set[int], stage: int, module: nn.Module, args: Any) -> None:
+    """A hook before a stage's first linear: sums its inputs; after the last stage's, ends the pass."""
+    moments.add(args[0])
+    pending.discard(stage)
+    if not pending:
+        raise Enough

@@ -1,0 +1,120 @@
+"""What the laboratory's methods share: options, and the way from a solver to a simulated artifact.
+
+The methods differ in the solver alone: same driver (blocks.py), same calibration, same grids, so that
+their rows can be compared with nothing else changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from qeval.calibration import CalibrationOptions
+from qeval.quant.base import Artifact, BuildContext, ModelRef, Options
+from qeval.quant.packing import check_widths
+
+if TYPE_CHECKING:
+    from qeval.quant.blocks import LayerResult, Solve
+
+
+class LaboratoryOptions(Options):
+    num_bits: int = Field(default=4, ge=2, le=8)
+    group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
+    symmetric: bool = False
+    true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
+    num_blocks: int | None = Field(default=None, ge=1)  # the first n decoder blocks only
+    calibration: CalibrationOptions = CalibrationOptions()
+
+    @field_validator("group_size")
+    @classmethod
+    def _positive_or_channel(cls, value: int) -> int:
+        if value < 1 and value != -1:
+            raise ValueError("must be a positive number of inputs, or -1 (per channel)")
+        return value
+
+    def grid_label(self) -> str:
+        """``W4A16g128``, ``W3A16 sym``, ``W4A16 first 2 blocks``."""
+        group = "" if self.group_size == -1 else f"g{self.group_size}"
+        first = "" if self.num_blocks is None else f" first {self.num_blocks} blocks"
+        return f"W{self.num_bits}A16{group}{' sym' if self.symmetric else ''}{first}"
+
+
+def preflight(name: str, group_size: int, model: ModelRef) -> None:
+    """Raises UsageError for a .gguf file, and where the group size does not divide a layer's inputs."""
+    check_widths(name, model, group_size)
+
+
+def build(
+    context: BuildContext,
+    solve: Solve,
+    calibration: CalibrationOptions,
+    *,
+    num_bits: int,
+    true_sequential: bool,
+    num_blocks: int | None = None,
+) -> Artifact:
+    """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights.
+
+    Raises:
+        BuildError: what blocks.py and the solvers refuse, with the layer's name.
+    """
+    from qeval.engines.loading import load_model
+    from qeval.quant.blocks import quantize_blocks
+    from qeval.quant.linears import device_of, save_simulated
+
+    ref = context.model
+    model = load_model(ref.path, ref.dtype, "cpu", ref.trust_remote_code)
+    drawn = context.calibration(calibration)
+    results = quantize_blocks(
+        model,
+        drawn.windows,
+        solve,
+        device=device_of(context.device),
+        kind=f"int{num_bits}",
+        progress=context.progress,
+        true_sequential=true_sequential,
+        num_blocks=num_blocks,
+    )
+    notes = tuple(_notes(results, num_blocks))
+    artifact = save_simulated(model, ref, context.out, [r.report for r in results], notes)
+    details = {**artifact.details, "calibration": drawn.facts, "layers": summary(results)}
+    return replace(artifact, details=details)
+
+
+def summary(results: Sequence[LayerResult]) -> dict[str, Any]:
+    """Over all layers: relative losses of their outputs, and the outliers' share of the weights."""
+    worst = max(results, key=lambda r: r.facts.relative_loss)
+    sizes = [r.report.shape[0] * r.report.shape[1] for r in results]
+    kept = sum(r.facts.outlier_share * n for r, n in zip(results, sizes, strict=True))
+    return {
+        "mean_relative_loss": sum(r.facts.relative_loss for r in results) / len(results),
+        "worst_relative_loss": worst.facts.relative_loss,
+        "worst_layer": worst.report.name,
+        "outlier_share": kept / sum(sizes),
+    }
+
+
+def _notes(results: Sequence[LayerResult], num_blocks: int | None) -> list[str]:
+    """What a reader of the table must know of the layers."""
+    raised = [r for r in results if r.facts.damping != r.facts.damping_asked]
+    few = [r for r in results if r.n_tokens < r.report.shape[1]]
+    said = {
+        f"no Cholesky factor of the Hessian: damping raised (to {_most(raised):g} at most)": raised,
+        "fewer calibration tokens than inputs": few,
+    }
+    notes = [f"{_layers(found)}: {what}" for what, found in said.items() if found]
+    if num_blocks is not None:
+        notes.append(f"only the first {num_blocks} decoder blocks are quantized")
+    return notes
+
+
+def _most(raised: Sequence[LayerResult]) -> float:
+    return max((r.facts.damping or 0.0 for r in raised), default=0.0)
+
+
+def _layers(found: Sequence[LayerResult]) -> str:
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0].report.name}{more}"

@@ -1,0 +1,76 @@
+"""`spqr`: SpQR (arXiv 2306.03078): small groups, sensitive weights kept in 16 bits; simulated.
+
+``outlier_threshold`` is relative to the weights' sensitivity; the share of outliers that came out is in
+each layer's report and, over all, in the artifact's details. Scales and zero points are quantized to
+``statistic_bits``, too. The result is float weights that carry the rounding, with the packed size
+accounted (solvers/spqr.py, solvers/base.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.quant.laboratory import LaboratoryOptions, build, preflight
+
+if TYPE_CHECKING:
+    from qeval.quant.blocks import Solve
+
+
+class SpqrOptions(LaboratoryOptions):
+    num_bits: int = Field(default=3, ge=2, le=8)
+    group_size: int = 16
+    outlier_threshold: float | None = Field(default=0.2, gt=0)  # None: no outliers
+    statistic_bits: int | None = Field(
+        default=3, ge=2, le=8
+    )  # of scales and zero points; None: 16, whole
+    statistic_group_size: int = Field(default=16, ge=2)  # rows whose scales share a range
+    percdamp: float = Field(default=1.0, gt=0)  # of the mean diagonal of H
+    act_order: bool = False  # columns by falling diagonal of H; each then needs its group's index
+
+
+class Spqr(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = SpqrOptions
+    scalar: ClassVar[str | None] = "num_bits"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: SpqrOptions) -> str:
+        order = " act-order" if options.act_order else ""
+        dense = " no outliers" if options.outlier_threshold is None else ""
+        return f"SpQR {options.grid_label()}{order}{dense}"
+
+    def preflight(self, options: SpqrOptions, model: ModelRef) -> None:
+        preflight("spqr", options.group_size, model)
+
+    def build(self, options: SpqrOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError for an unknown architecture and for activations that are not finite."""
+        return build(
+            context,
+            solver(options),
+            options.calibration,
+            num_bits=options.num_bits,
+            true_sequential=options.true_sequential,
+            num_blocks=options.num_blocks,
+        )
+
+
+def solver(options: SpqrOptions) -> Solve:
+    """What the options ask for, as a function of a layer's weight and Hessian."""
+    from functools import partial
+
+    from qeval.quant.solvers.base import GridRules
+    from qeval.quant.solvers.spqr import SecondLevel, spqr
+
+    bits = options.statistic_bits
+    return partial(
+        spqr,
+        rules=GridRules(options.num_bits, options.group_size, options.symmetric),
+        outlier_threshold=options.outlier_threshold,
+        second_level=SecondLevel(bits, options.statistic_group_size) if bits else None,
+        percdamp=options.percdamp,
+        act_order=options.act_order,
+    )
