@@ -1,7 +1,7 @@
 """`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
 
 The checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load; of StarCoder2
-transformers loads AutoAWQ's only (it leaves out the scales that GPTQModel stores for an activation).
+transformers loads AutoAWQ's only (it wants the scales of an activation, which GPTQModel has none of).
 """
 
 from __future__ import annotations

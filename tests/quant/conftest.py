@@ -1,5 +1,6 @@
 """For the tests of AutoGPTQ and AutoAWQ: a build job in the library's environment, and how the built
-model predicts. The environments are made by hand: `qeval env create auto-gptq` (or auto-awq)."""
+model predicts. The environments are made by hand: `qeval env create auto-gptq` (or auto-awq). For those
+of all other libraries: what they made of tiny models (quantized.py)."""
 
 import importlib
 import json
@@ -19,6 +20,39 @@ from qeval.lm import EngineSettings
 from qeval.quant.base import Artifact, ModelRef
 
 CACHE = default_cache_dir().expanduser().resolve()  # the user's own: read before a test hides it
+
+
+@pytest.fixture(scope="session")
+def quantized():
+    """Tiny models quantized by every library: ``Quantized`` of quantized.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        return importlib.import_module("quantized").get()
+
+
+@pytest.fixture
+def model_of(tmp_path: Path):
+    """A float model of linears of given shapes, as a ModelRef; its weights are zeros."""
+
+    def make(shapes: dict[str, tuple[int, int]], dtype: str = "bfloat16") -> ModelRef:
+        folder = tmp_path / "shapes"
+        folder.mkdir()
+        header, end = {}, 0
+        for name, shape in shapes.items():
+            start, end = end, end + 2 * shape[0] * shape[1]
+            header[f"{name}.weight"] = {
+                "dtype": "BF16",
+                "shape": shape,
+                "data_offsets": (start, end),
+            }
+        text = json.dumps(header).encode()
+        head = len(text).to_bytes(8, "little") + text
+        (folder / "model.safetensors").write_bytes(head + bytes(end))
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "tokenizer.json").write_text("{}")
+        return ModelRef("m", folder, "sha256:0", dtype)
+
+    return make
 
 
 @pytest.fixture

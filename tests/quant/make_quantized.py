@@ -1,12 +1,12 @@
-"""Tiny models, quantized by every library and run by qeval's engine, each step in a process of its own.
+"""Builds tiny models with every library and runs them by qeval's engine, each step in its own process.
 
 python make_quantized.py FOLDER, then names of steps on stdin, a line each; each is answered by its exit
 status (negative: a signal). This process imports torch and transformers, which takes ten seconds, and
 nothing else; a step is a fork of it. So GPTQModel, which changes transformers when it is imported, is
 in no other step's way, and nothing is imported twice.
 
-A build leaves NAME/ and NAME.json (the artifact), a run NAME.npy (logits) and NAME.run.json; where qeval
-raised one of its errors, the JSON has that instead.
+A build leaves NAME/model and NAME.json (the artifact); a run NAME.run.json and NAME.npy (logits); where
+qeval raised one of its errors, the JSON has that instead. quantized.py reads them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from quantized import BUILDS, FLOATS, PLAIN, VARIANTS, Variant, probe_ids, random_windows
+from quantized import BUILDS, MODELS, PLAIN, VARIANTS, Variant, probe_ids, random_windows
+from torch import Tensor
 
 OUT = Path(sys.argv[1])
 
@@ -33,16 +35,14 @@ def main() -> None:
     from transformers import (  # noqa: F401  # for the forks
         AutoModelForCausalLM,
         LlamaForCausalLM,
+        MixtralForCausalLM,
         Starcoder2ForCausalLM,
     )
 
     transformers.logging.disable_progress_bar()
-    gc.freeze()
+    gc.freeze()  # GPTQModel collects garbage at every load; nothing that is here already
     for line in sys.stdin:
-        import time; t=time.time(); c=os.times()
-        code=_in_fork(line.strip()); d=os.times()
-        print(code, flush=True)
-        print(line.strip(), "wall %.1f cpu %.1f"%(time.time()-t, d.children_user+d.children_system-c.children_user-c.children_system), file=sys.stderr)
+        print(_in_fork(line.strip()), flush=True)
 
 
 def _in_fork(step: str) -> int:
@@ -53,7 +53,7 @@ def _in_fork(step: str) -> int:
         os.dup2(log, 2)
         status = 1
         try:
-            _run(step)
+            do(step)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -62,87 +62,118 @@ def _in_fork(step: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _run(step: str) -> None:
-    kind, _, family = step.partition(" ")
-    names = [name for name, build in BUILDS.items() if build.family == family]
+def do(step: str) -> None:
+    kind, _, method = step.partition(" ")
+    names = [name for name, build in BUILDS.items() if build.method == method]
     match kind:
         case "float":
             make_models()
-            for name, dtype in FLOATS.items():
-                run(name, _float_artifact(name.split("-")[0]), dtype)
         case "build":
             for name in names:
-                build(name)
+                _kept(f"{name}.json", lambda name=name: build(OUT / name, name).to_json())
         case "run":
-            for name in names:
-                run(name, _artifact(name), "bfloat16")
-        case "variants":
+            if method == "quanto":
+                _without_a_compiler()
+            for name in filter(_is_built, names):
+                _kept(f"{name}.run.json", lambda name=name: run(name, _artifact(name)))
+        case "vary":
             for name, variant in VARIANTS.items():
-                if BUILDS[variant.of].family == family:
-                    run(name, _vary(name, variant), "bfloat16")
+                if BUILDS[variant.of].method == method:
+                    _kept(f"{name}.run.json", lambda n=name, v=variant: run(n, vary(n, v)))
+        case "weigh":  # gptq, awq: where GPTQModel is not
+            for name in filter(_is_built, names):
+                weigh(name, _artifact(name), {})
         case "plain":
-            for name in PLAIN:
-                plain(name)
+            for name in names:
+                if name in PLAIN:
+                    plain(name)
         case "killed":
             killed()
+        case "failing":
+            _kept("failing.json", failing)
         case _:
             raise ValueError(step)
+
+
+def _kept(name: str, result: Callable[[], Any]) -> None:
+    from qeval.errors import QevalError
+
+    try:
+        data = result()
+    except QevalError as err:
+        traceback.print_exc()
+        data = {"error": f"{type(err).__name__}: {err}"}
+    (OUT / name).write_text(json.dumps(data))
+
+
+def _is_built(name: str) -> bool:
+    file = OUT / f"{name}.json"
+    return file.exists() and "error" not in json.loads(file.read_text())
+
+
+def _artifact(name: str) -> Any:
+    from qeval.quant.base import Artifact
+
+    return Artifact.from_json(json.loads((OUT / f"{name}.json").read_text()))
 
 
 # -- the models -------------------------------------------------------------------------------
 
 
 def make_models() -> None:
-    """Two blocks of hidden size 256 in bfloat16; StarCoder2 with biases and tied embeddings."""
-    from transformers import Starcoder2Config, Starcoder2ForCausalLM
+    """Two blocks of hidden size 256 in bfloat16, StarCoder2 with biases and tied embeddings; a Mixtral
+    of one block; and one that GPTQModel does not know."""
+    from transformers import (
+        BioGptConfig,
+        BioGptForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+        Starcoder2Config,
+        Starcoder2ForCausalLM,
+    )
+
+    from qeval.quant.folder import describe_folder
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from conftest import make_tiny_llama, tiny_tokenizer
 
     wide = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
     make_tiny_llama(OUT / "llama", dtype="bfloat16", **wide)
+    common = {
+        "vocab_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    tied = {"tie_word_embeddings": True, "use_bias": True, "num_hidden_layers": 2}
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "initializer_range": 0.05}
     torch.manual_seed(0)
-    config = Starcoder2Config(
-        **wide,
-        vocab_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        use_bias=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = Starcoder2ForCausalLM(config)
-    for name, parameter in model.named_parameters():
+    made = {
+        "starcoder2": Starcoder2ForCausalLM(Starcoder2Config(**wide, **common, **tied)),
+        "mixtral": MixtralForCausalLM(MixtralConfig(**small, **common, **experts)),
+        "unknown": BioGptForCausalLM(BioGptConfig(vocab_size=512, num_attention_heads=4, **small)),
+    }
+    for name, parameter in made["starcoder2"].named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.05)
-    model.to(torch.bfloat16).save_pretrained(OUT / "starcoder2")
-    tiny_tokenizer().save_pretrained(OUT / "starcoder2")
-
-
-def _float_artifact(model: str) -> Any:
-    from qeval.quant.folder import describe_folder
-
-    return describe_folder(OUT / model, "bfloat16")
+    for name, model in made.items():
+        model.to(torch.bfloat16).save_pretrained(OUT / name)
+        tiny_tokenizer().save_pretrained(OUT / name)
+    (OUT / "short.txt").write_text("forty-two tokens at the most\n")
+    for name in MODELS:
+        artifact = describe_folder(OUT / name, "bfloat16")
+        for dtype in ("float32", "bfloat16"):
+            full = f"{name}-{dtype}"
+            _kept(f"{full}.run.json", lambda a=artifact, n=full, d=dtype: run(n, a, d))
 
 
 # -- building ---------------------------------------------------------------------------------
 
 
-def build(name: str) -> None:
-    from qeval.errors import QevalError
-
-    try:
-        data = build_into(OUT / name, name).to_json()
-    except QevalError as err:
-        data = {"error": str(err), "type": type(err).__name__}
-        traceback.print_exc()
-    (OUT / f"{name}.json").write_text(json.dumps(data))
-
-
-def build_into(folder: Path, name: str, progress: Callable[..., None] | None = None) -> Any:
+def build(folder: Path, name: str, progress: Callable[..., None] | None = None) -> Any:
     """What the worker does, with windows of random tokens; the steps that were told are kept."""
     from qeval import registry
     from qeval.quant.base import BuildContext, ModelRef
@@ -156,15 +187,20 @@ def build_into(folder: Path, name: str, progress: Callable[..., None] | None = N
         steps.append(step)
         (OUT / f"{name}.steps.json").write_text(json.dumps(steps))
 
-    context = BuildContext(
-        ref, folder, None, _calibration, progress or told, OUT / "cache", "cpu", n_threads=2
-    )
+    def drawn(options: Any) -> Any:
+        return calibration(ref, options)
+
+    context = BuildContext(ref, folder, None, drawn, progress or told, OUT / "cache", "cpu", 1)
     return method.build(method.Options.model_validate(wanted.options), context)
 
 
-def _calibration(options: Any) -> Any:
-    from qeval.calibration import Calibration
+def calibration(model: Any, options: Any) -> Any:
+    from qeval.calibration import Calibration, draw
+    from qeval.data import DataSource
+    from qeval.tokenizer import load_tokenizer
 
+    if options.dataset.startswith("file:"):
+        return draw(DataSource(None), load_tokenizer(model), options)
     windows = random_windows(options.n_samples, options.seq_len, options.seed)
     tokens = sum(map(len, windows))
     return Calibration(windows, {**options.model_dump(), "n_tokens": tokens, "text_sha256": "0" * 64})
@@ -175,94 +211,71 @@ def killed() -> None:
     from qeval.artifacts import ArtifactCache
 
     with ArtifactCache(OUT / "cache").building("k" * 64) as folder:
-        build_into(folder, "llama-gptq-4", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        build(folder, "llama-gptq-4", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def failing() -> Any:
+    """A build in which a thread of GPTQModel fails."""
+    import gptqmodel.quantization.gptq as library
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no luck\nand a second line")
+
+    library.GPTQ.quantize = fail
+    return build(OUT / "failing", "llama-gptq-4").to_json()
 
 
 # -- running ----------------------------------------------------------------------------------
 
 
-def _artifact(name: str) -> Any:
-    from qeval.quant.base import Artifact
-
-    data = json.loads((OUT / f"{name}.json").read_text())
-    return None if "error" in data else Artifact.from_json(data)
-
-
-def run(name: str, artifact: Any, dtype: str) -> None:
+def run(name: str, artifact: Any, dtype: str = "bfloat16") -> dict[str, Any]:
     import numpy as np
 
     from qeval.engines.hf import HfEngine
     from qeval.engines.packed import resident_bytes
-    from qeval.errors import QevalError
     from qeval.lm import EngineSettings
 
-    if artifact is None:
-        return
-    try:
-        lm = HfEngine.open(artifact, EngineSettings(device="cpu", dtype=dtype, n_threads=2))
-    except QevalError as err:
-        data = {"error": str(err), "type": type(err).__name__}
-    else:
-        before = resident_bytes(lm._model)
-        data = {
-            "nll": [row.tolist() for row in lm.nll(probe_ids())],
-            "facts": lm.facts(),
-            "notes": lm.notes(),
-            "resident": (before, resident_bytes(lm._model)),
-            "class": type(lm._model).__name__,
-        }
-        np.save(OUT / f"{name}.npy", np.stack([lm.logits(row) for row in probe_ids()]))
-        data["weights"] = _weights(name, lm._model, artifact)
-    (OUT / f"{name}.run.json").write_text(json.dumps(data))
-
-
-def _weights(name: str, model: Any, artifact: Any) -> dict[str, list[float]]:
-    """Of each quantized linear whose library gives its weights as floats: their distance from the
-    float model's, relative to these, and the most levels that a row has in one group."""
-    if name not in BUILDS:
+    if artifact is None:  # a variant without an engine
         return {}
-    from safetensors.torch import load_file
-
-    floats = load_file(OUT / BUILDS[name].model / "model.safetensors")
-    group = artifact.details["format"]["group_size"] or -1
-    out = {}
-    for linear, module in model.named_modules():
-        weight = _dense(module)
-        if weight is None:
-            continue
-        before, weight = floats[f"{linear}.weight"].float(), weight.float()
-        size = weight.shape[1] if group == -1 else group
-        levels = max(len(row.unique()) for row in weight.reshape(-1, size))
-        out[linear] = [float((weight - before).norm() / before.norm()), levels]
-    return out
-
-
-def _dense(module: Any) -> Any:
-    """[out_features, in_features] of a quantized linear in bitsandbytes, hqq, torchao or quanto, or of
-    one of compressed-tensors that has run; None for anything else."""
-    kind, weight = type(module).__name__, getattr(module, "weight", None)
-    if kind == "HQQLinear":
-        return module.dequantize()
-    if not hasattr(module, "in_features") or weight is None:
-        return None
-    if kind == "Linear8bitLt":
-        return weight.data.float() * module.state.SCB[:, None] / 127
-    if kind == "Linear4bit":
-        return None  # reordered for the CPU's kernel
-    if hasattr(weight, "dequantize") and type(weight.data).__name__ not in ("Tensor", "Parameter"):
-        return weight.dequantize()
-    return weight.data if getattr(module, "quantization_scheme", None) is not None else None
+    lm = HfEngine.open(artifact, EngineSettings(device="cpu", dtype=dtype, n_threads=1))
+    before = resident_bytes(lm._model)
+    method = BUILDS[name].method if name in BUILDS else ""
+    by_modules = method in ("bitsandbytes", "hqq", "torchao", "quanto")
+    dense = dict(_from_modules(artifact, lm._model)) if by_modules else {}
+    nll = [row.tolist() for row in lm.nll(probe_ids())]
+    np.save(OUT / f"{name}.npy", np.stack([lm.logits(row) for row in probe_ids()]))
+    if method == "compressed-tensors":  # has unpacked itself now
+        dense = dict(_from_modules(artifact, lm._model))
+    if method == "auto-round":
+        dense = dict(_from_files(artifact))
+    if dense:
+        weigh(name, artifact, dense)
+    return {
+        "nll": nll,
+        "facts": lm.facts(),
+        "notes": lm.notes(),
+        "resident": [before, resident_bytes(lm._model)],
+    }
 
 
-# -- variants of built checkpoints ------------------------------------------------------------
+def _without_a_compiler() -> None:
+    """quanto compiles its unpacking of 4 bits on first use, for a minute; it has the same in Python."""
+    from types import SimpleNamespace
+
+    from optimum.quanto.library.extensions import get_extension
+
+    def unpack(packed: Tensor, bits: int) -> Tensor:  # as in optimum/quanto/library/unpack.py
+        shifts = range(0, 8, bits)
+        return torch.cat([packed >> shift & (2**bits - 1) for shift in shifts]).to(torch.uint8)
+
+    get_extension("quanto_cpp")._lib = SimpleNamespace(unpack=unpack)
 
 
-def _vary(name: str, variant: Variant) -> Any:
+def vary(name: str, variant: Variant) -> Any:
     """The artifact of a changed copy, described anew as a user's checkpoint is."""
-    from dataclasses import replace
-
     from safetensors.torch import load_file, save_file
 
+    from qeval.engines.loading import load_model
     from qeval.quant.folder import describe_folder
 
     folder = OUT / name
@@ -274,17 +287,159 @@ def _vary(name: str, variant: Variant) -> Any:
             del tensors[variant.tensor]
             save_file(tensors, file, {"format": "pt"})
         case "add":
-            tensors[variant.tensor] = torch.ones(256, dtype=torch.bfloat16)
+            tensors[variant.tensor] = torch.full((256,), variant.value, dtype=torch.bfloat16)
             save_file(tensors, file, {"format": "pt"})
         case "bin":
             torch.save(tensors, folder / "pytorch_model.bin")
             file.unlink()
+        case "transformers":
+            load_model(folder, "bfloat16", "cpu")
+            return None
     artifact = describe_folder(folder, "bfloat16")
     if variant.change == "cut":  # after it was described: in the cache, as it were
         with file.open("r+b") as handle:
             handle.truncate(file.stat().st_size // 2)
-    details = {**artifact.details, "execution": {"kernel": variant.kernel}}
-    return replace(artifact, details=details)
+    return replace(artifact, details={**artifact.details, "execution": {"kernel": variant.kernel}})
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+
+def weigh(name: str, artifact: Any, dense: dict[str, Tensor]) -> None:
+    """NAME.twin.npy: logits of a float model with the stored weights. NAME.weights.json: of each
+    linear, ``error``, ||Q - W|| / ||W||; ``levels``, the most different weights in a group of a row."""
+    import numpy as np
+    from safetensors.torch import load_file
+
+    if BUILDS[name].model == "mixtral":  # transformers keeps its experts in one tensor
+        return
+    floats = load_file(OUT / BUILDS[name].model / "model.safetensors")
+    twin = _twin(artifact, OUT / BUILDS[name].model, dense)
+    state = twin.state_dict()
+    with torch.inference_mode():
+        rows = [twin(input_ids=torch.tensor([ids])).logits[0].float().numpy() for ids in probe_ids()]
+    np.save(OUT / f"{name}.twin.npy", np.stack(rows))
+    plain = state | (_without_scales(state, floats) if BUILDS[name].method == "awq" else {})
+    group = artifact.details["format"]["group_size"]
+    found = {}
+    for linear in (f"{layer.name}.weight" for layer in artifact.layers):
+        rows = state[linear].reshape(-1, state[linear].shape[1] if group in (None, -1) else group)
+        found[linear.removesuffix(".weight")] = {
+            "levels": max(len(row.unique()) for row in rows),
+            "error": float((plain[linear] - floats[linear]).norm() / floats[linear].float().norm()),
+        }
+    if BUILDS[name].method == "gptq":
+        for linear, losses in _losses(name, artifact, state, floats):
+            found[linear] |= losses
+    (OUT / f"{name}.weights.json").write_text(json.dumps(found))
+
+
+def _twin(artifact: Any, source: Path, dense: dict[str, Tensor]) -> Any:
+    """The float model with the weights ``dense``, and all else from the checkpoint's files."""
+    from transformers import AutoModelForCausalLM
+
+    from qeval.quant.unpack import float_twin
+
+    kind = artifact.details["format"]["name"]
+    if kind in ("gptq", "awq"):
+        return float_twin(artifact.path, torch.float32)
+    twin = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    parts = {} if kind == "hqq" else _tensors(artifact.path)
+    state = twin.state_dict()
+    state |= {name: tensor for name, tensor in parts.items() if name in state}
+    state |= {f"{linear}.weight": weight for linear, weight in dense.items()}
+    twin.load_state_dict(state)
+    return twin
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def _from_files(artifact: Any) -> Iterator[tuple[str, Tensor]]:
+    from qeval.quant.unpack import awq_weight, gptq_weight
+
+    parts = _tensors(artifact.path)
+    layout = artifact.details["format"]["details"]["layout"]
+    for layer in artifact.layers:
+        mine = {k: parts[f"{layer.name}.{k}"] for k in ("qweight", "qzeros", "scales")}
+        yield layer.name, awq_weight(mine) if layout == "awq" else gptq_weight(mine, 4)
+
+
+def _from_modules(artifact: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
+    """As the library itself gives them."""
+    for layer in artifact.layers:
+        yield layer.name, _dense(model.get_submodule(layer.name)).detach().float().clone()
+
+
+def _dense(module: Any) -> Tensor:
+    """[out_features, in_features]"""
+    match type(module).__name__:
+        case "HQQLinear":
+            return module.dequantize()
+        case "Linear8bitLt":
+            return module.weight.data.float() * module.weight.SCB[:, None] / 127
+        case "Linear4bit":
+            from bitsandbytes.functional import dequantize_4bit
+
+            return dequantize_4bit(module.weight.data, module.weight.quant_state)
+    weight = module.weight
+    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight.data
+
+
+def _without_scales(state: dict[str, Tensor], floats: dict[str, Tensor]) -> dict[str, Tensor]:
+    """AWQ's weights with the scales taken out that went into the operation before: a norm's weight, or
+    the rows of the up projection. What is left differs from the float weights by the rounding."""
+    out = {}
+    for block in (f"model.layers.{i}" for i in (0, 1)):
+        for norm, linears in {
+            "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj", "mlp.c_fc"),
+        }.items():
+            key = f"{block}.{norm}.weight"
+            scale = floats[key].float() / state[key].float()
+            for linear in linears:
+                weight = f"{block}.{linear}.weight"
+                if weight in state:
+                    out[weight] = state[weight] / scale
+        up, down = f"{block}.mlp.up_proj.weight", f"{block}.mlp.down_proj.weight"
+        if up in out:
+            rows = (floats[up].float() * out[up]).sum(1) / out[up].square().sum(1)  # least squares
+            out |= {up: out[up] * rows[:, None], down: state[down] / rows}
+    return out
+
+
+def _losses(
+    name: str, artifact: Any, state: dict[str, Tensor], floats: dict[str, Tensor]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """||(Q - W) X||^2 of the linears that read the first block's norm, on the calibration windows; and
+    the same of rounding W to nearest on the very grid of the file."""
+    options = BUILDS[name].options["calibration"]
+    windows = torch.tensor(random_windows(options["n_samples"], options["seq_len"], 0))
+    from transformers import AutoModelForCausalLM
+
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(OUT / BUILDS[name].model, dtype=torch.float32)
+        inputs = model.model.layers[0].input_layernorm(model.model.embed_tokens(windows)).flatten(0, 1)
+    parts = _tensors(artifact.path)
+    from qeval.quant.unpack import unpack_ints
+
+    bits = artifact.details["format"]["num_bits"]
+    for linear in (f"model.layers.0.self_attn.{n}_proj" for n in "qkv"):
+        weight, found = floats[f"{linear}.weight"].float(), state[f"{linear}.weight"].float()
+        index = parts[f"{linear}.g_idx"].long()
+        scale = parts[f"{linear}.scales"].float()[index].T  # [out, in]
+        zero = unpack_ints(parts[f"{linear}.qzeros"].T.contiguous(), bits)[:, index] + 1
+        nearest = scale * ((weight / scale).round().add(zero).clamp(0, 2**bits - 1) - zero)
+        yield (
+            linear,
+            {
+                "loss": float(((found - weight) @ inputs.T).square().sum()),
+                "nearest": float(((nearest - weight) @ inputs.T).square().sum()),
+            },
+        )
 
 
 # -- without qeval ----------------------------------------------------------------------------
@@ -293,9 +448,12 @@ def _vary(name: str, variant: Variant) -> Any:
 def plain(name: str) -> None:
     """What a user of transformers alone gets."""
     import numpy as np
+    import torch._dynamo.config
     from transformers import AutoModelForCausalLM
 
     sys.modules["qeval"] = None  # type: ignore[assignment]  # an import of it fails
+    # GPTQModel's torch kernel compiles the unpacking of each linear on first use: half a minute.
+    torch._dynamo.config.disable = True
     model, info = AutoModelForCausalLM.from_pretrained(
         OUT / name / "model", dtype=torch.bfloat16, output_loading_info=True
     )
@@ -303,9 +461,9 @@ def plain(name: str) -> None:
     with torch.inference_mode():
         rows = [model(input_ids=torch.tensor([ids])).logits[0].float().numpy() for ids in probe_ids()]
     np.save(OUT / f"{name}.plain.npy", np.stack(rows))
-    classes = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "qweight")})
-    keys = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys")}
-    (OUT / f"{name}.plain.json").write_text(json.dumps({**keys, "kernels": classes}))
+    kernels = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "qweight")})
+    keys = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys")}
+    (OUT / f"{name}.plain.json").write_text(json.dumps({**keys, "kernels": kernels}))
 
 
 if __name__ == "__main__":

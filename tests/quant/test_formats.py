@@ -370,15 +370,16 @@ def test_configuration_and_tensors_must_agree(tmp_path):
         describe_packed(folder)
 
 
-def test_gptq_in_a_bin_file_is_refused_with_the_fix(tmp_path):
+def test_gptq_in_a_bin_file_is_the_same_artifact(tmp_path):
+    """It is loaded through a copy in safetensors (tests/engines/test_gptqmodel.py)."""
     import torch
 
     tensors = {**gptq("model.layers.0.mlp.up_proj", 256, 128, 4, 128), **rest()}
     folder = write(tmp_path / "q", tensors, {"quantization_config": GPTQ4})
+    before = describe_packed(folder)
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin: GPTQModel loads safetensors only"):
-        describe_packed(folder)
+    assert describe_packed(folder) == before
 
 
 def test_float_weights_are_no_format(tiny_llama):
