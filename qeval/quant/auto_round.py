@@ -24,7 +24,7 @@ class AutoRoundOptions(Options):
     num_bits: Literal[2, 3, 4, 8] = 4
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = True
-    iters: int = Field(default=200, ge=0)  # steps of tuning a block; 0: round to nearest
+    iters: int = Field(default=200, ge=0)  # steps of tuning a block; 0: rounded without reading data
     calibration: CalibrationOptions = CalibrationOptions()
 
     @field_validator("group_size")
@@ -102,4 +102,4 @@ class AutoRound(Method):
         for left in context.out.iterdir():
             if left != folder and left.is_dir():
                 shutil.rmtree(left)
-        return finish(folder, context, "auto-round", drawn.facts)
+        return finish(folder, context, "auto-round", drawn.facts if options.iters else None)
