@@ -240,7 +240,7 @@ def test_the_wrong_python_is_said_before_anything_is_built(described, tmp_path):
     with pytest.raises(UsageError, match="--python /bin/true: it does not run as a Python"):
         envs.create("old", tmp_path, python=Path("/bin/true"))
     poor = tmp_path / "python"  # Debian's without python3-venv
-    poor.write_text(f"""#!/bin/sh\necho '["{HERE}.9", "/usr/bin/python3", ["ensurepip"]]'\n""")
+    poor.write_text(f"""#!/bin/sh\necho '["{HERE}.9", "/usr/bin/python3", ["ensurepip"], []]'\n""")
     poor.chmod(0o755)
     with pytest.raises(UsageError, match=rf"no ensurepip\): apt-get install python{HERE}-venv"):
         envs.create("old", tmp_path, python=poor)

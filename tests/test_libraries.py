@@ -145,7 +145,10 @@ def test_an_interrupt_ends_the_trials(fake, tmp_path):
     pid_file = tmp_path / "pid"
     code = f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     fake("hqq", "hqq.core.quantize", code)
-    doctor = "from qeval import libraries as l; l.examine([l.Library('hqq', 'hqq', 'hqq', ())])"
+    doctor = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # may be ignored here
+        "from qeval import libraries as l; l.examine([l.Library('hqq', 'hqq', 'hqq', ())])"
+    )
     process = subprocess.Popen([sys.executable, "-c", doctor], stderr=subprocess.PIPE, text=True)
     pid = _wait_for(lambda: pid_file.exists() and pid_file.read_text())
     process.send_signal(signal.SIGINT)
