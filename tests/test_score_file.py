@@ -277,8 +277,13 @@ def test_the_reference_page_has_every_option():
 def qeval(*args, **kwargs):
     command = [sys.executable, "-m", "qeval", *map(str, args)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **kwargs,
+    )  # a test run in the background (`&`) hands down an ignored SIGINT, a terminal does not
 
 
 def test_an_unknown_benchmark_and_a_bad_timeout(samples):
