@@ -48,7 +48,7 @@ class GptqOptions(Options):
 
 
 class Gptq(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = GptqOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False

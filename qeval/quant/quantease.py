@@ -34,7 +34,7 @@ class QuantEaseOptions(LaboratoryOptions):
 
 
 class QuantEase(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = QuantEaseOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False

@@ -27,7 +27,7 @@ class RtnOptions(Options):
 
 
 class Rtn(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
     in_place: ClassVar[bool] = False

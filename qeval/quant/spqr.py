@@ -32,7 +32,7 @@ class SpqrOptions(LaboratoryOptions):
 
 
 class Spqr(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = SpqrOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False
