@@ -32,7 +32,7 @@ class SpqrOptions(LaboratoryOptions):
 
 
 class Spqr(Method):
-    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
+    version: ClassVar[int] = 3  # 3: zero points unrounded before the second level, as its authors'
     Options: ClassVar[type[Options]] = SpqrOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False
