@@ -3,7 +3,7 @@
 GPTQ (arXiv 2210.17323, section 3.3, algorithm 1) and SpQR (arXiv 2306.03078, algorithm 1). With the
 damped Hessian's inverse H^-1 = U^T U, U upper triangular, for column i:
     q = round(w_i);  e = (w_i - q) / U_ii;  W[:, i:] -= e U[i, i:]
-Inside a block of 128 columns that is a loop; the columns behind the block get one matrix product.
+Inside a block of 128 columns that is a loop (columns.py); the columns behind it get one matrix product.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qeval.errors import BuildError
+from qeval.quant.solvers.columns import round_columns
 from qeval.quant.solvers.rounding import Rounder
 
 BLOCK_SIZE = 128
@@ -60,23 +61,26 @@ def _try_factor(hessian: Tensor, added: float) -> Tensor | None:
 
 
 def feedback(weight: Tensor, factor: Tensor, rounder: Rounder, group_size: int) -> Tensor:
-    """Round every column of W [out, in] with ``rounder``, the errors fed back by U [in, in].
+    """Round every column of W [out, in] as ``rounder`` says, the errors fed back by U [in, in].
 
     Groups are ``group_size`` consecutive columns; each begins with all earlier errors made up for.
-    Returns [out, in].
+    ``factor`` is used up: it is overwritten. Returns [out, in].
     """
     work = rows_of_columns(weight)
+    result = torch.empty_like(work)
+    coupling = factor.div_(factor.diagonal().clone()[:, None]).neg_()  # -U_ij / U_ii
     for first, last in block_bounds(len(work), group_size, BLOCK_SIZE):
-        errors = torch.empty_like(work[first:last])
-        for i in range(first, last):
-            if i % group_size == 0:
-                rounder.start_group(i, work[i : i + group_size])
-            rounded = rounder.round(i, work[i])
-            errors[i - first] = (work[i] - rounded) / factor[i, i]
-            work[i] = rounded
-            work[i + 1 : last].addr_(factor[i, i + 1 : last], errors[i - first], alpha=-1)
-        work[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
-    return work.T.contiguous()
+        lost = torch.empty_like(work[first:last])
+        for start in range(first, last, group_size):
+            end = min(start + group_size, last)
+            if start % group_size == 0:
+                rounder.start_group(start, work[start : start + group_size])
+            run, inside = work[start:end], coupling[start:end, start:end]
+            result[start:end] = round_columns(run, inside, rounder.levels(start, end))
+            lost[start - first : end - first] = run - result[start:end]
+            work[end:last].addmm_(coupling[start:end, end:last].T, lost[start - first : end - first])
+        work[last:].addmm_(coupling[first:last, last:].T, lost)
+    return result.T.contiguous()
 
 
 def rows_of_columns(weight: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def gptq(
     group_of = consecutive(n, width, weight.device)
     if static_groups or grid is not None:
         grid = grid or fit_grid(weight, rules.num_bits, width, rules.symmetric)
-        rounded = feedback(weight[:, order], factor, FixedGrid(grid, group_of[order]), width)
+        rounded = feedback(weight[:, order], factor, FixedGrid(grid, group_of[order]), n)
     else:
         fitted = FittedGroups(rules)
         rounded = feedback(weight[:, order], factor, fitted, width)

@@ -14,14 +14,14 @@ so is never worse than its start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qeval.quant.affine import Grid
-from qeval.quant.solvers.base import GridRules, Solution, facts, snap
+from qeval.quant.solvers.base import GridRules, Solution, facts
+from qeval.quant.solvers.columns import Levels, round_columns
 from qeval.quant.solvers.feedback import BLOCK_SIZE, rows_of_columns
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.rtn import rtn
@@ -96,16 +96,6 @@ def _damping(start: Solution) -> tuple[float, float] | None:
     return None if asked is None or used is None else (asked, used)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Columns ``first`` .. ``last``, as rows [columns, out], with their scales and zero points."""
-
-    first: int
-    last: int
-    scale: Tensor
-    zero_point: Tensor
-
-
 class Descent:
     """Sweeps of the column update over one layer. Matrices are [in, out]: W^T, B^T, T^T."""
 
@@ -124,36 +114,23 @@ class Descent:
     def sweep(self, current: Tensor, target: Tensor, *, rounded: bool) -> float:
         """Update every column of ``current`` in place; returns by how much the loss fell."""
         residual = target - current
-        gained = 0.0
-        for block in self._blocks(len(current)):
-            rows = slice(block.first, block.last)
+        gained = torch.zeros((), dtype=torch.float64, device=current.device)
+        for first in range(0, len(current), BLOCK_SIZE):
+            rows = slice(first, min(first + BLOCK_SIZE, len(current)))
             before = current[rows].clone()
             wanted = torch.addmm(target[rows], self.coupling[:, rows].T, residual)
-            self._columns(block, wanted, current, before, rounded)
+            levels = self._levels(rows) if rounded else None
+            current[rows] = round_columns(wanted, self.coupling[rows, rows], levels, before)
             residual[rows] = target[rows] - current[rows]
             gained += self._gain(rows, wanted, before, current[rows])
-        return gained
+        return float(gained)
 
-    def _columns(
-        self, block: _Block, wanted: Tensor, current: Tensor, before: Tensor, rounded: bool
-    ) -> None:
-        """One column after the other; each moves what those behind it in the block should become."""
-        low, high = self._grid.low, self._grid.high
-        for i, j in enumerate(range(block.first, block.last)):
-            new = wanted[i]
-            if rounded:
-                new = snap(new, block.scale[i], block.zero_point[i], low, high)
-            current[j] = new
-            wanted[i + 1 :].addr_(self.coupling[j, j + 1 : block.last], before[i] - new)
+    def _levels(self, rows: slice) -> Levels:
+        groups = self._group_of[rows]
+        scale, zero_point = (x[:, groups].T for x in (self._grid.scale, self._grid.zero_point))
+        return Levels(scale.contiguous(), zero_point.contiguous(), self._grid.low, self._grid.high)
 
-    def _gain(self, rows: slice, wanted: Tensor, before: Tensor, after: Tensor) -> float:
+    def _gain(self, rows: slice, wanted: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """The loss of a column is S_jj (B_j - wanted_j)^2 and what does not depend on B_j."""
         fell = (before - wanted).square_() - (after - wanted).square_()
-        return float((self.diagonal[rows, None] * fell).sum(dtype=torch.float64))
-
-    def _blocks(self, n: int) -> Iterator[_Block]:
-        for first in range(0, n, BLOCK_SIZE):
-            last = min(first + BLOCK_SIZE, n)
-            groups = self._group_of[first:last]
-            scale, zero_point = (x[:, groups] for x in (self._grid.scale, self._grid.zero_point))
-            yield _Block(first, last, scale.T.contiguous(), zero_point.T.contiguous())
+        return (self.diagonal[rows, None] * fell).sum(dtype=torch.float64)

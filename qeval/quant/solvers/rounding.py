@@ -1,4 +1,4 @@
-"""Onto which grid the columns of a layer are rounded, one column after the other.
+"""Onto which grid the columns of a layer are rounded, one run of columns after the other.
 
 Columns come in the order of processing, and as rows of W^T: [out] values that lie together in memory.
 """
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from qeval.quant.affine import Grid, fit_grid
-from qeval.quant.solvers.base import GridRules, snap
+from qeval.quant.solvers.base import GridRules
+from qeval.quant.solvers.columns import Levels
 
 
 class Rounder(Protocol):
-    """Rounds columns in the order that error feedback comes to them."""
+    """Says what columns are rounded to, in the order that error feedback comes to them."""
 
     def start_group(self, first: int, columns: Tensor) -> None:
         """Called where a group begins, with its columns [group, out] as they are by then."""
         ...
 
-    def round(self, index: int, column: Tensor) -> Tensor:
-        """What column ``index`` [out] becomes; what is lost goes on to the columns behind it."""
+    def levels(self, first: int, last: int) -> Levels:
+        """Of columns ``first`` .. ``last``, which are all in the group that began last."""
         ...
 
 
@@ -36,9 +37,8 @@ class FittedGroups:
     def start_group(self, first: int, columns: Tensor) -> None:
         self._grids.append(fit_grid(columns.T, self._rules.num_bits, -1, self._rules.symmetric))
 
-    def round(self, index: int, column: Tensor) -> Tensor:
-        grid = self._grids[-1]
-        return snap(column, grid.scale[:, 0], grid.zero_point[:, 0], grid.low, grid.high)
+    def levels(self, first: int, last: int) -> Levels:
+        return levels_of(self._grids[-1])
 
     def grid(self) -> Grid:
         """All groups' grids side by side, [out, n_groups]."""
@@ -53,14 +53,20 @@ class FixedGrid:
         self._low, self._high = grid.low, grid.high
         self._scale = grid.scale.T.contiguous()  # [n_groups, out]
         self._zero_point = grid.zero_point.T.contiguous()
-        self._group_of = group_of.tolist()
+        self._group_of = group_of
 
     def start_group(self, first: int, columns: Tensor) -> None:
         return
 
-    def round(self, index: int, column: Tensor) -> Tensor:
-        group = self._group_of[index]
-        return snap(column, self._scale[group], self._zero_point[group], self._low, self._high)
+    def levels(self, first: int, last: int) -> Levels:
+        groups = self._group_of[first:last]
+        return Levels(self._scale[groups], self._zero_point[groups], self._low, self._high)
+
+
+def levels_of(grid: Grid, limit: Tensor | None = None) -> Levels:
+    """A grid of one group, [out, 1], for any number of its columns."""
+    scale, zero_point = (x.T.contiguous() for x in (grid.scale, grid.zero_point))
+    return Levels(scale, zero_point, grid.low, grid.high, limit)
 
 
 def join(grids: list[Grid]) -> Grid:

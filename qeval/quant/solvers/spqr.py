@@ -31,11 +31,13 @@ from qeval.quant.solvers.base import (
     facts,
     index_bytes,
     snap,
+    snap_to,
     sparse_bytes,
 )
+from qeval.quant.solvers.columns import Levels
 from qeval.quant.solvers.feedback import feedback, inverse_factor
 from qeval.quant.solvers.gptq import by_diagonal, without_dead
-from qeval.quant.solvers.rounding import join
+from qeval.quant.solvers.rounding import join, levels_of
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,21 @@ def spqr(
     order = by_diagonal(hessian) if act_order else torch.arange(n, device=weight.device)
     weight = without_dead(original, hessian)[:, order]
     factor, damping = inverse_factor(hessian[order[:, None], order] if act_order else hessian, percdamp)
-    diagonal = factor.diagonal()
+    diagonal = factor.diagonal().clone()
     tau = float("inf")
     if outlier_threshold is not None:
         tau = outlier_threshold * float((weight.var(dim=0) / diagonal.square()).mean())
     rounder = OutlierGroups(rules, diagonal, tau, second_level)
-    back = order.argsort()
-    result = feedback(weight, factor, rounder, width)[:, back]
-    mask = torch.stack(rounder.outliers, dim=1)[:, back]
-    group_of = consecutive(n, width, weight.device)[back]
+    result, back = feedback(weight, factor, rounder, width), order.argsort()
+    grid = rounder.grid()
+    group_of = consecutive(n, width, weight.device)
+    result, group_of = result[:, back], group_of[back]
+    mask = snap_to(result, grid, group_of) != result  # what is no level was kept
     told = facts(original, result, hessian, damping=(percdamp, damping), outliers=mask)
     shape = (weight.shape[0], n)
     size = _dense_bytes(shape, rules, second_level) + index_bytes(group_of, width)
     size += sparse_bytes(shape, int(mask.sum())) if outlier_threshold is not None else 0
-    return Solution(result, rounder.grid(), group_of, mask, size, told)
+    return Solution(result, grid, group_of, mask, size, told)
 
 
 def _dense_bytes(shape: tuple[int, int], rules: GridRules, second: SecondLevel | None) -> int:
@@ -120,7 +123,6 @@ class OutlierGroups:
         self._rules, self._second = rules, second
         self._diagonal, self._tau = diagonal, tau
         self._grids: list[Grid] = []
-        self.outliers: list[Tensor] = []  # a column's [out] bool each, in the order of processing
 
     def start_group(self, first: int, columns: Tensor) -> None:
         group = columns.T  # [out, group]
@@ -132,12 +134,9 @@ class OutlierGroups:
             group = torch.where(inlier, group, mean[:, None])
         self._grids.append(self._stored(self.fit(group)))
 
-    def round(self, index: int, column: Tensor) -> Tensor:
-        grid = self._grids[-1]
-        rounded = snap(column, grid.scale[:, 0], grid.zero_point[:, 0], grid.low, grid.high)
-        outlier = ((column - rounded) / self._diagonal[index]).square() > self._tau
-        self.outliers.append(outlier)
-        return torch.where(outlier, column.half().float(), rounded)
+    def levels(self, first: int, last: int) -> Levels:
+        limit = self._tau * self._diagonal[first:last].square()
+        return levels_of(self._grids[-1], limit if self._tau < float("inf") else None)
 
     def grid(self) -> Grid:
         return join(self._grids)
