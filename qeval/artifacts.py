@@ -1,7 +1,8 @@
 """The cache of quantized models: ``<cache_dir>/artifacts/<key>/`` with ``artifact.json`` inside.
 
 A folder appears under its key by one rename, after everything in it was written; a build that dies
-leaves only a ``.building-*`` folder, which no one takes for an artifact and which ``sweep`` removes.
+leaves only a ``.building-*`` folder, which no one takes for an artifact and which ``sweep`` removes,
+and what a long build keeps to go on from (``.unfinished-*``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 from qeval.errors import StoreError, UsageError
 from qeval.files import disk_message
 from qeval.quant.base import Artifact
+
+_UNFINISHED = ".unfinished-"
 
 
 def default_cache_dir() -> Path:
@@ -81,6 +84,10 @@ class ArtifactCache:
             finally:
                 shutil.rmtree(out, ignore_errors=True)
 
+    def unfinished(self, key: str) -> Path:
+        """Where a build of ``key`` may keep what another attempt need not do again."""
+        return self.folder / f"{_UNFINISHED}{key[:16]}"
+
     def publish(self, key: str, out: Path, artifact: Artifact, description: dict[str, Any]) -> Artifact:
         """Rename a finished build into place; its path becomes relative to the folder on disk."""
         relative = artifact.path.resolve().relative_to(out.resolve())
@@ -92,6 +99,7 @@ class ArtifactCache:
         try:
             (out / "artifact.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             out.rename(self.folder / key)
+            shutil.rmtree(self.unfinished(key), ignore_errors=True)
         except OSError as err:
             raise StoreError(disk_message(self.folder, err)) from err
         return replace(artifact, path=self.folder / key / relative)
@@ -100,10 +108,8 @@ class ArtifactCache:
         found = []
         for manifest in sorted(self.folder.glob("[0-9a-f]*/artifact.json")):
             data = json.loads(manifest.read_text(encoding="utf-8"))
-            files = [p for p in manifest.parent.rglob("*") if p.is_file()]
-            size = sum(p.stat().st_size for p in files)
-            used = manifest.stat().st_mtime
-            found.append(CachedArtifact(data["key"], manifest.parent, data["description"], size, used))
+            folder, used = manifest.parent, manifest.stat().st_mtime
+            found.append(CachedArtifact(data["key"], folder, data["description"], _size(folder), used))
         return found
 
     def remove(self, prefixes: tuple[str, ...]) -> list[CachedArtifact]:
@@ -127,7 +133,24 @@ class ArtifactCache:
         limit = time.time() - days * 86400
         return [c for c in self.entries() if c.last_used < limit]
 
+    def unfinished_bytes(self) -> list[int]:
+        """The size of what each unfinished build keeps."""
+        return [_size(folder) for folder in self.folder.glob(f"{_UNFINISHED}*")]
+
+    def remove_unfinished(self, days: float = 0.0) -> int:
+        """Remove what builds keep that nobody went on with for so long; the number of bytes."""
+        limit, freed = time.time() - days * 86400, 0
+        for folder in self.folder.glob(f"{_UNFINISHED}*"):
+            if folder.stat().st_mtime <= limit:
+                freed += _size(folder)
+                shutil.rmtree(folder)
+        return freed
+
     def sweep(self, key: str) -> None:
         """Remove what killed builds of this key left behind (call with the key's lock held)."""
         for leftover in self.folder.glob(f".building-{key[:16]}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -285,13 +285,16 @@ def verify_datasets(data_dir: Path | None) -> tuple[str, bool]:
 
 
 def cache_table(cache_dir: Path) -> str:
-    entries = ArtifactCache(cache_dir).entries()
+    cache = ArtifactCache(cache_dir)
+    entries = cache.entries()
     rows = [("key", "size", "last used", "what")]
     for e in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
         rows.append((e.key[:12], human_bytes(e.n_bytes), used, _cached_name(e.description)))
     total = sum(e.n_bytes for e in entries)
-    return f"{_columns(rows)}\n{len(entries)} models, {human_bytes(total)} in {cache_dir}"
+    kept = cache.unfinished_bytes()
+    also = f"; {len(kept)} unfinished builds, {human_bytes(sum(kept))}" if kept else ""
+    return f"{_columns(rows)}\n{len(entries)} models, {human_bytes(total)} in {cache_dir}{also}"
 
 
 def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, everything: bool) -> str:
@@ -304,7 +307,10 @@ def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, e
     elif everything:
         keys = tuple(e.key for e in cache.entries())
     removed = cache.remove(keys)
-    return f"removed {len(removed)} models, {human_bytes(sum(e.n_bytes for e in removed))}"
+    freed = sum(e.n_bytes for e in removed)
+    if everything or older is not None:
+        freed += cache.remove_unfinished(older or 0.0)
+    return f"removed {len(removed)} models, {human_bytes(freed)}"
 
 
 def create_environment(cache_dir: Path, name: str, **options: Any) -> str:

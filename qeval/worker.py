@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeval import provenance, registry
+from qeval.artifacts import ArtifactCache
 from qeval.errors import QevalError
 from qeval.files import disk_message, write_atomic
 from qeval.jobs import Job, JobResult
@@ -82,6 +83,7 @@ def _build(job: Job, progress: Progress) -> JobResult:
         cache_dir=job.cache_dir,
         device=job.settings.device,
         n_threads=job.settings.n_threads,
+        unfinished=ArtifactCache(job.cache_dir).unfinished(job.key),
     )
     sampler = VramSampler()
     sampler.start()

@@ -85,3 +85,20 @@ def test_a_cache_folder_that_is_a_file(tmp_path):
         ArtifactCache(tmp_path).building(KEY),
     ):
         pass
+
+
+def test_what_an_unfinished_build_keeps_outlives_it_until_one_is_whole(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    for key in (KEY, "ac" * 32):
+        cache.unfinished(key).mkdir(parents=True)
+        (cache.unfinished(key) / "block").write_bytes(bytes(2048))
+    with pytest.raises(RuntimeError), cache.building(KEY):
+        raise RuntimeError
+    assert cache.entries() == []
+    assert "2 unfinished builds, 4.0 KiB" in cache_table(tmp_path)
+    build(cache)
+    assert not cache.unfinished(KEY).exists()
+    assert "0 models, 0 B" in remove_cached(tmp_path, (), 1.0, False)  # younger than a day
+    assert cache.unfinished("ac" * 32).exists()
+    remove_cached(tmp_path, (), None, True)
+    assert not cache.unfinished("ac" * 32).exists()

@@ -56,6 +56,9 @@ class LayerReport:
     stored_bytes: int  # with scales, zeros and every other overhead
     mse: float | None = None  # mean squared error of the weights, where the method knows it
     loss: float | None = None  # of the layer's outputs, as the method itself measures it
+    relative_loss: float | None = None  # over that of a layer of zeros
+    outlier_share: float | None = None  # of its weights, kept in 16 bits
+    damping: float | None = None  # of the Hessian, as a share of its mean diagonal
     note: str = ""  # a fall-back: another type than asked, a damping, ...
 
 
@@ -103,6 +106,7 @@ class BuildContext:
     cache_dir: Path
     device: str = "auto"
     n_threads: int | None = None
+    unfinished: Path | None = None  # a folder that outlives a build that dies; gone once one is whole
 
 
 class Method(Protocol):

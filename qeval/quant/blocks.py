@@ -1,16 +1,17 @@
 """The laboratory's driver: a model's decoder blocks are quantized one after the other.
 
-One block is on the device at a time. The hidden states of all windows stay on the host, in the model's
-dtype; each block reads them as the blocks before it, already quantized, left them. For each stage
-(architectures.py) the inputs are captured once, as their second moment: H = mean over tokens of x x^T
-[in, in], in float32 with TF32 off, shared by the stage's linears. A solver (solvers/) does the rest.
+One block is on the device at a time. The hidden states of all windows are in the model's dtype, on the
+device where they take little of it, else on the host; each block reads them as the blocks before it,
+already quantized, left them. For each stage (architectures.py) the inputs are captured once, as their
+second moment: H = mean over tokens of x x^T [in, in], in float32 with TF32 off, shared by the stage's
+linears. A solver (solvers/) does the rest. A block that is done is kept on disk (unfinished.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,14 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from qeval.errors import BuildError
-from qeval.quant.architectures import decoder_blocks
+from qeval.quant.architectures import Block, decoder_blocks
 from qeval.quant.base import LayerReport, Progress
 from qeval.quant.block_calls import Calls, Enough, map_tensors, record_calls
 from qeval.quant.linears import Linear
 from qeval.quant.solvers.base import Facts, Solution
+from qeval.quant.unfinished import Done, Unfinished
 
 Solve = Callable[[Tensor, Tensor], Solution]
 """weight [out, in] and H [in, in], both float32 -> the quantized layer."""
+
+Keep = Callable[[Linear, Solution], Mapping[str, Tensor]]
+"""What is to be kept of a solved layer beside its rounded weight, by name."""
+
+_SHARE_FOR_STATES = 6  # hidden states stay on the device where they take at most a sixth of it
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class LayerResult:
     report: LayerReport
     facts: Facts
     n_tokens: int  # that H was measured on
+    kept: dict[str, Tensor] = field(default_factory=dict)  # what ``Keep`` returned, on the CPU
 
 
 def quantize_blocks(
@@ -53,6 +61,8 @@ def quantize_blocks(
     progress: Progress,
     true_sequential: bool = True,
     num_blocks: int | None = None,
+    keep: Keep | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[LayerResult]:
     """Quantize the linears of ``model`` (on the CPU) in place, the first ``num_blocks`` blocks or all.
 
@@ -61,26 +71,92 @@ def quantize_blocks(
         kind: how the layers are stored, for the reports ("int4").
         true_sequential: measure each stage's inputs after the stages before it were quantized; else all
             of a block's at once, before any.
+        keep: called for each layer as soon as it is solved.
+        unfinished: where finished blocks are kept and found again.
 
     Raises:
         BuildError: an architecture that is not in the table, windows longer than the model's positions,
             activations that are not finite, or what the solver refuses; with the layer's name.
     """
     blocks = decoder_blocks(model)[:num_blocks]
+    told = _Told(progress, sum(len(stage) for block in blocks for stage in block.stages))
     results: list[LayerResult] = []
     with torch.no_grad(), _full_precision():
         calls = record_calls(model, [block.module for block in blocks], windows)
+        _place(calls, device)
         for index, block in enumerate(blocks):
-            block.module.to(device)
             run = BlockRun(block.module, index, calls, device)
-            for stages in [[s] for s in block.stages] if true_sequential else [block.stages]:
-                for stage, inputs in zip(stages, run.measure(stages), strict=True):
-                    results.extend(_quantize(linear, inputs, solve, kind) for linear in stage)
+            found = _found(unfinished.load(index), block) if unfinished else None
+            done = found or []
+            block.module.to(device)
+            if found is None:
+                for stages in [[s] for s in block.stages] if true_sequential else [block.stages]:
+                    for stage, inputs in zip(stages, run.measure(stages), strict=True):
+                        for linear in stage:
+                            done.append(_quantize(linear, inputs, solve, kind, keep))
+                            told.layer(done[-1])
+            else:
+                told.found(done)
             if index + 1 < len(blocks):
                 run.advance()
             block.module.to("cpu")
-            progress(index + 1, len(blocks), "blocks")
+            if found is None and unfinished is not None:
+                unfinished.save(index, _done(block, done))
+            results.extend(done)
     return results
+
+
+class _Told:
+    """Progress, layer by layer."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def layer(self, result: LayerResult) -> None:
+        self._done += 1
+        lost = f"{result.report.name} lost {result.facts.relative_loss:.2%}"
+        self._progress(self._done, self._total, f"layers, {lost}")
+
+    def found(self, results: Sequence[LayerResult]) -> None:
+        self._done += len(results)
+        self._progress(self._done, self._total, "layers, found done")
+
+
+def _place(calls: Calls, device: torch.device) -> None:
+    """Move the hidden states to a GPU that has room for them."""
+    if device.type != "cuda":
+        return
+    size = sum(states.numel() * states.itemsize for states in calls.states)
+    if size * _SHARE_FOR_STATES <= torch.cuda.get_device_properties(device).total_memory:
+        calls.states = [states.to(device) for states in calls.states]
+
+
+def _done(block: Block, results: Sequence[LayerResult]) -> Done:
+    facts: list[dict[str, object]] = [
+        {
+            "report": asdict(r.report),
+            "facts": asdict(r.facts),
+            "n_tokens": r.n_tokens,
+            "kept": list(r.kept),
+        }
+        for r in results
+    ]
+    kept = {f"{r.report.name}/{name}": tensor for r in results for name, tensor in r.kept.items()}
+    return Done(dict(block.module.state_dict()), kept, facts)
+
+
+def _found(done: Done | None, block: Block) -> list[LayerResult] | None:
+    """What an earlier attempt left of a block, put into it."""
+    if done is None:
+        return None
+    block.module.load_state_dict(done.state)
+    return [_result(data, done.kept) for data in done.facts]
+
+
+def _result(data: dict[str, Any], kept: Mapping[str, Tensor]) -> LayerResult:
+    report = LayerReport(**{**data["report"], "shape": tuple(data["report"]["shape"])})
+    own = {name: kept[f"{report.name}/{name}"] for name in data["kept"]}
+    return LayerResult(report, Facts(**data["facts"]), data["n_tokens"], own)
 
 
 @contextmanager
@@ -94,7 +170,9 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _quantize(linear: Linear, inputs: Inputs, solve: Solve, kind: str) -> LayerResult:
+def _quantize(
+    linear: Linear, inputs: Inputs, solve: Solve, kind: str, keep: Keep | None
+) -> LayerResult:
     weight = linear.weight.float()
     try:
         solution = solve(weight, inputs.hessian)
@@ -103,16 +181,23 @@ def _quantize(linear: Linear, inputs: Inputs, solve: Solve, kind: str) -> LayerR
     rounded = solution.weight.to(linear.weight.dtype)
     mse = (rounded.float() - weight).square().mean().item()
     linear.weight.copy_(rounded)  # from here on a float32 layer's ``weight`` is the rounded one, too
+    kept = keep(linear, solution) if keep else {}
+    facts = solution.facts
     report = LayerReport(
         name=linear.name,
         shape=tuple(weight.shape),
         kind=kind,
         stored_bytes=solution.stored_bytes,
         mse=mse,
-        loss=solution.facts.loss,
-        note="; ".join(_remarks(solution.facts, inputs.n_tokens, weight.shape[1])),
+        loss=facts.loss,
+        relative_loss=facts.relative_loss,
+        outlier_share=facts.outlier_share if solution.outliers is not None else None,
+        damping=facts.damping,
+        note="; ".join(_remarks(facts, inputs.n_tokens, weight.shape[1])),
     )
-    return LayerResult(report, solution.facts, inputs.n_tokens)
+    return LayerResult(
+        report, facts, inputs.n_tokens, {name: tensor.cpu() for name, tensor in kept.items()}
+    )
 
 
 def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
@@ -136,10 +221,15 @@ class Moments:
 
     def add(self, inputs: Tensor) -> None:
         """``inputs`` [..., in]."""
-        x = inputs.reshape(-1, inputs.shape[-1]).float()  # [tokens, in]
+        x = inputs.reshape(-1, inputs.shape[-1])  # [tokens, in]
         if self._sum is None:
             self._sum = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-        self._sum.addmm_(x.T, x)
+        if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+            # Products of two 16-bit floats are exact in float32: the tensor cores sum them there.
+            self._sum += torch.mm(x.T, x, out_dtype=torch.float32)
+        else:
+            x = x.float()
+            self._sum.addmm_(x.T, x)
         self.n_tokens += len(x)
 
     def mean(self) -> Inputs:

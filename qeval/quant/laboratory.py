@@ -64,6 +64,7 @@ def build(
     from qeval.engines.loading import load_model
     from qeval.quant.blocks import quantize_blocks
     from qeval.quant.linears import device_of, save_simulated
+    from qeval.quant.unfinished import Unfinished
 
     ref = context.model
     model = load_model(ref.path, ref.dtype, "cpu", ref.trust_remote_code)
@@ -77,6 +78,7 @@ def build(
         progress=context.progress,
         true_sequential=true_sequential,
         num_blocks=num_blocks,
+        unfinished=Unfinished(context.unfinished) if context.unfinished else None,
     )
     notes = tuple(_notes(results, num_blocks))
     artifact = save_simulated(model, ref, context.out, [r.report for r in results], notes)

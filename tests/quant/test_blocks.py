@@ -7,12 +7,13 @@ import torch
 
 from qeval.errors import BuildError
 from qeval.quant.affine import Grid
-from qeval.quant.architectures import ARCHITECTURES, decoder_blocks
+from qeval.quant.architectures import ARCHITECTURES
 from qeval.quant.blocks import quantize_blocks
 from qeval.quant.linears import linears
 from qeval.quant.solvers.base import Facts, GridRules, Solution
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.rtn import rtn
+from qeval.quant.unfinished import Unfinished
 
 from .families import FAMILIES, WINDOWS, make_model, one_thread
 
@@ -91,8 +92,9 @@ def test_inputs_are_those_of_the_whole_model(kind, config, true_sequential):
         wanted = expected[result.report.name]
         assert (hessian - wanted).norm() < 1e-5 * wanted.norm(), result.report.name
         assert result.n_tokens == sum(map(len, FEW))
-    n = len(decoder_blocks(model))
-    assert steps == [(i + 1, n, "blocks") for i in range(n)]
+    n = len(results)
+    assert [step[:2] for step in steps] == [(i + 1, n) for i in range(n)]
+    assert steps[0][2] == f"layers, {results[0].report.name} lost 0.00%"
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     ids = torch.tensor([FEW[0]])  # nothing of the recording stays behind
@@ -145,6 +147,9 @@ def test_reports():
         assert r.report.kind == "int4"
         assert r.report.mse == pytest.approx((new - old).square().mean().item())
         assert r.report.loss == r.facts.loss > 0
+        assert r.report.relative_loss == r.facts.relative_loss > 0
+        assert r.report.damping == 0.01
+        assert r.report.outlier_share is None
         assert f"50 calibration tokens for {new.shape[1]} inputs" in r.report.note
     for name, parameter in model.named_parameters():
         if "layers.0." not in name:
@@ -230,3 +235,40 @@ def test_float32_products_stay_float32():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_build_that_died_goes_on_with_the_next_block(tmp_path):
+    """Blocks that are done are not solved again, and the result is that of one undisturbed run."""
+    whole, died = make_model("llama", num_hidden_layers=3), make_model("llama", num_hidden_layers=3)
+    rules, n_layers = GridRules(3, 16), len(list(linears(whole)))
+    expected, _ = run(whole, lambda w, h: gptq(w, h, rules))
+    solved = []
+
+    def solve(weight, hessian):
+        if len(solved) == n_layers * 2 // 3 + 2:
+            raise KeyboardInterrupt
+        solved.append(weight)
+        return gptq(weight, hessian, rules)
+
+    def keep(linear, solution):
+        return {"scale": solution.grid.scale}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(died, solve, keep=keep, unfinished=Unfinished(tmp_path))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        "block-00000.safetensors",
+        "block-00001.safetensors",
+    ]
+    solved.clear()
+    again = make_model("llama", num_hidden_layers=3)
+    results, steps = run(again, solve, keep=keep, unfinished=Unfinished(tmp_path))
+    assert len(solved) == n_layers // 3
+    assert steps[1] == (n_layers * 2 // 3, n_layers, "layers, found done")
+    assert [r.report for r in results] == [r.report for r in expected]
+    assert [r.facts for r in results] == [r.facts for r in expected]
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name])
+    weight = make_model("llama", num_hidden_layers=3).model.layers[0].self_attn.q_proj.weight.data
+    hessian = true_moments(make_model("llama", num_hidden_layers=3))["model.layers.0.self_attn.q_proj"]
+    exact = gptq(weight, hessian.float(), rules).grid.scale
+    assert torch.allclose(results[0].kept["scale"], exact, rtol=1e-2)

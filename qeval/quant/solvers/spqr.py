@@ -96,11 +96,13 @@ def spqr(
     grid = rounder.grid()
     group_of = consecutive(n, width, weight.device)
     result, group_of = result[:, back], group_of[back]
-    mask = snap_to(result, grid, group_of) != result  # what is no level was kept
+    mask = None
+    if outlier_threshold is not None:
+        mask = snap_to(result, grid, group_of) != result  # what is no level was kept
     told = facts(original, result, hessian, damping=(percdamp, damping), outliers=mask)
     shape = (weight.shape[0], n)
     size = _dense_bytes(shape, rules, second_level) + index_bytes(group_of, width)
-    size += sparse_bytes(shape, int(mask.sum())) if outlier_threshold is not None else 0
+    size += sparse_bytes(shape, int(mask.sum())) if mask is not None else 0
     return Solution(result, grid, group_of, mask, size, told)
 
 
