@@ -54,12 +54,12 @@ class Rtn(Method):
         reports = []
         with torch.inference_mode():
             for i, layer in enumerate(layers):
-                reports.append(_round(layer, options, device))
+                reports.append(round_linear(layer, options, device))
                 context.progress(i + 1, len(layers), "layers")
         return save_simulated(model, context.model, context.out, reports)
 
 
-def _round(layer: Any, options: RtnOptions, device: Any) -> LayerReport:
+def round_linear(layer: Any, options: RtnOptions, device: Any) -> LayerReport:
     from qeval.quant.affine import fake_quantize, stored_bytes
 
     how = (options.num_bits, options.group_size, options.symmetric)
