@@ -3,15 +3,17 @@
 One block is on the device at a time. The hidden states of all windows are in the model's dtype, on the
 device where they take little of it, else on the host; each block reads them as the blocks before it,
 already quantized, left them. For each stage (architectures.py) the inputs are captured once, as their
-second moment: H = mean over tokens of x x^T [in, in], in float32 with TF32 off, shared by the stage's
-linears. A solver (solvers/) does the rest. A block that is done is kept on disk (unfinished.py).
+second moment: H = mean over tokens of x x^T [in, in], in float32 with TF32 off, shared by the linears
+that read them. Each expert of a mixture has its own, of the tokens that are routed to it: experts * in^2
+* 4 bytes on the device (1 GB for 64 experts of 2048 inputs). A solver (solvers/) does the rest. A block
+that is done is kept on disk (unfinished.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from qeval.errors import BuildError
-from qeval.quant.architectures import Block, decoder_blocks
+from qeval.quant.architectures import Block, Group, decoder_blocks
 from qeval.quant.base import LayerReport, Progress
 from qeval.quant.block_calls import Calls, Enough, map_tensors, record_calls
+from qeval.quant.experts import experts_as_linears
 from qeval.quant.linears import Linear
 from qeval.quant.solvers.base import Facts, Solution
 from qeval.quant.unfinished import Done, Unfinished
@@ -37,9 +40,9 @@ _SHARE_FOR_STATES = 6  # hidden states stay on the device where they take at mos
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a solver is told of the inputs of a stage."""
+    """What a solver is told of the inputs of a group of linears."""
 
-    hessian: Tensor  # mean over tokens of x x^T, [in, in] float32
+    hessian: Tensor  # mean over tokens of x x^T, [in, in] float32; I where there was no token
     n_tokens: int
 
 
@@ -78,10 +81,10 @@ def quantize_blocks(
         BuildError: an architecture that is not in the table, windows longer than the model's positions,
             activations that are not finite, or what the solver refuses; with the layer's name.
     """
-    blocks = decoder_blocks(model)[:num_blocks]
-    told = _Told(progress, sum(len(stage) for block in blocks for stage in block.stages))
     results: list[LayerResult] = []
-    with torch.no_grad(), _full_precision():
+    with torch.no_grad(), _full_precision(), experts_as_linears(model):
+        blocks = decoder_blocks(model)[:num_blocks]
+        told = _Told(progress, sum(len(g) for b in blocks for stage in b.stages for g in stage))
         calls = record_calls(model, [block.module for block in blocks], windows)
         _place(calls, device)
         for index, block in enumerate(blocks):
@@ -90,9 +93,9 @@ def quantize_blocks(
             done = found or []
             block.module.to(device)
             if found is None:
-                for stages in [[s] for s in block.stages] if true_sequential else [block.stages]:
-                    for stage, inputs in zip(stages, run.measure(stages), strict=True):
-                        for linear in stage:
+                for groups in block.stages if true_sequential else [sum(block.stages, ())]:
+                    for group, inputs in zip(groups, run.measure(groups), strict=True):
+                        for linear in group:
                             done.append(_quantize(linear, inputs, solve, kind, keep))
                             told.layer(done[-1])
             else:
@@ -114,8 +117,8 @@ class _Told:
 
     def layer(self, result: LayerResult) -> None:
         self._done += 1
-        lost = f"{result.report.name} lost {result.facts.relative_loss:.2%}"
-        self._progress(self._done, self._total, f"layers, {lost}")
+        lost = f" lost {result.facts.relative_loss:.2%}" if result.n_tokens else ""
+        self._progress(self._done, self._total, f"layers, {result.report.name}{lost}")
 
     def found(self, results: Sequence[LayerResult]) -> None:
         self._done += len(results)
@@ -182,15 +185,17 @@ def _quantize(
     mse = (rounded.float() - weight).square().mean().item()
     linear.weight.copy_(rounded)  # from here on a float32 layer's ``weight`` is the rounded one, too
     kept = keep(linear, solution) if keep else {}
-    facts = solution.facts
+    facts, seen = solution.facts, inputs.n_tokens > 0
+    if not seen:  # H was not its own, and is no measure of a loss
+        facts = replace(facts, loss=0.0, relative_loss=0.0)
     report = LayerReport(
         name=linear.name,
         shape=tuple(weight.shape),
         kind=kind,
         stored_bytes=solution.stored_bytes,
         mse=mse,
-        loss=facts.loss,
-        relative_loss=facts.relative_loss,
+        loss=facts.loss if seen else None,
+        relative_loss=facts.relative_loss if seen else None,
         outlier_share=facts.outlier_share if solution.outliers is not None else None,
         damping=facts.damping,
         note="; ".join(_remarks(facts, inputs.n_tokens, weight.shape[1])),
@@ -207,7 +212,9 @@ def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
         yield f"{facts.outlier_share:.2%} outliers"
     if facts.dead_columns:
         yield f"{facts.dead_columns} inputs were always 0"
-    if n_tokens < in_features:
+    if n_tokens == 0:
+        yield "no calibration token"
+    elif n_tokens < in_features:
         yield f"{n_tokens} calibration tokens for {in_features} inputs"
 
 
@@ -233,7 +240,8 @@ class Moments:
         self.n_tokens += len(x)
 
     def mean(self) -> Inputs:
-        """H, made of the sum in place: call it once, at the end.
+        """H, made of the sum in place: call it once, at the end. An expert that no token came to has
+        I, for which solvers round to nearest.
 
         Raises:
             BuildError: with the layer's name, where an input was NaN or infinite.
@@ -244,6 +252,8 @@ class Moments:
                 f"{self._name}: its inputs on the calibration text hold NaN or infinity; try "
                 "dtype: bfloat16 or float32"
             )
+        if self.n_tokens == 0:
+            return Inputs(torch.eye(len(self._sum), device=self._sum.device), 0)
         return Inputs(self._sum.div_(self.n_tokens), self.n_tokens)
 
 
@@ -254,17 +264,17 @@ class BlockRun:
         self._block, self._index, self._calls, self._device = block, index, calls, device
         self._moved: dict[int, Tensor] = {}  # masks and the like, on the device once
 
-    def measure(self, stages: Sequence[Sequence[Linear]]) -> list[Inputs]:
-        """The inputs of each stage; a pass ends where the last of them is known."""
-        moments = [Moments(stage[0].name) for stage in stages]
+    def measure(self, groups: Sequence[Group]) -> list[Inputs]:
+        """The inputs of each group; a pass ends where the last of them is known."""
+        moments = [Moments(group[0].name) for group in groups]
         pending: set[int] = set()
         hooks = [
-            stage[0].module.register_forward_pre_hook(partial(_take, moments[i], pending, i))
-            for i, stage in enumerate(stages)
+            group[0].module.register_forward_pre_hook(partial(_take, moments[i], pending, i))
+            for i, group in enumerate(groups)
         ]
         try:
             for window in range(len(self._calls.states)):
-                pending.update(range(len(stages)))
+                pending.update(range(len(groups)))
                 with suppress(Enough):
                     self._run(window)
         finally:
@@ -291,9 +301,9 @@ class BlockRun:
         return self._moved[id(tensor)]
 
 
-def _take(moments: Moments, pending: set[int], stage: int, module: nn.Module, args: Any) -> None:
-    """A hook before a stage's first linear: sums its inputs; after the last stage's, ends the pass."""
+def _take(moments: Moments, pending: set[int], group: int, module: nn.Module, args: Any) -> None:
+    """A hook before a group's first linear: sums its inputs; after the last group's, ends the pass."""
     moments.add(args[0])
-    pending.discard(stage)
+    pending.discard(group)
     if not pending:
         raise Enough

@@ -34,7 +34,8 @@ class Linear:
 
 
 def linears(model: Any) -> Iterator[Linear]:
-    """Every linear layer but the output head, in the model's own order."""
+    """Every linear layer but the output head, in the model's own order; those of a mixture's experts
+    where experts.py has opened them."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -80,7 +81,8 @@ def _embedding_modules(model: Any) -> list[nn.Module]:
 
 
 def _unquantized_note(n_linear: int, n_body: int) -> tuple[str, ...]:
-    """Says so where much of the model's body is not in linear layers (fused experts, convolutions)."""
+    """Says so where much of the model's body is not in linear layers: convolutions, experts that
+    experts.py does not know."""
     share = 1 - n_linear / n_body
     if share < 0.05:
         return ()

@@ -18,7 +18,13 @@ torch. aten is torch's own int4 product on the CPU; torch unpacks to floats for 
 Shapes = Mapping[str, tuple[int, int]]
 """Linears by name: [out_features, in_features]."""
 
-_ROUTERS = (".gate", ".router", ".shared_expert_gate")  # of a mixture of experts: never quantized
+_ROUTERS = (".gate", ".router", ".shared_expert_gate")
+
+
+def is_router(name: str) -> bool:
+    """Whether a linear says which experts of a mixture a token goes to, or how much the shared one
+    counts: small, and never quantized."""
+    return name.endswith(_ROUTERS)
 
 
 def check_half_precision(method: str, model: ModelRef) -> None:
@@ -42,7 +48,7 @@ def check_widths(
     """Raises UsageError that names every linear whose widths the format cannot hold: inputs that are
     not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in."""
     check_folder(method, model)
-    shapes = {n: s for n, s in linear_shapes(model.path).items() if not n.endswith(_ROUTERS)}
+    shapes = {n: s for n, s in linear_shapes(model.path).items() if not is_router(n)}
     group = inputs_of if group_size == -1 else group_size
     wrong = {n: s for n, s in shapes.items() if s[1] % group or s[1] % inputs_of or s[0] % outputs_of}
     groups = [

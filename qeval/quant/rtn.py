@@ -1,7 +1,8 @@
 """`rtn`: round to nearest, the baseline of every comparison of quantizers.
 
-Every linear layer is rounded to its own min/max grid, per output channel or per group of inputs. The
-result is simulated: float weights that carry the rounding, with the packed size accounted.
+Every linear layer, those of a mixture's experts among them, is rounded to its own min/max grid, per
+output channel or per group of inputs; routers stay floats. The result is simulated: float weights that
+carry the rounding, with the packed size accounted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class RtnOptions(Options):
 
 
 class Rtn(Method):
-    version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
+    version: ClassVar[int] = 3  # 2: symmetric grids as GPTQ's authors have them. 3: experts
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
     in_place: ClassVar[bool] = False
@@ -43,16 +44,18 @@ class Rtn(Method):
 
         from qeval.engines.loading import load_model
         from qeval.quant.affine import check_group_size
+        from qeval.quant.experts import experts_as_linears
         from qeval.quant.linears import device_of, linears, save_simulated
+        from qeval.quant.packing import is_router
 
         model = load_model(
             context.model.path, context.model.dtype, "cpu", context.model.trust_remote_code
         )
-        layers = list(linears(model))
-        check_group_size({x.name: x.weight.shape[1] for x in layers}, options.group_size)
         device = device_of(context.device)
         reports = []
-        with torch.inference_mode():
+        with experts_as_linears(model), torch.inference_mode():
+            layers = [x for x in linears(model) if not is_router(x.name)]
+            check_group_size({x.name: x.weight.shape[1] for x in layers}, options.group_size)
             for i, layer in enumerate(layers):
                 reports.append(round_linear(layer, options, device))
                 context.progress(i + 1, len(layers), "layers")

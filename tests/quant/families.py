@@ -22,6 +22,23 @@ _SHARED = {
     "tie_word_embeddings": False,
 }
 _GATED = {"intermediate_size": 96, "num_key_value_heads": 2}
+_DENSE_FIRST = {"mlp_only_layers": [0], "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+_LATENT = {
+    "intermediate_size": 96,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 FAMILIES = {
     "llama": _GATED,
     "mistral": {**_GATED, "sliding_window": 16},
@@ -33,18 +50,38 @@ FAMILIES = {
     "bloom": {},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gpt2": {},
+    "mixtral": {**_GATED, "num_local_experts": 6},
+    "olmoe": {**_GATED, "num_experts": 6, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_GATED, "shared_expert_intermediate_size": 48, "num_experts": 6, **_DENSE_FIRST},
+    "qwen3_moe": {**_GATED, "head_dim": 16, "num_experts": 6, **_DENSE_FIRST},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": {**_LATENT, "q_lora_rank": 32},
 }
+MIXTURES = tuple(kind for kind, config in FAMILIES.items() if any("experts" in key for key in config))
+STARVED = 5  # the expert of each of their layers that no token is routed to
 WINDOWS = torch.randint(1, 256, (8, 64), generator=torch.Generator().manual_seed(1)).tolist()
 
 
 def make_model(kind: str, **config: object):
-    """Random weights, seed 0, float32, two blocks."""
+    """Random weights, seed 0, float32, two blocks; the last expert of a mixture starves."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     settings = {**_SHARED, **FAMILIES[kind], **config}
     made = AutoConfig.for_model(kind, **settings)
-    return AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
+    if kind in MIXTURES:
+        _starve(model)
+    return model
+
+
+def _starve(model) -> None:
+    """Its routers' rows become a, -a, b, -b, c, 0: one of each pair comes before the last."""
+    with torch.no_grad():
+        for name, router in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                router[1:4:2] = -router[0:4:2]
+                router[STARVED] = 0
 
 
 def saved(folder: Path, kind: str, **config: object) -> ModelRef:

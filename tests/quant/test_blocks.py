@@ -1,21 +1,24 @@
 """The driver: every family's linears are found, each with the inputs that the whole model gives it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from qeval.errors import BuildError
-from qeval.quant.affine import Grid
-from qeval.quant.architectures import ARCHITECTURES
+from qeval.quant.affine import Grid, fake_quantize
+from qeval.quant.architectures import ARCHITECTURES, decoder_blocks
 from qeval.quant.blocks import quantize_blocks
+from qeval.quant.experts import expert_of, experts_as_linears
 from qeval.quant.linears import linears
+from qeval.quant.packing import is_router
 from qeval.quant.solvers.base import Facts, GridRules, Solution
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.rtn import rtn
 from qeval.quant.unfinished import Unfinished
 
-from .families import FAMILIES, WINDOWS, make_model, one_thread
+from .families import FAMILIES, MIXTURES, STARVED, WINDOWS, make_model, one_thread
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
@@ -49,32 +52,53 @@ def run(model, solve, windows=FEW, **options):
 
 
 @torch.no_grad()
-def true_moments(model, windows=FEW):
-    """Mean x x^T of every linear's inputs in an ordinary forward pass of the whole model."""
-    sums, handles = {}, []
-    n_tokens = sum(map(len, windows))
+def true_inputs(model, windows=FEW):
+    """The inputs [tokens, in] of every linear in an ordinary forward pass of the whole model."""
+    seen, handles = {}, []
     for layer in linears(model):
-
-        def add(_, args, name=layer.name):
-            x = args[0].flatten(0, -2).double()
-            sums[name] = sums.get(name, 0) + x.T @ x / n_tokens
-
-        handles.append(layer.module.register_forward_pre_hook(add))
+        if not is_router(layer.name):
+            add = partial(_dense, seen.setdefault(layer.name, []))
+            handles.append(layer.module.register_forward_pre_hook(add))
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            handles.append(module.register_forward_pre_hook(partial(_experts, seen, name)))
     for ids in windows:
         model(torch.tensor([ids]))
     for handle in handles:
         handle.remove()
-    return sums
+    return {name: torch.cat(parts).double() for name, parts in seen.items()}
+
+
+def _dense(parts, _, args):
+    parts.append(args[0].flatten(0, -2))
+
+
+def _experts(seen, name, module, args):
+    """What each expert reads, by its rows of the model's own parameters."""
+    hidden, chosen, _ = args
+    for i in range(module.num_experts):
+        x = hidden[(chosen == i).any(dim=1)]
+        gate, up = (x @ module.gate_up_proj[i].T).chunk(2, dim=1)
+        for part in ("gate_proj", "up_proj"):
+            seen.setdefault(f"{name}.{i}.{part}", []).append(x)
+        seen.setdefault(f"{name}.{i}.down_proj", []).append(torch.nn.functional.silu(gate) * up)
+
+
+def true_moments(model, windows=FEW):
+    """Mean x x^T of every linear's inputs; I where it saw none."""
+    inputs = true_inputs(model, windows)
+    return {n: x.T @ x / len(x) if len(x) else torch.eye(x.shape[1]) for n, x in inputs.items()}
 
 
 MIXED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 CASES = [*((kind, {}) for kind in FAMILIES), ("qwen2", MIXED), ("bloom", {"n_layer": 3})]
 OLD_FALCON = {"new_decoder_architecture": False, "multi_query": True, "alibi": True}
 CASES.append(("falcon", OLD_FALCON))
+CASES.append(("qwen2_moe", {"num_hidden_layers": 3, "decoder_sparse_step": 2, "mlp_only_layers": []}))
 
 
 SEQUENTIALLY = [(*case, True) for case in CASES]
-AT_ONCE = [("llama", {}, False), ("falcon", {}, False), ("gpt2", {}, False)]
+AT_ONCE = [(kind, {}, False) for kind in ("llama", "falcon", "gpt2", "qwen2_moe", "deepseek_v3")]
 
 
 @pytest.mark.parametrize(
@@ -84,17 +108,21 @@ AT_ONCE = [("llama", {}, False), ("falcon", {}, False), ("gpt2", {}, False)]
 )
 def test_inputs_are_those_of_the_whole_model(kind, config, true_sequential):
     model = make_model(kind, **config)
-    expected, before = true_moments(model), copy.deepcopy(model.state_dict())
+    inputs, expected = true_inputs(model), true_moments(model)
+    before = copy.deepcopy(model.state_dict())
     solve = Untouched()
     results, steps = run(model, solve, true_sequential=true_sequential)
-    assert {r.report.name for r in results} == {x.name for x in linears(model)}
+    assert sorted(r.report.name for r in results) == sorted(expected)
     for result, hessian in zip(results, solve.hessians, strict=True):
         wanted = expected[result.report.name]
         assert (hessian - wanted).norm() < 1e-5 * wanted.norm(), result.report.name
-        assert result.n_tokens == sum(map(len, FEW))
+        assert result.n_tokens == len(inputs[result.report.name])
+        if expert_of(result.report.name) is None:
+            assert result.n_tokens == sum(map(len, FEW))
     n = len(results)
     assert [step[:2] for step in steps] == [(i + 1, n) for i in range(n)]
     assert steps[0][2] == f"layers, {results[0].report.name} lost 0.00%"
+    assert list(model.state_dict()) == list(before)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     ids = torch.tensor([FEW[0]])  # nothing of the recording stays behind
@@ -213,6 +241,57 @@ def test_a_block_with_another_linear_than_the_table_says():
     del model.model.decoder.layers[0].fc2
     with pytest.raises(BuildError, match=r"opt: model\.decoder\.layers\.0 .* it lacks fc2"):
         run(model, Untouched())
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_no_linears(kind):
+    with pytest.raises(BuildError, match=r"layers\.. is not .* it has mlp\.experts\.down_proj, mlp"):
+        decoder_blocks(make_model(kind))  # experts.py has not opened them
+
+
+def test_a_mixture_without_an_expert_or_with_another_router():
+    model = make_model("mixtral")
+    with experts_as_linears(model):
+        del model.model.layers[1].mlp.experts._modules["3"].up_proj
+        with pytest.raises(BuildError, match=r"layers\.1 is not .* it lacks mlp\.experts\.3\.up_proj"):
+            decoder_blocks(model)
+    model = make_model("qwen2_moe")
+    model.model.layers[1].mlp.router = torch.nn.Linear(64, 4)
+    with pytest.raises(BuildError, match=r"layers\.1 is not what .* it has mlp\.router, too"):
+        run(model, Untouched())
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_an_expert_without_tokens_is_rounded_to_nearest_and_the_others_are_not(kind):
+    model, rules = make_model(kind), GridRules(3, 16)
+    with experts_as_linears(model):
+        before = {x.name: x.weight.clone() for x in linears(model)}
+    results, _ = run(model, partial(gptq, rules=rules), WINDOWS)
+    with experts_as_linears(model):
+        after = {x.name: x.weight.clone() for x in linears(model)}
+    n_starved = 0
+    for r in results:
+        nearest = fake_quantize(before[r.report.name], 3, 16, False)
+        starved = (expert_of(r.report.name) or ("", 0))[1] == STARVED
+        n_starved += starved
+        assert torch.equal(after[r.report.name], nearest) == starved
+        assert (r.n_tokens == 0) == starved
+        assert (r.report.note == "no calibration token") == starved
+        assert (r.report.loss is None) == starved
+        assert r.facts.relative_loss == 0 if starved else r.facts.relative_loss > 0
+    assert n_starved == 3 * sum(1 for name, _ in model.named_modules() if name.endswith(".experts"))
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_gptq_of_experts_loses_less_than_rtn(kind):
+    losses = {}
+    for solver in (gptq, rtn):
+        results, _ = run(make_model(kind), partial(solver, rules=GridRules(3, 16)), WINDOWS)
+        fed = [r for r in results if expert_of(r.report.name) and r.n_tokens >= 2 * r.report.shape[1]]
+        losses[solver] = {r.report.name: r.facts.relative_loss for r in fed}
+    both = losses[gptq].keys() & losses[rtn].keys()  # what is routed depends on what is rounded before
+    assert len(both) > 5
+    assert all(losses[gptq][name] < losses[rtn][name] for name in both)
 
 
 def test_windows_longer_than_the_model_reads():
