@@ -6,7 +6,7 @@ their rows can be compared with nothing else changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,14 @@ def build(
 
 
 def summary(results: Sequence[LayerResult]) -> dict[str, Any]:
-    """Over all layers: relative losses of their outputs, and the outliers' share of the weights."""
-    worst = max(results, key=lambda r: r.facts.relative_loss)
+    """Over all layers: relative losses of their outputs (of those that saw calibration tokens), and the
+    outliers' share of the weights."""
+    seen = [r for r in results if r.n_tokens]
+    worst = max(seen, key=lambda r: r.facts.relative_loss)
     sizes = [r.report.shape[0] * r.report.shape[1] for r in results]
     kept = sum(r.facts.outlier_share * n for r, n in zip(results, sizes, strict=True))
     return {
-        "mean_relative_loss": sum(r.facts.relative_loss for r in results) / len(results),
+        "mean_relative_loss": sum(r.facts.relative_loss for r in seen) / len(seen),
         "worst_relative_loss": worst.facts.relative_loss,
         "worst_layer": worst.report.name,
         "outlier_share": kept / sum(sizes),
@@ -101,16 +103,39 @@ def summary(results: Sequence[LayerResult]) -> dict[str, Any]:
 
 def _notes(results: Sequence[LayerResult], num_blocks: int | None) -> list[str]:
     """What a reader of the table must know of the layers."""
+    from qeval.quant.experts import expert_of
+
     raised = [r for r in results if r.facts.damping != r.facts.damping_asked]
-    few = [r for r in results if r.n_tokens < r.report.shape[1]]
+    few = [r for r in results if _few(r) and expert_of(r.report.name) is None]
     said = {
         f"no Cholesky factor of the Hessian: damping raised (to {_most(raised):g} at most)": raised,
         "fewer calibration tokens than inputs": few,
     }
     notes = [f"{_layers(found)}: {what}" for what, found in said.items() if found]
+    notes.extend(_of_experts(results))
     if num_blocks is not None:
         notes.append(f"only the first {num_blocks} decoder blocks are quantized")
     return notes
+
+
+def _of_experts(results: Sequence[LayerResult]) -> Iterator[str]:
+    """How many experts of a mixture were calibrated on too few tokens, or on none."""
+    from qeval.quant.experts import expert_of
+
+    each: dict[tuple[str, int], list[LayerResult]] = {}
+    for result in results:
+        if (expert := expert_of(result.report.name)) is not None:
+            each.setdefault(expert, []).append(result)
+    few = sum(any(map(_few, layers)) for layers in each.values())
+    none = sum(layers[0].n_tokens == 0 for layers in each.values())
+    if few:
+        yield f"{few} of {len(each)} experts saw fewer calibration tokens than they have inputs" + (
+            f"; {none} of these saw none: rounded to nearest" if none else ""
+        )
+
+
+def _few(result: LayerResult) -> bool:
+    return result.n_tokens < result.report.shape[1]
 
 
 def _most(raised: Sequence[LayerResult]) -> float:

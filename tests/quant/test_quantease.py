@@ -1,5 +1,7 @@
 """`quantease` and `gptq` with ``backend: laboratory`` on whole models of every family."""
 
+import re
+
 import pytest
 import torch
 
@@ -8,16 +10,18 @@ from qeval.engines.loading import load_model
 from qeval.errors import BuildError, UsageError
 from qeval.quant import affine
 from qeval.quant.base import ModelRef
+from qeval.quant.experts import expert_of, experts_as_linears
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.linears import linears
+from qeval.quant.packing import is_router
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.rtn import Rtn, RtnOptions
 
-from .families import WINDOWS, build, divergence, one_thread, saved
+from .families import MIXTURES, WINDOWS, build, divergence, one_thread, saved
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
-FAMILIES = ("llama", "starcoder2", "opt", "bloom", "falcon", "gpt2", "qwen2")
+FAMILIES = ("llama", "starcoder2", "opt", "bloom", "falcon", "gpt2", "qwen2", *MIXTURES)
 GRID = {"num_bits": 3, "group_size": 16}
 
 
@@ -37,7 +41,7 @@ def test_both_predict_better_than_rtn(kind, tmp_path):
     for name, (method, options) in rows.items():
         artifact = build(method, options, model, tmp_path / name)
         assert artifact.simulated and artifact.engine == "hf"
-        assert {r.name for r in artifact.layers} == {x.name for x in linears(_float(model))}
+        assert sorted(r.name for r in artifact.layers) == _linears(model)
         found[name] = divergence(artifact, model)
     assert found["gptq"] < 0.95 * found["rtn"], found
     assert found["quantease"] < 0.95 * found["rtn"], found
@@ -45,6 +49,33 @@ def test_both_predict_better_than_rtn(kind, tmp_path):
 
 def _float(model: ModelRef):
     return load_model(model.path, "float32", "cpu")
+
+
+def _linears(model: ModelRef) -> list[str]:
+    whole = _float(model)
+    with experts_as_linears(whole):
+        return sorted(x.name for x in linears(whole) if not is_router(x.name))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v2"])
+def test_experts_with_too_few_tokens_are_counted(kind, tmp_path):
+    model = saved(tmp_path / "model", kind)
+    artifact = build(Gptq(), lab(num_bits=3, group_size=16), model, tmp_path / "a", WINDOWS[:4])
+    tokens = {}
+    for r in artifact.layers:
+        expert, seen = expert_of(r.name), re.search(r"(\d+|no) calibration token", r.note)
+        if expert and seen:
+            tokens.setdefault(expert, set()).add(seen[1])
+    n = 6 * (2 if kind == "mixtral" else 1)
+    unseen = [e for e, counts in tokens.items() if counts == {"no"}]
+    assert len(unseen) == n // 6 and len(unseen) < len(tokens) < n
+    assert artifact.notes[-1] == (
+        f"{len(tokens)} of {n} experts saw fewer calibration tokens than they have inputs; "
+        f"{len(unseen)} of these saw none: rounded to nearest"
+    )
+    assert 0 < artifact.details["layers"]["worst_relative_loss"] < 1
+    whole = build(Gptq(), lab(num_bits=3, group_size=16), model, tmp_path / "b", WINDOWS * 3)
+    assert whole.notes[-1].startswith(f"{n // 6} of {n} experts saw fewer")
 
 
 def test_more_work_loses_less(tmp_path):

@@ -8,9 +8,14 @@ import torch
 from qeval.engines.loading import load_model
 from qeval.errors import BuildError
 from qeval.quant import affine
+from qeval.quant.architectures import decoder_blocks
 from qeval.quant.base import BuildContext, ModelRef
+from qeval.quant.experts import experts_as_linears
 from qeval.quant.linears import linears
+from qeval.quant.packing import is_router
 from qeval.quant.rtn import Rtn, RtnOptions
+
+from .families import FAMILIES, MIXTURES, make_model
 
 
 def build(model: Path, out: Path, dtype: str = "float32", **options):
@@ -77,6 +82,71 @@ def test_gpt2_conv1d_weights_are_rounded_along_their_inputs(tmp_path):
     for layer, report in zip(linears(model), artifact.layers, strict=True):
         assert report.shape == tuple(layer.weight.shape)
         assert all(len(g.unique()) <= 4 for g in layer.weight.reshape(-1, 8))
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_are_rounded_and_routers_are_not(kind, tmp_path):
+    model = make_model(kind)
+    model.save_pretrained(tmp_path / "model")
+    artifact = build(tmp_path / "model", tmp_path / "a", num_bits=3, group_size=16)
+    assert artifact.notes == ()  # nothing of the body is left out
+    after = load_model(artifact.path, "float32", "cpu")
+    reports = {r.name: r for r in artifact.layers}
+    with experts_as_linears(model), experts_as_linears(after):
+        pairs = zip(linears(model), linears(after), strict=True)
+        layers = {old.name: (old.weight, new.weight) for old, new in pairs}
+        with torch.no_grad():
+            for name, (old, new) in layers.items():
+                if name in reports:
+                    assert torch.equal(new, affine.fake_quantize(old, 3, 16, False))
+                    assert reports[name].shape == tuple(new.shape)
+                    old.copy_(new)
+    assert layers.keys() - reports.keys() == (
+        {"model.layers.1.mlp.shared_expert_gate"} if kind == "qwen2_moe" else set()
+    )
+    assert sum(name.endswith(".experts.5.down_proj") for name in reports) == (
+        2 if kind in ("mixtral", "olmoe") else 1
+    )
+    for (name, old), new in zip(model.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name  # all that is no linear is as it was
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, after(ids).logits)
+    # 3 bits a weight, for each group of 16 a scale of 16 and a zero point of 3, rows filled to bytes
+    assert artifact.bpw == pytest.approx(3 + 20 / 16, rel=0.01)
+    n_body = sum(p.numel() for p in model.parameters()) - 2 * 256 * 64
+    n_quantized = sum(r.shape[0] * r.shape[1] for r in artifact.layers)
+    rest = artifact.weight_bytes - sum(r.stored_bytes for r in artifact.layers)
+    assert rest == 4 * (n_body - n_quantized)  # each parameter is counted once
+
+
+def test_the_laboratory_quantizes_the_same_layers():
+    """A row of RTN and a row of GPTQ differ by the algorithm alone, in every family."""
+    for kind in FAMILIES:
+        model = make_model(kind)
+        with experts_as_linears(model):
+            blocks = decoder_blocks(model)
+            theirs = [x.name for b in blocks for stage in b.stages for group in stage for x in group]
+            ours = [x.name for x in linears(model) if not is_router(x.name)]
+        assert sorted(ours) == sorted(theirs), kind
+
+
+def test_experts_in_a_layout_of_another_family(tmp_path):
+    """gpt-oss: interleaved, [in, out], with biases; unknown to the laboratory, not to RTN."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_local_experts=4, num_experts_per_tok=2, vocab_size=64,
+    )  # fmt: skip
+    GptOssForCausalLM(config).save_pretrained(tmp_path / "model")
+    artifact = build(tmp_path / "model", tmp_path / "a", num_bits=2)
+    assert artifact.notes == () and len(artifact.layers) == 4 + 3 * 4
+    experts = load_model(artifact.path, "float32", "cpu").model.layers[0].mlp.experts
+    for i in range(4):
+        for part in (experts.gate_up_proj[i].T, experts.down_proj[i].T):  # [out, in]
+            assert all(2 <= len(row.unique()) <= 4 for row in part)
 
 
 def test_labels():

@@ -10,12 +10,14 @@ from qeval.quant.linears import linears
 from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.spqr import Spqr, SpqrOptions
 
-from .families import build, divergence, one_thread, saved
+from .families import MIXTURES, build, divergence, one_thread, saved
+
+FAMILIES = ("llama", "starcoder2", "opt", "bloom", "falcon", "gpt2", "qwen2", *MIXTURES)
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
 
-@pytest.mark.parametrize("kind", ["llama", "starcoder2", "opt", "bloom", "falcon", "gpt2", "qwen2"])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_predicts_better_than_rtn(kind, tmp_path):
     model = saved(tmp_path / "model", kind)
     rounded = build(Rtn(), RtnOptions(num_bits=3, group_size=16), model, tmp_path / "rtn")
