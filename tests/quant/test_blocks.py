@@ -316,11 +316,13 @@ def test_float32_products_stay_float32():
         torch.set_float32_matmul_precision(before)
 
 
-def test_a_build_that_died_goes_on_with_the_next_block(tmp_path):
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_a_build_that_died_goes_on_with_the_next_block(kind, tmp_path):
     """Blocks that are done are not solved again, and the result is that of one undisturbed run."""
-    whole, died = make_model("llama", num_hidden_layers=3), make_model("llama", num_hidden_layers=3)
-    rules, n_layers = GridRules(3, 16), len(list(linears(whole)))
+    whole, died = make_model(kind, num_hidden_layers=3), make_model(kind, num_hidden_layers=3)
+    rules = GridRules(3, 16)
     expected, _ = run(whole, lambda w, h: gptq(w, h, rules))
+    n_layers = len(expected)
     solved = []
 
     def solve(weight, hessian):
@@ -339,7 +341,7 @@ def test_a_build_that_died_goes_on_with_the_next_block(tmp_path):
         "block-00001.safetensors",
     ]
     solved.clear()
-    again = make_model("llama", num_hidden_layers=3)
+    again = make_model(kind, num_hidden_layers=3)
     results, steps = run(again, solve, keep=keep, unfinished=Unfinished(tmp_path))
     assert len(solved) == n_layers // 3
     assert steps[1] == (n_layers * 2 // 3, n_layers, "layers, found done")
@@ -347,7 +349,7 @@ def test_a_build_that_died_goes_on_with_the_next_block(tmp_path):
     assert [r.facts for r in results] == [r.facts for r in expected]
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name])
-    weight = make_model("llama", num_hidden_layers=3).model.layers[0].self_attn.q_proj.weight.data
-    hessian = true_moments(make_model("llama", num_hidden_layers=3))["model.layers.0.self_attn.q_proj"]
+    weight = make_model(kind, num_hidden_layers=3).model.layers[0].self_attn.q_proj.weight.data
+    hessian = true_moments(make_model(kind, num_hidden_layers=3))["model.layers.0.self_attn.q_proj"]
     exact = gptq(weight, hessian.float(), rules).grid.scale
     assert torch.allclose(results[0].kept["scale"], exact, rtol=1e-2)
