@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What the laboratory's methods take on a large model: seconds a decoder block, extrapolated, and memory.
+"""What the laboratory's methods take on a large model: seconds a decoder block, extrapolated, memory.
 
     python scripts/bench_laboratory.py [--shape starcoder2-15b] [--blocks 3] [--n-samples 128]
         [--seq-len 2048] [--bits 4] [--group 128] [--methods gptq quantease ...] [--gptqmodel]
 
-The first blocks of a known shape with random weights, in bfloat16 on the host, go through the driver that
-`qeval run` uses, on random tokens. The time of a block is from the end of one to the end of the next, so
-moving it, measuring its inputs, solving and running it are all in; reading and writing files are not.
-``rtn`` needs no inputs: its time is that of moving and rounding. Memory is the peak that torch reserved.
-``--gptqmodel`` runs GPTQModel's own quantization of the same model in a process of its own, with one block
-and with all of them: its time of a block is the difference. Prints a markdown table.
+The first blocks of a known shape with random weights, in bfloat16 on the host, go through the driver
+that `qeval run` uses, on random tokens. The time of a block is from the end of one to the end of the
+next: moving it, measuring its inputs, solving and running it; not reading and writing files. ``rtn``
+needs no inputs: its time is that of moving and rounding. Memory is the peak that torch reserved.
+``--gptqmodel`` runs GPTQModel's own quantization of the same model in a process of its own, with one
+block and with all of them: its time of a block is the difference. Prints a markdown table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,5 +203,4 @@ def run_theirs(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

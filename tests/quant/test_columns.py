@@ -73,7 +73,7 @@ def test_the_kernel_does_what_the_loop_does(kernel, n, out, one_grid, referred, 
     torch.testing.assert_close(now.cpu(), then, rtol=1e-4, atol=1e-5)
     if levels is None:
         torch.testing.assert_close(new.cpu(), expected, rtol=1e-4, atol=1e-5)
-    else:  # exactly on the grid; a tie may go the other way by fused multiply-adds
+    else:  # exactly on the grid; a tie may go the other way, where torch fuses operations
         assert (new.cpu() != expected).float().mean() < 0.01
         for i in range(n):
             assert torch.equal(new[i].cpu(), levels.round(i, now[i].cpu()))
