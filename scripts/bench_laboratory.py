@@ -103,7 +103,7 @@ def windows(args: argparse.Namespace) -> list[list[int]]:
 def by_driver(solver: Callable[..., Any], args: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds a block (all but the first), peak bytes, mean relative loss."""
     model = make(args, args.blocks)
-    a_block = sum(len(stage) for stage in decoder_blocks(model)[0].stages)
+    a_block = len(decoder_blocks(model)[0].linears)
     ends: list[float] = []
 
     def told(done: int, total: int, unit: str) -> None:
@@ -132,7 +132,7 @@ def by_rounding(args: argparse.Namespace) -> tuple[float, float, None]:
     with torch.inference_mode():
         for block in decoder_blocks(model):
             start = time.perf_counter()
-            for linear in (linear for stage in block.stages for linear in stage):
+            for linear in block.linears:
                 round_linear(linear, options, torch.device(args.device))
             synchronize(args)
             seconds.append(time.perf_counter() - start)

@@ -99,6 +99,10 @@ class Block:
     module: nn.Module
     stages: tuple[tuple[Group, ...], ...]  # of one group each, or of as many as there are experts
 
+    @property
+    def linears(self) -> list[Linear]:
+        return [linear for stage in self.stages for group in stage for linear in group]
+
 
 def decoder_blocks(model: Any) -> list[Block]:
     """The decoder blocks of a transformers model, in order; its experts must be open (experts.py).

@@ -84,7 +84,7 @@ def quantize_blocks(
     results: list[LayerResult] = []
     with torch.no_grad(), _full_precision(), experts_as_linears(model):
         blocks = decoder_blocks(model)[:num_blocks]
-        told = _Told(progress, sum(len(g) for b in blocks for stage in b.stages for g in stage))
+        told = _Told(progress, sum(len(block.linears) for block in blocks))
         calls = record_calls(model, [block.module for block in blocks], windows)
         _place(calls, device)
         for index, block in enumerate(blocks):
