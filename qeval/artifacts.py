@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qeval import __version__
 from qeval.errors import StoreError, UsageError
 from qeval.files import disk_message
 from qeval.quant.base import Artifact
@@ -89,15 +90,21 @@ class ArtifactCache:
         return self.folder / f"{_UNFINISHED}{key[:16]}"
 
     def publish(self, key: str, out: Path, artifact: Artifact, description: dict[str, Any]) -> Artifact:
-        """Rename a finished build into place; its path becomes relative to the folder on disk."""
+        """Rename a finished build into place; its path becomes relative to the folder on disk. A model
+        folder inside it gets the manifest, too, as ``qeval.json``: copied elsewhere, it still says what
+        made it."""
         relative = artifact.path.resolve().relative_to(out.resolve())
         manifest = {
+            "qeval": __version__,
             "key": key,
             "description": description,
             "artifact": {**artifact.to_json(), "path": str(relative)},
         }
+        text = json.dumps(manifest, indent=1)
         try:
-            (out / "artifact.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            if artifact.path.is_dir():
+                (artifact.path / "qeval.json").write_text(text, encoding="utf-8")
+            (out / "artifact.json").write_text(text, encoding="utf-8")
             out.rename(self.folder / key)
             shutil.rmtree(self.unfinished(key), ignore_errors=True)
         except OSError as err:

@@ -22,7 +22,7 @@ from qeval.weights import read_tensors, weight_files
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_NOT_CONTENT = {"README.md", "LICENSE", ".gitattributes", ".gitignore"}
+_NOT_CONTENT = {"README.md", "LICENSE", "qeval.json", ".gitattributes", ".gitignore"}
 
 
 def resolve_model(

@@ -32,6 +32,20 @@ def test_published_and_loaded_are_the_same(tmp_path):
     assert published.layers[0].shape == (2, 3)
 
 
+def test_a_model_folder_says_by_itself_what_made_it(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    with cache.building(KEY) as out:
+        (out / "model").mkdir()
+        layers = (LayerReport("l", (2, 3), "int4", 7, loss=0.5),)
+        artifact = Artifact(out / "model", "hf", True, 10, 5, 4.0, 5.0, layers, (), {"calibration": {}})
+        published = cache.publish(KEY, out, artifact, WHAT)
+    said = json.loads((published.path / "qeval.json").read_text())
+    assert said == json.loads((published.path.parent / "artifact.json").read_text())
+    assert said["description"] == WHAT and said["qeval"]
+    assert said["artifact"]["simulated"] is True
+    assert said["artifact"]["layers"][0]["loss"] == 0.5
+
+
 def test_a_cache_may_be_moved(tmp_path):
     build(ArtifactCache(tmp_path / "a"))
     (tmp_path / "a").rename(tmp_path / "b")
