@@ -3,7 +3,7 @@
 The checkpoint is in the standard GPTQ format: qweight, qzeros, scales and g_idx for every linear of the
 decoder blocks, which transformers, vLLM and GPTQModel load. Calibration windows are the same for both
 backends, so that their rows differ by the library alone. ``backend: laboratory`` is qeval's own
-(lab_gptq.py), simulated.
+(lab_gptq.py), simulated unless ``format: gptq``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.packing import Kernel, check_half_precision, check_widths
+from qeval.quant.export import (
+    GPTQ_GROUPS,
+    Format,
+    check_export,
+    execution,
+    preflight,
+    preflight_gptq,
+)
+from qeval.quant.packing import Kernel
 
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
-GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class GptqOptions(Options):
@@ -29,22 +36,24 @@ class GptqOptions(Options):
     true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
     calibration: CalibrationOptions = CalibrationOptions()
     backend: Literal["gptqmodel", "auto-gptq", "laboratory"] = "gptqmodel"
+    format: Format = "simulated"  # of backend laboratory; the others always pack
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
     def _known_group(self) -> GptqOptions:
-        if self.group_size not in GROUPS:
-            raise ValueError(
-                f"group_size {self.group_size}: choose one of {', '.join(map(str, GROUPS))}"
-            )
+        if self.group_size not in GPTQ_GROUPS:
+            choose = ", ".join(map(str, GPTQ_GROUPS))
+            raise ValueError(f"group_size {self.group_size}: choose one of {choose}")
         if self.backend == "auto-gptq" and not self.symmetric:  # docs/environments.md
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
-        if self.backend == "laboratory" and self.kernel != "auto":
-            raise ValueError("kernel: backend laboratory is simulated, no kernel runs it; leave it out")
+        if self.backend == "laboratory":
+            check_export(self)
+        elif "format" in self.model_fields_set:
+            raise ValueError(f"format: backend {self.backend} always packs; leave it out")
         return self
 
     def execution(self) -> dict[str, Any]:
-        return {} if self.backend == "laboratory" else {"kernel": self.kernel}
+        return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
 class Gptq(Method):
@@ -58,22 +67,17 @@ class Gptq(Method):
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         order = " act-order" if options.act_order else ""
         grid = "" if options.symmetric else " asym"
-        by = _BY[options.backend]
+        by = _BY[options.backend] + (" packed" if options.format == "gptq" else "")
         return f"GPTQ W{options.num_bits}A16{group}{order}{grid}{by}"
 
     def environment(self, options: GptqOptions) -> str | None:
         return "auto-gptq" if options.backend == "auto-gptq" else None
 
     def preflight(self, options: GptqOptions, model: ModelRef) -> None:
-        from qeval.extras import require
-
         if options.backend == "laboratory":
-            check_widths("gptq", model, options.group_size)
-            return
-        require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
-        check_half_precision("gptq", model)
-        # 32 integers fill num_bits whole int32, along the inputs (weights) and the outputs (zeros).
-        check_widths("gptq", model, options.group_size, inputs_of=32, outputs_of=32)
+            preflight("gptq", options, model)
+        else:
+            preflight_gptq("gptq", options.group_size, model)
 
     def build(self, options: GptqOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library refuses the model."""

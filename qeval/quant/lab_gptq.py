@@ -1,7 +1,7 @@
-"""`gptq` with ``backend: laboratory``: the same options, by qeval's own driver and solver; simulated.
+"""`gptq` with ``backend: laboratory``: the same options, by qeval's own driver and solver.
 
-For comparing GPTQ with the laboratory's other methods with nothing else changed, on any device, in any
-dtype, without a library. Nothing is packed: float weights carry the rounding.
+For comparing GPTQ with the laboratory's other methods with nothing else changed, on any device, without
+a library. Float weights that carry the rounding, in any dtype; with ``format: gptq`` packed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qeval.quant.base import Artifact, BuildContext
+from qeval.quant.export import gptq_config
 from qeval.quant.laboratory import build as build_with
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def build(options: GptqOptions, context: BuildContext) -> Artifact:
         options.calibration,
         num_bits=options.num_bits,
         true_sequential=options.true_sequential,
+        gptq=gptq_config(options, options.act_order),
     )
 
 

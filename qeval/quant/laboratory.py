@@ -55,14 +55,17 @@ def build(
     num_bits: int,
     true_sequential: bool,
     num_blocks: int | None = None,
+    gptq: dict[str, Any] | None = None,
 ) -> Artifact:
-    """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights.
+    """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights; or,
+    with ``gptq`` (export.gptq_config), a packed checkpoint.
 
     Raises:
         BuildError: what blocks.py and the solvers refuse, with the layer's name.
     """
     from qeval.engines.loading import load_model
     from qeval.quant.blocks import quantize_blocks
+    from qeval.quant.gptq_format import pack_gptq, save_gptq
     from qeval.quant.linears import device_of, save_simulated
     from qeval.quant.unfinished import Unfinished
 
@@ -78,10 +81,15 @@ def build(
         progress=context.progress,
         true_sequential=true_sequential,
         num_blocks=num_blocks,
+        keep=None if gptq is None else lambda _, s: pack_gptq(s.weight, s.grid, s.group_of),
         unfinished=Unfinished(context.unfinished) if context.unfinished else None,
     )
-    notes = tuple(_notes(results, num_blocks))
-    artifact = save_simulated(model, ref, context.out, [r.report for r in results], notes)
+    reports, notes = [r.report for r in results], tuple(_notes(results, num_blocks))
+    if gptq is None:
+        artifact = save_simulated(model, ref, context.out, reports, notes)
+    else:
+        packed = {r.report.name: r.kept for r in results}
+        artifact = save_gptq(model, context, gptq, packed, reports, notes)
     details = {**artifact.details, "calibration": drawn.facts, "layers": summary(results)}
     return replace(artifact, details=details)
 

@@ -43,10 +43,17 @@ def check_folder(method: str, model: ModelRef) -> None:
 
 
 def check_widths(
-    method: str, model: ModelRef, group_size: int, *, inputs_of: int = 1, outputs_of: int = 1
+    method: str,
+    model: ModelRef,
+    group_size: int,
+    *,
+    inputs_of: int = 1,
+    outputs_of: int = 1,
+    otherwise: str = "this format cannot hold them",
 ) -> None:
     """Raises UsageError that names every linear whose widths the format cannot hold: inputs that are
-    not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in."""
+    not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in; and a
+    group size that fits, or what to do ``otherwise``."""
     check_folder(method, model)
     shapes = {n: s for n, s in linear_shapes(model.path).items() if not is_router(n)}
     group = inputs_of if group_size == -1 else group_size
@@ -60,7 +67,7 @@ def check_widths(
         f"{method}: group_size {group_size}",
         wrong,
         needs + f", outputs of {outputs_of}" * (outputs_of > 1),
-        f"group_size {groups[0]} fits" if fits else "this format cannot hold them",
+        f"group_size {groups[0]} fits" if fits else otherwise,
     )
 
 

@@ -1,18 +1,21 @@
-"""`quantease`: QuantEase (arXiv 2309.01885), dense or with outliers, simulated.
+"""`quantease`: QuantEase (arXiv 2309.01885), dense or with outliers; simulated, or dense and packed.
 
 Coordinate descent on each layer's output error, from round to nearest or from act-order GPTQ
 (``init: gptq``, the best of them). The result is float weights that carry the rounding, with the packed
-size accounted; outliers as 16-bit values with their places (solvers/base.py has the format).
+size accounted; outliers as 16-bit values with their places (solvers/base.py has the format). With
+``format: gptq`` it is packed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.laboratory import LaboratoryOptions, build, preflight
+from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.quant.laboratory import LaboratoryOptions, build
+from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
     from qeval.quant.blocks import Solve
@@ -25,12 +28,20 @@ class QuantEaseOptions(LaboratoryOptions):
     percdamp: float = Field(default=0.01, gt=0, lt=1)  # of init: gptq
     outliers: float = Field(default=0.0, ge=0, le=0.5)  # share of the weights kept in 16 bits
     structured: bool = False  # outliers are whole input columns
+    format: Format = "simulated"
+    kernel: Kernel = "auto"
 
     @model_validator(mode="after")
-    def _structured_outliers(self) -> QuantEaseOptions:
+    def _fitting(self) -> QuantEaseOptions:
         if self.structured and not self.outliers:
             raise ValueError("structured: says which outliers; give their share: outliers: 0.01")
+        check_export(self)
+        if self.format == "gptq" and self.outliers:
+            raise ValueError("outliers: format: gptq holds none; leave one of the two out")
         return self
+
+    def execution(self) -> dict[str, Any]:
+        return execution(self)
 
 
 class QuantEase(Method):
@@ -44,10 +55,11 @@ class QuantEase(Method):
         start = "GPTQ+" if options.init == "gptq" else ""
         kind = "outlier columns" if options.structured else "outliers"
         kept = f" +{options.outliers * 100:g}% {kind}" if options.outliers else ""
-        return f"{start}QuantEase {options.grid_label()}{kept}"
+        packed = " packed" if options.format == "gptq" else ""
+        return f"{start}QuantEase {options.grid_label()}{kept}{packed}"
 
     def preflight(self, options: QuantEaseOptions, model: ModelRef) -> None:
-        preflight("quantease", options.group_size, model)
+        preflight("quantease", options, model)
 
     def build(self, options: QuantEaseOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture and for activations that are not finite."""
@@ -58,6 +70,7 @@ class QuantEase(Method):
             num_bits=options.num_bits,
             true_sequential=options.true_sequential,
             num_blocks=options.num_blocks,
+            gptq=gptq_config(options),
         )
 
 

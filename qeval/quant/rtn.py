@@ -2,22 +2,29 @@
 
 Every linear layer, those of a mixture's experts among them, is rounded to its own min/max grid, per
 output channel or per group of inputs; routers stay floats. The result is simulated: float weights that
-carry the rounding, with the packed size accounted.
+carry the rounding, with the packed size accounted; with ``format: gptq`` it is packed.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, Options
+from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, ModelRef, Options
+from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.quant.packing import Kernel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RtnOptions(Options):
     num_bits: int = Field(default=4, ge=2, le=8)
     group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
+    format: Format = "simulated"
+    kernel: Kernel = "auto"
 
     @field_validator("group_size")
     @classmethod
@@ -25,6 +32,14 @@ class RtnOptions(Options):
         if value < 1 and value != -1:
             raise ValueError("must be a positive number of inputs, or -1 (per channel)")
         return value
+
+    @model_validator(mode="after")
+    def _exported(self) -> RtnOptions:
+        check_export(self)
+        return self
+
+    def execution(self) -> dict[str, Any]:
+        return execution(self)
 
 
 class Rtn(Method):
@@ -36,39 +51,60 @@ class Rtn(Method):
 
     def label(self, options: RtnOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
-        return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}"
+        packed = " packed" if options.format == "gptq" else ""
+        return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}{packed}"
+
+    def preflight(self, options: RtnOptions, model: ModelRef) -> None:
+        if options.format == "gptq":
+            preflight("rtn", options, model)
 
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
-        """Raises BuildError where the group size does not divide a layer's inputs (all are named)."""
+        """Raises BuildError where the group size does not divide a layer's inputs (all are named), and
+        where a linear is to be packed outside of the decoder blocks."""
         import torch
 
         from qeval.engines.loading import load_model
         from qeval.quant.affine import check_group_size
         from qeval.quant.experts import experts_as_linears
+        from qeval.quant.gptq_format import check_in_blocks, save_gptq
         from qeval.quant.linears import device_of, linears, save_simulated
         from qeval.quant.packing import is_router
 
         model = load_model(
             context.model.path, context.model.dtype, "cpu", context.model.trust_remote_code
         )
-        device = device_of(context.device)
-        reports = []
+        device, gptq = device_of(context.device), gptq_config(options)
+        reports, packed = [], {}
         with experts_as_linears(model), torch.inference_mode():
             layers = [x for x in linears(model) if not is_router(x.name)]
             check_group_size({x.name: x.weight.shape[1] for x in layers}, options.group_size)
+            if gptq is not None:
+                check_in_blocks(model, [x.name for x in layers])
             for i, layer in enumerate(layers):
-                reports.append(round_linear(layer, options, device))
+                report, packed[layer.name] = round_linear(layer, options, device)
+                reports.append(report)
                 context.progress(i + 1, len(layers), "layers")
-        return save_simulated(model, context.model, context.out, reports)
+        if gptq is None:
+            return save_simulated(model, context.model, context.out, reports)
+        return save_gptq(model, context, gptq, packed, reports)
 
 
-def round_linear(layer: Any, options: RtnOptions, device: Any) -> LayerReport:
-    from qeval.quant.affine import fake_quantize, stored_bytes
+def round_linear(layer: Any, options: RtnOptions, device: Any) -> tuple[LayerReport, dict[str, Tensor]]:
+    """Round a layer in place: its report, and with ``format: gptq`` what is stored of it."""
+    from qeval.quant.affine import dequantize, fit_grid, quantize, stored_bytes
+    from qeval.quant.gptq_format import pack_gptq
+    from qeval.quant.solvers.base import consecutive
 
     how = (options.num_bits, options.group_size, options.symmetric)
     weight = layer.weight.to(device)
-    rounded = fake_quantize(weight, *how).to(weight.dtype)
+    grid = fit_grid(weight, *how)
+    rounded, packed = dequantize(quantize(weight, grid), grid), {}
+    if options.format == "gptq":
+        n = weight.shape[1]
+        packed = pack_gptq(rounded, grid, consecutive(n, n // grid.scale.shape[1], device))
+    rounded = rounded.to(weight.dtype)
     mse = (rounded.float() - weight.float()).square().mean().item()
     layer.weight.copy_(rounded)
     shape = (weight.shape[0], weight.shape[1])
-    return LayerReport(layer.name, shape, f"int{options.num_bits}", stored_bytes(shape, *how), mse)
+    report = LayerReport(layer.name, shape, f"int{options.num_bits}", stored_bytes(shape, *how), mse)
+    return report, packed

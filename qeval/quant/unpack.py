@@ -66,6 +66,7 @@ def float_twin(folder: Path, dtype: torch.dtype, device: Any = "cpu") -> Any:
     """
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.from_pretrained(folder)
     scheme = config.quantization_config
@@ -73,6 +74,8 @@ def float_twin(folder: Path, dtype: torch.dtype, device: Any = "cpu") -> Any:
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file, device=str(device))
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     state: dict[str, Tensor] = {}
     for name, value in tensors.items():
         prefix, _, last = name.rpartition(".")
@@ -84,11 +87,11 @@ def float_twin(folder: Path, dtype: torch.dtype, device: Any = "cpu") -> Any:
             if f"{prefix}.g_idx" in tensors:
                 parts["g_idx"] = tensors[f"{prefix}.g_idx"]
             offset = 0 if scheme.get("checkpoint_format") == "gptq_v2" else 1
-            state[f"{prefix}.weight"] = gptq_weight(parts, scheme["bits"], offset)
+            weight = gptq_weight(parts, scheme["bits"], offset)
+            transposed = isinstance(model.get_submodule(prefix), Conv1D)
+            state[f"{prefix}.weight"] = weight.T if transposed else weight
         elif last not in ("qzeros", "scales", "g_idx"):
             state[name] = value
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     missing, left = model.load_state_dict(state, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if left or set(missing) - tied:

@@ -82,11 +82,14 @@ def do(step: str) -> None:
                     _kept(f"{name}.run.json", lambda n=name, v=variant: run(n, vary(n, v)))
         case "weigh":  # gptq, awq: where GPTQModel is not
             for name in filter(_is_built, names):
-                weigh(name, _artifact(name), {})
+                if "format" in (artifact := _artifact(name)).details:
+                    weigh(name, artifact, {})
         case "plain":
             for name in names:
                 if name in PLAIN:
                     plain(name)
+        case "pack":
+            _kept("pack.json", pack)
         case "killed":
             killed()
         case "failing":
@@ -427,11 +430,12 @@ def _losses(
     from qeval.quant.unpack import unpack_ints
 
     bits = artifact.details["format"]["num_bits"]
+    offset = int(artifact.details["format"]["details"]["checkpoint_format"] == "gptq")
     for linear in (f"model.layers.0.self_attn.{n}_proj" for n in "qkv"):
         weight, found = floats[f"{linear}.weight"].float(), state[f"{linear}.weight"].float()
         index = parts[f"{linear}.g_idx"].long()
         scale = parts[f"{linear}.scales"].float()[index].T  # [out, in]
-        zero = unpack_ints(parts[f"{linear}.qzeros"].T.contiguous(), bits)[:, index] + 1
+        zero = unpack_ints(parts[f"{linear}.qzeros"].T.contiguous(), bits)[:, index] + offset
         nearest = scale * ((weight / scale).round().add(zero).clamp(0, 2**bits - 1) - zero)
         yield (
             linear,
@@ -440,6 +444,46 @@ def _losses(
                 "nearest": float(((nearest - weight) @ inputs.T).square().sum()),
             },
         )
+
+
+# -- packing ----------------------------------------------------------------------------------
+
+
+def pack() -> dict[str, list[str]]:
+    """Which tensors GPTQModel's own packing has otherwise, for every width and both kinds of grid."""
+    import gptqmodel.utils.model as library
+    from gptqmodel import QuantizeConfig
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    from qeval.quant.gptq_format import pack_gptq
+    from qeval.quant.solvers.base import GridRules
+    from qeval.quant.solvers.rtn import rtn
+
+    found = {}
+    for bits in (2, 3, 4, 8):
+        for symmetric in (True, False):
+            torch.manual_seed(bits)
+            linear = torch.nn.Linear(160, 96, bias=False)
+            order = torch.randperm(160)
+            solved = rtn(linear.weight.data[:, order], torch.eye(160), GridRules(bits, 32, symmetric))
+            back = order.argsort()
+            linear.weight.data, group_of = solved.weight[:, back], solved.group_of[back]
+            mine = pack_gptq(linear.weight.data, solved.grid, group_of)
+            shape = {"in_features": 160, "out_features": 96, "group_size": 32, "bits": bits}
+            other = TorchLinear(sym=symmetric, desc_act=True, **shape)
+            zero_point = solved.grid.zero_point - solved.grid.low
+            other.pack_original(linear, solved.grid.scale, zero_point, group_of.int())
+            if symmetric:
+                library.convert_gptq_v2_to_v1_format_module(other, QuantizeConfig(bits=bits))
+            theirs = other.state_dict()
+            name = f"{bits} {'symmetric' if symmetric else 'asymmetric'}"
+            assert mine.keys() == theirs.keys()
+            found[name] = [
+                part
+                for part in mine
+                if mine[part].dtype != theirs[part].dtype or not torch.equal(mine[part], theirs[part])
+            ]
+    return found
 
 
 # -- without qeval ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,22 @@ def _ct(model: str, **options: Any) -> Build:
 
 def _round(model: str, **options: Any) -> Build:
     return Build(model, "auto-round", {"calibration": SHORT, **options})
+
+
+LABORATORY = {  # qeval's own GPTQ, packed; beside each, NAME-simulated: the same, not packed
+    "llama-lab-2": {"num_bits": 2, "group_size": 32, "symmetric": False, "act_order": True},
+    "llama-lab-3": {"num_bits": 3, "group_size": -1},
+    "llama-lab-4": {"num_bits": 4},
+    "llama-lab-8": {"num_bits": 8, "group_size": 64, "symmetric": False},
+    "starcoder2-lab-4": {"num_bits": 4, "group_size": 64, "symmetric": False, "act_order": True},
+}
+
+
+def _laboratory() -> Iterator[tuple[str, Build]]:
+    for name, options in LABORATORY.items():
+        model = name.partition("-")[0]
+        yield name, _gptq(model, backend="laboratory", format="gptq", **options)
+        yield f"{name}-simulated", _gptq(model, backend="laboratory", **options)
 
 
 BUILDS = {
@@ -88,6 +105,7 @@ BUILDS = {
     ),
     "llama-round-4": _round("llama", iters=4),
     "starcoder2-round-4": _round("starcoder2", iters=1, symmetric=False, group_size=64),
+    **dict(_laboratory()),
 }
 
 
@@ -121,8 +139,8 @@ VARIANTS = {
 PLAIN = tuple(
     f"{model}-{kind}"
     for model, kinds in {
-        "llama": ("gptq-8", "gptq-4", "gptq-3", "awq-4"),
-        "starcoder2": ("gptq-8", "gptq-4", "awq-4"),
+        "llama": ("gptq-8", "gptq-4", "gptq-3", "awq-4", "lab-2", "lab-3", "lab-4", "lab-8"),
+        "starcoder2": ("gptq-8", "gptq-4", "awq-4", "lab-4"),
     }.items()
     for kind in kinds
 )

@@ -145,7 +145,7 @@ def test_the_laboratorys_gptq_needs_no_library_and_no_kernel(tmp_path, monkeypat
         Gptq().preflight(lab(group_size=64), model)
     assert lab().execution() == {}
     assert Gptq().environment(lab()) is None
-    with pytest.raises(ValueError, match="kernel: backend laboratory is simulated"):
+    with pytest.raises(ValueError, match="kernel: no kernel runs simulated weights"):
         lab(kernel="torch")
 
 
