@@ -30,6 +30,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "compressed-tensors": "qeval.quant.compressed_tensors:CompressedTensors",
         "quantease": "qeval.quant.quantease:QuantEase",
         "spqr": "qeval.quant.spqr:Spqr",
+        "smoothquant": "qeval.quant.smoothquant:SmoothQuant",
         "checkpoint": "qeval.quant.checkpoint:Checkpoint",
     },
     "engines": {

@@ -1,4 +1,5 @@
 """`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
+``backend: laboratory`` is qeval's own (lab_awq.py): 2 to 8 bits, any group size, simulated.
 
 The checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load; of StarCoder2
 transformers loads AutoAWQ's only (it wants the scales of an activation, which GPTQModel has none of).
@@ -14,6 +15,7 @@ from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
 from qeval.quant.packing import Kernel, check_half_precision, check_widths
 
+_BY = {"gptqmodel": "", "auto-awq": " (AutoAWQ)", "laboratory": " (laboratory)"}
 GROUPS = (-1, 16, 32, 64, 128)
 
 
@@ -22,15 +24,21 @@ class AwqCalibration(CalibrationOptions):
 
 
 class AwqOptions(Options):
-    num_bits: Literal[4] = 4  # the format's only width
+    num_bits: int = Field(default=4, ge=2, le=8)  # packed: 4
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
     calibration: AwqCalibration = AwqCalibration()
-    backend: Literal["gptqmodel", "auto-awq"] = "gptqmodel"
+    backend: Literal["gptqmodel", "auto-awq", "laboratory"] = "gptqmodel"
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
-    def _known_group(self) -> AwqOptions:
+    def _fits_the_backend(self) -> AwqOptions:
+        if self.backend == "laboratory":
+            return self._in_the_laboratory()
+        if self.num_bits != 4:
+            raise ValueError(
+                f"num_bits {self.num_bits}: packed AWQ has 4 bits; others with backend: laboratory"
+            )
         if self.group_size not in GROUPS:
             raise ValueError(
                 f"group_size {self.group_size}: choose one of {', '.join(map(str, GROUPS))}"
@@ -39,8 +47,15 @@ class AwqOptions(Options):
             raise ValueError("symmetric: AutoAWQ's GEMM format is asymmetric; leave it out")
         return self
 
+    def _in_the_laboratory(self) -> AwqOptions:
+        if self.kernel != "auto":
+            raise ValueError("kernel: backend laboratory is simulated, no kernel runs it; leave it out")
+        if self.group_size < 1 and self.group_size != -1:
+            raise ValueError("group_size: a positive number of inputs, or -1 (per channel)")
+        return self
+
     def execution(self) -> dict[str, Any]:
-        return {"kernel": self.kernel}
+        return {} if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
 class Awq(Method):
@@ -53,8 +68,7 @@ class Awq(Method):
     def label(self, options: AwqOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         grid = " sym" if options.symmetric else ""
-        by = " (AutoAWQ)" if options.backend == "auto-awq" else ""
-        return f"AWQ W{options.num_bits}A16{group}{grid}{by}"
+        return f"AWQ W{options.num_bits}A16{group}{grid}{_BY[options.backend]}"
 
     def environment(self, options: AwqOptions) -> str | None:
         return "auto-awq" if options.backend == "auto-awq" else None
@@ -62,6 +76,9 @@ class Awq(Method):
     def preflight(self, options: AwqOptions, model: ModelRef) -> None:
         from qeval.extras import require
 
+        if options.backend == "laboratory":
+            check_widths("awq", model, options.group_size)
+            return
         require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
         check_half_precision("awq", model)
         check_widths("awq", model, options.group_size, inputs_of=1, outputs_of=8)  # 8 to an int32
@@ -72,6 +89,10 @@ class Awq(Method):
             from qeval.quant.auto_awq import build
 
             return build(options, context)
+        if options.backend == "laboratory":
+            from qeval.quant.lab_awq import build as build_in_laboratory
+
+            return build_in_laboratory(options, context)
         from qeval.quant.gptqmodel_build import quantize
 
         def config(library: Any) -> Any:

@@ -47,11 +47,29 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Treatment:
+    """What ``prepare`` says of one linear."""
+
+    solve: Solve | None = None  # instead of the driver's
+    note: str = ""  # for the layer's report
+    lacking: str = ""  # the same, of what could not be done; the table says it, too
+
+    def said(self) -> list[str]:
+        return [text for text in (self.note, self.lacking) if text]
+
+
+Prepare = Callable[[Block, "BlockRun"], Mapping[str, Treatment]]
+"""What a method does to a block that is still float (transforms/) before the inputs of its linears are
+measured -> how linears are to be treated, by name."""
+
+
+@dataclass(frozen=True)
 class LayerResult:
     report: LayerReport
     facts: Facts
     n_tokens: int  # that H was measured on
     kept: dict[str, Tensor] = field(default_factory=dict)  # what ``Keep`` returned, on the CPU
+    lacking: str = ""  # of its treatment
 
 
 def quantize_blocks(
@@ -66,6 +84,7 @@ def quantize_blocks(
     num_blocks: int | None = None,
     keep: Keep | None = None,
     unfinished: Unfinished | None = None,
+    prepare: Prepare | None = None,
 ) -> list[LayerResult]:
     """Quantize the linears of ``model`` (on the CPU) in place, the first ``num_blocks`` blocks or all.
 
@@ -76,13 +95,14 @@ def quantize_blocks(
             of a block's at once, before any.
         keep: called for each layer as soon as it is solved.
         unfinished: where finished blocks are kept and found again.
+        prepare: called with each block before its inputs are measured.
 
     Raises:
         BuildError: an architecture that is not in the table, windows longer than the model's positions,
             activations that are not finite, or what the solver refuses; with the layer's name.
     """
     results: list[LayerResult] = []
-    with torch.no_grad(), _full_precision(), experts_as_linears(model):
+    with torch.no_grad(), full_precision(), experts_as_linears(model):
         blocks = decoder_blocks(model)[:num_blocks]
         told = _Told(progress, sum(len(block.linears) for block in blocks))
         calls = record_calls(model, [block.module for block in blocks], windows)
@@ -93,10 +113,12 @@ def quantize_blocks(
             done = found or []
             block.module.to(device)
             if found is None:
+                treated = prepare(block, run) if prepare else {}
                 for groups in block.stages if true_sequential else [sum(block.stages, ())]:
                     for group, inputs in zip(groups, run.measure(groups), strict=True):
                         for linear in group:
-                            done.append(_quantize(linear, inputs, solve, kind, keep))
+                            how = treated.get(linear.name, Treatment())
+                            done.append(_quantize(linear, inputs, how.solve or solve, kind, keep, how))
                             told.layer(done[-1])
             else:
                 told.found(done)
@@ -141,6 +163,7 @@ def _done(block: Block, results: Sequence[LayerResult]) -> Done:
             "facts": asdict(r.facts),
             "n_tokens": r.n_tokens,
             "kept": list(r.kept),
+            "lacking": r.lacking,
         }
         for r in results
     ]
@@ -159,11 +182,11 @@ def _found(done: Done | None, block: Block) -> list[LayerResult] | None:
 def _result(data: dict[str, Any], kept: Mapping[str, Tensor]) -> LayerResult:
     report = LayerReport(**{**data["report"], "shape": tuple(data["report"]["shape"])})
     own = {name: kept[f"{report.name}/{name}"] for name in data["kept"]}
-    return LayerResult(report, Facts(**data["facts"]), data["n_tokens"], own)
+    return LayerResult(report, Facts(**data["facts"]), data["n_tokens"], own, data["lacking"])
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 products in float32, not in TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -174,7 +197,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _quantize(
-    linear: Linear, inputs: Inputs, solve: Solve, kind: str, keep: Keep | None
+    linear: Linear, inputs: Inputs, solve: Solve, kind: str, keep: Keep | None, how: Treatment
 ) -> LayerResult:
     weight = linear.weight.float()
     try:
@@ -198,11 +221,10 @@ def _quantize(
         relative_loss=facts.relative_loss if seen else None,
         outlier_share=facts.outlier_share if solution.outliers is not None else None,
         damping=facts.damping,
-        note="; ".join(_remarks(facts, inputs.n_tokens, weight.shape[1])),
+        note="; ".join([*how.said(), *_remarks(facts, inputs.n_tokens, weight.shape[1])]),
     )
-    return LayerResult(
-        report, facts, inputs.n_tokens, {name: tensor.cpu() for name, tensor in kept.items()}
-    )
+    on_cpu = {name: tensor.cpu() for name, tensor in kept.items()}
+    return LayerResult(report, facts, inputs.n_tokens, on_cpu, how.lacking)
 
 
 def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
@@ -210,6 +232,8 @@ def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
         yield f"damping raised from {facts.damping_asked:g} to {facts.damping:g}"
     if facts.outlier_share:
         yield f"{facts.outlier_share:.2%} outliers"
+    if facts.clipped_share:
+        yield f"{facts.clipped_share:.0%} of the groups clipped"
     if facts.dead_columns:
         yield f"{facts.dead_columns} inputs were always 0"
     if n_tokens == 0:

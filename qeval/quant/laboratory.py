@@ -6,7 +6,7 @@ their rows can be compared with nothing else changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,12 @@ from qeval.quant.base import Artifact, BuildContext, ModelRef, Options
 from qeval.quant.packing import check_widths
 
 if TYPE_CHECKING:
-    from qeval.quant.blocks import LayerResult, Solve
+    import torch
+
+    from qeval.quant.blocks import LayerResult, Prepare, Solve
+
+    Transform = Callable[[Any, Sequence[Sequence[int]], torch.device], Prepare]
+    """A float model (on the CPU), the calibration's windows, the device -> the driver's ``prepare``."""
 
 
 class LaboratoryOptions(Options):
@@ -56,6 +61,7 @@ def build(
     true_sequential: bool,
     num_blocks: int | None = None,
     gptq: dict[str, Any] | None = None,
+    transform: Transform | None = None,
 ) -> Artifact:
     """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights; or,
     with ``gptq`` (export.gptq_config), a packed checkpoint.
@@ -72,17 +78,19 @@ def build(
     ref = context.model
     model = load_model(ref.path, ref.dtype, "cpu", ref.trust_remote_code)
     drawn = context.calibration(calibration)
+    device = device_of(context.device)
     results = quantize_blocks(
         model,
         drawn.windows,
         solve,
-        device=device_of(context.device),
+        device=device,
         kind=f"int{num_bits}",
         progress=context.progress,
         true_sequential=true_sequential,
         num_blocks=num_blocks,
         keep=None if gptq is None else lambda _, s: pack_gptq(s.weight, s.grid, s.group_of),
         unfinished=Unfinished(context.unfinished) if context.unfinished else None,
+        prepare=transform(model, drawn.windows, device) if transform else None,
     )
     reports, notes = [r.report for r in results], tuple(_notes(results, num_blocks))
     if gptq is None:
@@ -115,7 +123,8 @@ def _notes(results: Sequence[LayerResult], num_blocks: int | None) -> list[str]:
 
     raised = [r for r in results if r.facts.damping != r.facts.damping_asked]
     few = [r for r in results if _few(r) and expert_of(r.report.name) is None]
-    said = {
+    lacking = {what: [r for r in results if r.lacking == what] for what in _distinct(results)}
+    said = lacking | {
         f"no Cholesky factor of the Hessian: damping raised (to {_most(raised):g} at most)": raised,
         "fewer calibration tokens than inputs": few,
     }
@@ -144,6 +153,10 @@ def _of_experts(results: Sequence[LayerResult]) -> Iterator[str]:
 
 def _few(result: LayerResult) -> bool:
     return result.n_tokens < result.report.shape[1]
+
+
+def _distinct(results: Sequence[LayerResult]) -> list[str]:
+    return list(dict.fromkeys(r.lacking for r in results if r.lacking))
 
 
 def _most(raised: Sequence[LayerResult]) -> float:

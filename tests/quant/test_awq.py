@@ -126,10 +126,10 @@ def test_what_the_format_and_its_kernels_cannot_hold(model_of, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bits": 8}, "Input should be 4"),
+        ({"num_bits": 8}, "num_bits 8: packed AWQ has 4 bits; others with backend: laboratory"),
         ({"group_size": 256}, "group_size 256: choose one of -1, 16, 32, 64, 128"),
         ({"backend": "auto-awq", "symmetric": True}, "asymmetric; leave it out"),
-        ({"backend": "autoawq"}, "'gptqmodel' or 'auto-awq'"),
+        ({"backend": "autoawq"}, "'gptqmodel', 'auto-awq' or 'laboratory'"),
         ({"calibration": {"seq_len": 1}}, "greater than or equal to 2"),
         ({"q_group_size": 128}, "not permitted"),
     ],

@@ -9,4 +9,5 @@ on its scale. Nothing that is passed in is changed. Everything is computed in fl
     rounding.py   onto which grid a column is rounded, and where groups begin
     feedback.py   error feedback column by column (GPTQ, SpQR), and the factor that it needs
     rtn.py  gptq.py  quantease.py  outliers.py (QuantEase with outliers)  spqr.py
+    clipping.py   AWQ's: round to nearest on ranges that are cut
 """

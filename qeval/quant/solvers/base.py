@@ -60,6 +60,7 @@ class Facts:
     damping_asked: float | None = None
     dead_columns: int = 0  # inputs that were never anything but 0
     outlier_share: float = 0.0
+    clipped_share: float = 0.0  # of the rows' groups: their range is cut
     sweeps: int = 0  # that led to this result
 
 

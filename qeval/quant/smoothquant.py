@@ -1,0 +1,83 @@
+"""`smoothquant`: SmoothQuant (arXiv 2211.10438): norms share outliers with the weights; simulated.
+
+A transform of the float model (transforms/smoothquant.py), then any of the laboratory's solvers on the
+weights. The paper's W8A8 also rounds the activations, 8 bits symmetric per token, as an axis of the row
+beside this method; its alphas: 0.5 (OPT, BLOOM), 0.85 (Llama 2), 0.8 (Mistral), 0.6 (Falcon).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.quant.laboratory import LaboratoryOptions, build, preflight
+
+if TYPE_CHECKING:
+    from qeval.quant.blocks import Prepare, Solve
+
+_WITH = {"rtn": "", "gptq": "+GPTQ", "quantease": "+QuantEase"}
+
+
+class SmoothQuantOptions(LaboratoryOptions):
+    num_bits: int = Field(default=8, ge=2, le=8)
+    symmetric: bool = True
+    alpha: float = Field(default=0.5, ge=0, le=1)  # 0: evens out the weights, 1: the inputs
+    solver: Literal["rtn", "gptq", "quantease"] = "rtn"  # of the weights, each with its defaults
+
+
+class SmoothQuant(Method):
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Options]] = SmoothQuantOptions
+    scalar: ClassVar[str | None] = "alpha"
+    in_place: ClassVar[bool] = False
+    engine: ClassVar[str | None] = "hf"
+
+    def label(self, options: SmoothQuantOptions) -> str:
+        strength = "" if options.alpha == 0.5 else f" {options.alpha:g}"
+        grid = options.grid_label()
+        grid = grid.replace(" sym", "") if options.symmetric else f"{grid} asym"
+        return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}"
+
+    def preflight(self, options: SmoothQuantOptions, model: ModelRef) -> None:
+        preflight("smoothquant", options.group_size, model)
+
+    def build(self, options: SmoothQuantOptions, context: BuildContext) -> Artifact:
+        """Raises BuildError for an unknown architecture, for one whose norms take no scale, and for
+        activations that are not finite."""
+        from qeval.quant.transforms.smoothquant import Smoothing, input_maxima
+
+        def transform(model: Any, windows: Any, device: Any) -> Prepare:
+            maxima = input_maxima(
+                model,
+                windows,
+                device=device,
+                progress=context.progress,
+                num_blocks=options.num_blocks,
+            )
+            return Smoothing(maxima, options.alpha)
+
+        return build(
+            context,
+            solver(options),
+            options.calibration,
+            num_bits=options.num_bits,
+            true_sequential=options.true_sequential,
+            num_blocks=options.num_blocks,
+            transform=transform,
+        )
+
+
+def solver(options: SmoothQuantOptions) -> Solve:
+    """What the options ask for, as a function of a layer's weight and Hessian."""
+    from functools import partial
+
+    from qeval.quant.solvers.base import GridRules
+    from qeval.quant.solvers.gptq import gptq
+    from qeval.quant.solvers.quantease import quantease
+    from qeval.quant.solvers.rtn import rtn
+
+    solvers: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "quantease": quantease}
+    rules = GridRules(options.num_bits, options.group_size, options.symmetric)
+    return partial(solvers[options.solver], rules=rules)
