@@ -60,7 +60,9 @@ def _mlp_source(path: str = "mlp", norm: Source | str = ROUTED) -> dict[str, Sou
     return {f"{path}.gate_proj": norm, f"{path}.down_proj": Source((f"{path}.up_proj",))}
 
 
-def _attention_source(offset: float = 0.0, when: tuple[str, Any] | None = None) -> dict[str, Source | str]:
+def _attention_source(
+    offset: float = 0.0, when: tuple[str, Any] | None = None
+) -> dict[str, Source | str]:
     return {
         "self_attn.q_proj": Source(("input_layernorm",), offset=offset),
         "self_attn.o_proj": Source(("self_attn.v_proj",), when),

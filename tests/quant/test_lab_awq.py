@@ -11,7 +11,7 @@ from qeval.quant.base import ModelRef
 from qeval.quant.linears import linears
 from qeval.quant.rtn import Rtn, RtnOptions
 
-from .families import FAMILIES, WINDOWS, build, divergence, make_model, one_thread, saved
+from .families import FAMILIES, MIXTURES, WINDOWS, build, divergence, make_model, one_thread, saved
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
@@ -43,7 +43,7 @@ def test_salient_channels_survive_where_rtn_loses_them(kind, tmp_path):
     assert scaled.simulated and scaled.engine == "hf"
     assert sorted(r.name for r in scaled.layers) == sorted(r.name for r in rounded.layers)
     found = divergence(scaled, model), divergence(rounded, model)
-    assert found[0] < 0.7 * found[1], found
+    assert found[0] < (0.9 if kind in MIXTURES else 0.7) * found[1], found
 
 
 def test_what_was_done_to_each_layer_is_reported(tmp_path):

@@ -131,6 +131,8 @@ class _Watch:
 
     def search(self, rules: GridRules, hessian: Tensor) -> tuple[float, Tensor]:
         """The feed's ratio and its scale [channels]. ``hessian`` is of the readers' inputs."""
+        if not self._n_tokens:  # an expert that no token came to
+            return 0.0, torch.ones(len(hessian), device=hessian.device)
         error_of = self._in_module(rules) if self._calls else self._in_linear(rules, hessian)
         assert isinstance(self._sum, Tensor)
         try:

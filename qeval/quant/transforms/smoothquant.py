@@ -1,9 +1,10 @@
 """SmoothQuant's scales (arXiv 2211.10438, section 4, equation 4).
 
     s_j = max|x_j|^alpha / max_i |w_ij|^(1 - alpha)
-for every norm and the linears that read it, and for no other operation. x are the float model's inputs
-of those linears on all calibration tokens: one pass over the blocks, before anything is rounded. Both
-maxima are at least 1e-5, as in the authors' program; an input that was always 0 keeps s = 1.
+for every norm and the linears that read it, and for no other operation; nor for a norm that a mixture's
+router reads, too. x are the float model's inputs of those linears on all calibration tokens: one pass
+over the blocks, before anything is rounded. Both maxima are at least 1e-5, as in the authors' program;
+an input that was always 0 keeps s = 1.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from qeval.errors import BuildError
-from qeval.quant.architectures import Block, Feed, decoder_blocks
+from qeval.quant.architectures import ROUTED, Block, Feed, decoder_blocks
 from qeval.quant.base import Progress
 from qeval.quant.block_calls import record_calls
 from qeval.quant.blocks import BlockRun, Treatment, full_precision
+from qeval.quant.experts import experts_as_linears
 from qeval.quant.transforms.scaling import column_maxima, fold
 
 _SMALLEST = 1e-5
@@ -47,12 +49,10 @@ def input_maxima(
         BuildError: no norm can take a scale; an input was NaN or infinite, with the linear's name;
             and as ``quantize_blocks``.
     """
-    blocks = decoder_blocks(model)[:num_blocks]
-    if not any(feed.is_norm for block in blocks for feed in block.feeds):
-        why = ", ".join(sorted(set(blocks[0].unfed.values())))
-        raise BuildError(f"no norm of this model can take a scale ({why}): without smoothquant then")
     maxima: dict[str, Tensor] = {}
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision(), experts_as_linears(model):
+        blocks = decoder_blocks(model)[:num_blocks]
+        _check_norms(blocks)
         calls = record_calls(model, [block.module for block in blocks], windows)
         for index, block in enumerate(blocks):
             block.module.to(device)
@@ -68,6 +68,14 @@ def input_maxima(
             block.module.to("cpu")
             progress(index + 1, len(blocks), "blocks measured")
     return maxima
+
+
+def _check_norms(blocks: Sequence[Block]) -> None:
+    if not any(feed.is_norm for block in blocks for feed in block.feeds):
+        why = ", ".join(sorted(set(blocks[0].unfed.values())))
+        raise BuildError(
+            f"no norm of this model can take a scale ({why}): quantize it without smoothquant"
+        )
 
 
 def _widen(maxima: dict[str, Tensor], name: str, module: nn.Module, args: Any) -> None:
@@ -96,7 +104,9 @@ class Smoothing:
         smoothed = [feed for feed in block.feeds if feed.is_norm]
         for feed in smoothed:
             fold(feed, self.scale(feed))
-        return {linear.name: Treatment(note="smoothed") for feed in smoothed for linear in feed.readers}
+        told = {x.name: Treatment(note="smoothed") for feed in smoothed for x in feed.readers}
+        routed = [name for name, why in block.unfed.items() if why == ROUTED]
+        return told | dict.fromkeys(routed, Treatment(lacking=f"not smoothed: {ROUTED}"))
 
     def scale(self, feed: Feed) -> Tensor:
         weights = column_maxima(feed)
