@@ -23,7 +23,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-# The large one from its config.json on the hub; the tiny ones for a quick look at the whole line.
+_LATENT: dict[str, Any] = {  # DeepSeek-V2-Lite's, without its long contexts
+    "model_type": "deepseek_v2",
+    "q_lora_rank": None,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "n_group": 1,
+    "topk_group": 1,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
+# The large ones from their config.json on the hub; the tiny ones for a quick look at the whole line.
 SHAPES: dict[str, dict[str, Any]] = {
     "starcoder2-15b": {
         "model_type": "starcoder2",
@@ -60,6 +73,34 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
+    },
+    "deepseek-v2-lite": {
+        **_LATENT,
+        "vocab_size": 102400,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+    },
+    "deepseek-v2-tiny": {
+        **_LATENT,
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 704,
+        "moe_intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
     },
     "starcoder2-tiny": {
         "model_type": "starcoder2",
