@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from make_random_model import SHAPES
 
 from qeval.quant.architectures import decoder_blocks
 from qeval.quant.blocks import quantize_blocks
+from qeval.quant.experts import experts_as_linears
 from qeval.quant.rtn import RtnOptions, round_linear
 from qeval.quant.solvers.base import GridRules
 from qeval.quant.solvers.gptq import gptq
@@ -103,11 +105,12 @@ def windows(args: argparse.Namespace) -> list[list[int]]:
 def by_driver(solver: Callable[..., Any], args: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds a block (all but the first), peak bytes, mean relative loss."""
     model = make(args, args.blocks)
-    a_block = len(decoder_blocks(model)[0].linears)
+    with experts_as_linears(model):
+        last = set(accumulate(len(block.linears) for block in decoder_blocks(model)))
     ends: list[float] = []
 
     def told(done: int, total: int, unit: str) -> None:
-        if done % a_block == 0:
+        if done in last:
             synchronize(args)
             ends.append(time.perf_counter())
 
@@ -129,7 +132,7 @@ def by_rounding(args: argparse.Namespace) -> tuple[float, float, None]:
     model, options = make(args, args.blocks), RtnOptions(num_bits=args.bits, group_size=args.group)
     start_memory(args)
     seconds = []
-    with torch.inference_mode():
+    with torch.inference_mode(), experts_as_linears(model):
         for block in decoder_blocks(model):
             start = time.perf_counter()
             for linear in block.linears:
