@@ -255,6 +255,8 @@ class Moments:
         x = inputs.reshape(-1, inputs.shape[-1])  # [tokens, in]
         if self._sum is None:
             self._sum = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+        if not len(x):  # an expert that this window has nothing for
+            return
         if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
             # Products of two 16-bit floats are exact in float32: the tensor cores sum them there.
             self._sum += torch.mm(x.T, x, out_dtype=torch.float32)

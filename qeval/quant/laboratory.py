@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -104,16 +105,19 @@ def build(
 
 def summary(results: Sequence[LayerResult]) -> dict[str, Any]:
     """Over all layers: relative losses of their outputs (of those that saw calibration tokens), and the
-    outliers' share of the weights."""
+    outliers' share of the weights; of a mixture, how many tokens its experts saw."""
     seen = [r for r in results if r.n_tokens]
     worst = max(seen, key=lambda r: r.facts.relative_loss)
     sizes = [r.report.shape[0] * r.report.shape[1] for r in results]
     kept = sum(r.facts.outlier_share * n for r, n in zip(results, sizes, strict=True))
+    tokens = sorted(layers[0].n_tokens for layers in _experts(results).values())
+    of_experts = {"fewest": tokens[0], "median": median(tokens), "most": tokens[-1]} if tokens else None
     return {
         "mean_relative_loss": sum(r.facts.relative_loss for r in seen) / len(seen),
         "worst_relative_loss": worst.facts.relative_loss,
         "worst_layer": worst.report.name,
         "outlier_share": kept / sum(sizes),
+        **({"tokens_of_experts": of_experts} if of_experts else {}),
     }
 
 
@@ -137,18 +141,24 @@ def _notes(results: Sequence[LayerResult], num_blocks: int | None) -> list[str]:
 
 def _of_experts(results: Sequence[LayerResult]) -> Iterator[str]:
     """How many experts of a mixture were calibrated on too few tokens, or on none."""
+    each = _experts(results)
+    few = sum(any(map(_few, layers)) for layers in each.values())
+    none = sum(layers[0].n_tokens == 0 for layers in each.values())
+    if few:
+        yield f"{few} of {len(each)} experts saw fewer calibration tokens than they have inputs" + (
+            f"; {none} of these saw none: quantized by their weights alone" if none else ""
+        )
+
+
+def _experts(results: Sequence[LayerResult]) -> dict[tuple[str, int], list[LayerResult]]:
+    """Each expert's linears; all of them saw the same tokens."""
     from qeval.quant.experts import expert_of
 
     each: dict[tuple[str, int], list[LayerResult]] = {}
     for result in results:
         if (expert := expert_of(result.report.name)) is not None:
             each.setdefault(expert, []).append(result)
-    few = sum(any(map(_few, layers)) for layers in each.values())
-    none = sum(layers[0].n_tokens == 0 for layers in each.values())
-    if few:
-        yield f"{few} of {len(each)} experts saw fewer calibration tokens than they have inputs" + (
-            f"; {none} of these saw none: rounded to nearest" if none else ""
-        )
+    return each
 
 
 def _few(result: LayerResult) -> bool:

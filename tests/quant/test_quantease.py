@@ -71,9 +71,11 @@ def test_experts_with_too_few_tokens_are_counted(kind, tmp_path):
     assert len(unseen) == n // 6 and len(unseen) < len(tokens) < n
     assert artifact.notes[-1] == (
         f"{len(tokens)} of {n} experts saw fewer calibration tokens than they have inputs; "
-        f"{len(unseen)} of these saw none: rounded to nearest"
+        f"{len(unseen)} of these saw none: quantized by their weights alone"
     )
     assert 0 < artifact.details["layers"]["worst_relative_loss"] < 1
+    told = artifact.details["layers"]["tokens_of_experts"]
+    assert told["fewest"] == 0 < told["median"] < told["most"] <= 4 * 64
     whole = build(Gptq(), lab(num_bits=3, group_size=16), model, tmp_path / "b", WINDOWS * 3)
     assert whole.notes[-1].startswith(f"{n // 6} of {n} experts saw fewer")
 
