@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from qeval.engines.loading import load_model
 from qeval.errors import BuildError, MissingExtraError, UsageError
 from qeval.quant.affine import fit_grid
-from qeval.quant.base import ModelRef
+from qeval.quant.base import BuildContext, ModelRef
 from qeval.quant.formats import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.gptq_format import pack_gptq, pack_ints
@@ -19,7 +19,7 @@ from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.solvers.base import consecutive, snap_to
 from qeval.quant.unpack import float_twin, gptq_weight, unpack_ints
 
-from .families import WINDOWS, build, one_thread, saved
+from .families import WINDOWS, Drawn, build, one_thread, saved
 from .quantized import LABORATORY
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
@@ -115,6 +115,34 @@ def test_packed_weights_are_the_simulated_ones(solve, kind, tmp_path):
         out, into = layer.shape
         groups = 1 if group == -1 else into // group
         assert layer.stored_bytes == out * into * bits / 8 + groups * out * (2 + bits / 8) + 4 * into
+
+
+def test_a_build_that_died_goes_on_with_what_was_packed(tmp_path, monkeypatch):
+    model = saved(tmp_path / "model", "llama")
+    options = QuantEaseOptions(format="gptq", num_bits=3, sweeps=1)
+
+    def attempt(out):
+        out.mkdir()
+        draw = lambda _: Drawn(WINDOWS[:2])  # noqa: E731
+        told = lambda *_: None  # noqa: E731
+        context = BuildContext(model, out, None, draw, told, out, "cpu", unfinished=tmp_path / "kept")
+        return QuantEase().build(options, context)
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("qeval.quant.gptq_format.save_gptq", fail)
+    with pytest.raises(OSError, match="disk full"):
+        attempt(tmp_path / "died")
+    monkeypatch.undo()
+    monkeypatch.setattr("qeval.quant.solvers.quantease.quantease", fail)
+    gone_on = attempt(tmp_path / "gone-on")
+    monkeypatch.undo()
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    afresh = attempt(tmp_path / "afresh")
+    read = lambda artifact: (artifact.path / "model.safetensors").read_bytes()  # noqa: E731
+    assert read(gone_on) == read(afresh)
+    assert gone_on.layers == afresh.layers
 
 
 def test_the_configuration_says_what_loaders_must_know(tmp_path):
