@@ -32,7 +32,7 @@ class Exported(Protocol):
     @property
     def symmetric(self) -> bool: ...
     @property
-    def format(self) -> Format: ...
+    def format(self) -> Format | None: ...
     @property
     def kernel(self) -> Kernel: ...
 
@@ -40,7 +40,7 @@ class Exported(Protocol):
 def check_export(options: Exported) -> None:
     """Raises ValueError (in a validator: with the key's place in the spec) for bits and groups that the
     format cannot hold."""
-    if options.format == "simulated":
+    if options.format != "gptq":
         if options.kernel != "auto":
             raise ValueError("kernel: no kernel runs simulated weights: leave it out, or format: gptq")
         return
@@ -54,12 +54,12 @@ def check_export(options: Exported) -> None:
 
 def execution(options: Exported) -> dict[str, Any]:
     """For ``Options.execution``: only packed weights run on a kernel."""
-    return {} if options.format == "simulated" else {"kernel": options.kernel}
+    return {} if options.format != "gptq" else {"kernel": options.kernel}
 
 
 def preflight(method: str, options: Exported, model: ModelRef) -> None:
     """What there is to check of ``model`` before any job. Raises QevalError."""
-    if options.format == "simulated":
+    if options.format != "gptq":
         check_widths(method, model, options.group_size)
         return
     named = f"{method}, format: gptq"
@@ -91,7 +91,7 @@ def preflight_gptq(method: str, group_size: int, model: ModelRef, otherwise: str
 def gptq_config(options: Exported, act_order: bool = False) -> dict[str, Any] | None:
     """``quantization_config`` of config.json; None where the result is simulated. ``act_order``: the
     inputs of a group need not be neighbours. gptq_format.py says why asymmetric ones are gptq_v2."""
-    if options.format == "simulated":
+    if options.format != "gptq":
         return None
     return {
         "quant_method": "gptq",

@@ -36,7 +36,7 @@ class GptqOptions(Options):
     true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
     calibration: CalibrationOptions = CalibrationOptions()
     backend: Literal["gptqmodel", "auto-gptq", "laboratory"] = "gptqmodel"
-    format: Format = "simulated"  # of backend laboratory; the others always pack
+    format: Format | None = None  # of backend laboratory: None is simulated; the others always pack
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
@@ -48,7 +48,7 @@ class GptqOptions(Options):
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
         if self.backend == "laboratory":
             check_export(self)
-        elif "format" in self.model_fields_set:
+        elif self.format is not None:
             raise ValueError(f"format: backend {self.backend} always packs; leave it out")
         return self
 

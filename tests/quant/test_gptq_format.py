@@ -212,7 +212,8 @@ def test_transformers_without_qeval_loads_the_folder(quantized, name):
     ],
 )
 def test_options_that_the_format_cannot_hold(options, chosen, message):
-    options(**chosen)
+    plain = options(**chosen)
+    assert options.model_validate(plain.model_dump(mode="json")) == plain  # as a worker gets them
     with pytest.raises(ValidationError, match=message):
         options(**chosen, format="gptq")
 
