@@ -220,7 +220,7 @@ def test_the_inspected_module_is_the_smallest_that_holds_the_readers():
     assert of("falcon") == ["self_attention.query_key_value", "mlp.dense_h_to_4h"]
 
 
-def chosen(model, rules, num_blocks=1):
+def chosen(model, rules, windows=WINDOWS[:3]):
     """The ratio of every linear that has one, by its name."""
     ratios = {}
 
@@ -229,7 +229,7 @@ def chosen(model, rules, num_blocks=1):
         ratios.update((n, float(how.note.split("^")[1])) for n, how in told.items() if how.note)
         return {}
 
-    run(model, spy, num_blocks=num_blocks)
+    run(model, spy, windows=windows, num_blocks=1)
     return ratios
 
 
@@ -281,6 +281,23 @@ def errors_by_ratio(module, feed, calls, x, rules):
         for linear, weight in zip(feed.readers, whole, strict=True):
             linear.weight.copy_(weight)
     return errors
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "ratios"), [(4, [0.25, 0.7, 0.35, 0.55]), (3, [0.45, 0.5, 0.6, 0.4])]
+)
+def test_the_authors_program_takes_the_same_ratios(num_bits, ratios):
+    """Goldens: auto_scale_block of mit-han-lab/llm-awq at d6e797a, torch 2.13 on the CPU, on this model's
+    block and all windows. Its scales were these to 2.2e-7."""
+    model = make_model("llama", num_key_value_heads=4, num_hidden_layers=1, intermediate_size=128)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.data[[3, 20]] *= 6
+    found = chosen(model, GridRules(num_bits, 16), windows=WINDOWS)
+    readers = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    assert [found[f"model.layers.0.{name}"] for name in readers] == ratios
 
 
 def test_modules_are_inspected_on_a_bounded_sample(monkeypatch):

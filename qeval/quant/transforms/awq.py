@@ -35,7 +35,7 @@ from qeval.quant.solvers.rtn import rtn
 from qeval.quant.transforms.scaling import fold
 
 RATIOS = tuple(i / 20 for i in range(20))
-SAMPLE_TOKENS = 4096  # that an inspected module runs on for each ratio
+SAMPLE_TOKENS = 2048  # that an inspected module runs on for each ratio
 
 
 def awq_scale(magnitude: Tensor, ratio: float) -> Tensor:
