@@ -33,10 +33,12 @@ from qeval.quant.blocks import quantize_blocks
 from qeval.quant.experts import experts_as_linears
 from qeval.quant.rtn import RtnOptions, round_linear
 from qeval.quant.solvers.base import GridRules
+from qeval.quant.solvers.clipping import clipped_rtn
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.outliers import Outliers, quantease_outliers
 from qeval.quant.solvers.quantease import gptq_quantease, quantease
 from qeval.quant.solvers.spqr import spqr
+from qeval.quant.transforms.awq import Awq
 
 GIB = 2**30
 Told = Callable[[int, int, str], None]
@@ -102,8 +104,13 @@ def windows(args: argparse.Namespace) -> list[list[int]]:
     return drawn
 
 
-def by_driver(solver: Callable[..., Any], args: argparse.Namespace) -> tuple[float, float, float]:
+def by_driver(
+    solver: Callable[..., Any],
+    args: argparse.Namespace,
+    transform: Callable[[GridRules], Any] | None = None,
+) -> tuple[float, float, float]:
     """Seconds a block (all but the first), peak bytes, mean relative loss."""
+    rules = GridRules(args.bits, args.group)
     model = make(args, args.blocks)
     with experts_as_linears(model):
         last = set(accumulate(len(block.linears) for block in decoder_blocks(model)))
@@ -118,10 +125,12 @@ def by_driver(solver: Callable[..., Any], args: argparse.Namespace) -> tuple[flo
     results = quantize_blocks(
         model,
         windows(args),
-        partial(solver, rules=GridRules(args.bits, args.group)),
+        partial(solver, rules=rules),
         device=torch.device(args.device),
         kind=f"int{args.bits}",
         progress=told,
+        true_sequential=transform is None,
+        prepare=transform(rules) if transform else None,
     )
     lost = sum(r.facts.relative_loss for r in results) / len(results)
     return (ends[-1] - ends[0]) / (args.blocks - 1), peak_memory(args), lost
@@ -150,6 +159,7 @@ METHODS: dict[str, Callable[[argparse.Namespace], tuple[float, float, float | No
     "gptq-quantease": partial(by_driver, gptq_quantease),
     "quantease-outliers": partial(by_driver, partial(quantease_outliers, outliers=Outliers(0.01))),
     "spqr": partial(by_driver, spqr),
+    "awq": partial(by_driver, clipped_rtn, transform=Awq),
 }
 
 

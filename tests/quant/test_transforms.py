@@ -139,7 +139,7 @@ def test_any_scale_leaves_the_output(case):
             names = {id(m): n for n, m in block.module.named_modules()}
             assert [names[id(feed.source)] for feed in block.feeds] == fed(case, index)
             scaled = [x.name for feed in block.feeds for x in feed.readers]
-            every = [x.name for stage in block.stages for group in stage for x in group]
+            every = [x.name for x in block.linears]
             assert sorted([*scaled, *block.unfed]) == sorted(every)
             assert all(block.unfed.values())
             for seed, feed in enumerate(block.feeds):
@@ -158,7 +158,7 @@ def test_awq_without_rounding_leaves_the_output(case):
 
     def float_after_all(block, run):
         told = prepare(block, run)
-        assert told.keys() == {x.name for stage in block.stages for group in stage for x in group}
+        assert told.keys() == {x.name for x in block.linears}
         return {}
 
     run(model, float_after_all)
@@ -287,8 +287,8 @@ def errors_by_ratio(module, feed, calls, x, rules):
     ("num_bits", "ratios"), [(4, [0.25, 0.7, 0.35, 0.55]), (3, [0.45, 0.5, 0.6, 0.4])]
 )
 def test_the_authors_program_takes_the_same_ratios(num_bits, ratios):
-    """Goldens: auto_scale_block of mit-han-lab/llm-awq at d6e797a, torch 2.13 on the CPU, on this model's
-    block and all windows. Its scales were these to 2.2e-7."""
+    """Goldens: auto_scale_block of mit-han-lab/llm-awq at d6e797a, torch 2.13 on the CPU, on this
+    model's block and all windows. Its scales were these to 2.2e-7."""
     model = make_model("llama", num_key_value_heads=4, num_hidden_layers=1, intermediate_size=128)
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
