@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
+BITS = click.IntRange(2, 8)
+DTYPES = ("float32", "float16", "bfloat16")
+KINDS = ("weight", "input", "key", "value")  # tensor_stats/rows.py has both; a test compares
+STATISTICS = ("absmax", "std", "kurtosis", "outlier", "sqnr")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -128,6 +132,49 @@ def score(samples: Path, fmt: str, **options: Any) -> None:
     report = score_samples(samples, **options)
     for line in report.json_lines() if fmt == "json" else [report.text()]:
         click.echo(line)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL]")
+@click.option("--dataset", default="pydoc", show_default=True, help="`qeval data list`, or file:PATH.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=8, show_default=True, help="First N windows."
+)
+@click.option(
+    "--seq-len", type=click.IntRange(min=2), help="Tokens of a window [default: 2048, or the model's]."
+)
+@click.option("--weight-bits", type=BITS, default=4, show_default=True, help="Of SQNR.")
+@click.option("--group-size", type=int, default=-1, show_default=True, help="-1: per output channel.")
+@click.option("--activation-bits", type=BITS, default=8, show_default=True, help="Per token.")
+@click.option("--kv-bits", type=BITS, default=4, show_default=True, help="Per token and head.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the model."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
+@click.option("--cache-dir", type=FOLDER, help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@click.option(
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only these tensors (repeat)."
+)
+@click.option(
+    "--sort", type=click.Choice(STATISTICS), help="The worst first; of two models what moved."
+)
+@click.option("--top", type=click.IntRange(min=1), help="First N tensors.")
+@click.option("--png", type=FOLDER, help="Draw layers x tensors, coloured by --sort [default: sqnr].")
+@click.option(
+    "--save", type=FOLDER, help="Keep the statistics: a .jsonl that stands for the model later."
+)
+def stats(models: tuple[str, ...], **options: Any) -> None:
+    """Statistics of every layer's weights, inputs, keys and values: which will quantization hurt?
+
+    MODEL is a model folder, a hub id, or a .jsonl that --save kept (or that a run left in its cells).
+    Of two, such as a float model and what a quantizer made of it, the numbers stand side by side.
+    """
+    from qeval.commands import model_statistics
+
+    click.echo(model_statistics(models, **options), nl=False)
 
 
 @cli.command(name="list")

@@ -207,6 +207,50 @@ def score_samples(
         )
 
 
+def model_statistics(
+    models: Sequence[str],
+    *,
+    fmt: str,
+    kinds: Sequence[str],
+    sort: str | None,
+    top: int | None,
+    png: Path | None,
+    save: Path | None,
+    limit: int,
+    dtype: str,
+    device: str,
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    trust_remote_code: bool,
+    **options: Any,
+) -> str:
+    """The table of one model or of two. ``options`` are those of the task tensor_stats.
+
+    Raises:
+        UsageError: more than two models; a picture or a file of two; no matplotlib for a picture.
+    """
+    from qeval.extras import require
+    from qeval.lm import EngineSettings
+    from qeval.report.layers import lines, render
+    from qeval.tensor_stats.measure import How, statistics
+
+    if len(models) > 2:
+        raise UsageError("qeval stats: give one model, or two to compare")
+    if len(models) == 2 and (png or save):
+        raise UsageError(f"qeval stats: {'--png' if png else '--save'} is for one model")
+    if png:
+        require("plot", "matplotlib")
+    settings = EngineSettings(device, dtype, trust_remote_code=trust_remote_code)
+    how = How(options, limit, settings, data_dir, cache_dir)
+    found = [statistics(model, how, save) for model in models]
+    if png:
+        from qeval.report.heat_map import draw
+
+        draw(png, found[0], sort or "sqnr")
+        say(f"wrote {png}")
+    return render(fmt, found, lines(found, kinds=kinds, sort=sort, top=top), sort)
+
+
 def list_registered(group: Any) -> str:
     """One line a name; for methods and tasks, a line for each option with its default."""
     lines = []

@@ -73,7 +73,7 @@ class LM(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    capabilities: ClassVar[frozenset[str]]  # of {"nll", "logits", "steps", "generate", "memory"}
+    capabilities: ClassVar[frozenset[str]]  # "nll", "logits", "steps", "generate", "memory", "tensors"
     max_seq_len: int
     vocab_size: int
 
@@ -105,6 +105,11 @@ class LM(Protocol):
     ) -> Iterator[Completion]:
         """``n`` completions of every prompt, yielded as they finish, in any order. The same seed,
         prompts and batch size give the same completions on the same machine."""
+        ...
+
+    def torch_model(self) -> Any:
+        """Capability "tensors": the transformers model that runs, for tasks that look at its weights or
+        listen to its layers. A task leaves it as it was: no changed weight, no hook left behind."""
         ...
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:

@@ -42,6 +42,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "humaneval": "qeval.tasks.humaneval:HumanEval",
         "mbpp": "qeval.tasks.mbpp:Mbpp",
         "speed": "qeval.tasks.speed:Speed",
+        "tensor_stats": "qeval.tasks.tensor_stats:TensorStats",
     },
 }
 

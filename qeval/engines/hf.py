@@ -32,7 +32,9 @@ _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 class HfEngine:
     name: ClassVar[str] = "hf"
     version: ClassVar[int] = 1
-    capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"nll", "logits", "steps", "generate", "memory", "tensors"}
+    )
 
     def __init__(self, model: Any, artifact: Artifact, settings: EngineSettings) -> None:
         self._model = model
@@ -103,6 +105,9 @@ class HfEngine:
         units = [(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
         for start in range(0, len(units), size):
             yield from self._generate_batch(prompts, units[start : start + size], sampling, stop)
+
+    def torch_model(self) -> Any:
+        return self._model
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
         return None

@@ -313,3 +313,14 @@ def _check_names(
             + (" and" if more and less else "")
             + (f" it lacks {', '.join(less)}" if less else "")
         )
+
+
+def blocks_path(model: Any) -> str | None:
+    """Where the decoder blocks of any transformers model are: the table's entry, else the first list of
+    as many modules as the config counts hidden layers; None where there is none."""
+    kind = str(model.config.model_type)
+    if kind in ARCHITECTURES:
+        return ARCHITECTURES[kind].blocks
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = (n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
+    return next(lists, None)

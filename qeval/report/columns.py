@@ -23,6 +23,11 @@ _TITLES = {
     "ttft_s": "first token",
     "step_ms": "step",
     "allocated_mib": "allocated",
+    "sqnr_weight": "lowest SQNR of weights",
+    "sqnr_input": "lowest SQNR of inputs",
+    "sqnr_kv": "lowest SQNR of K, V",
+    "kurtosis_weight": "largest kurtosis of weights",
+    "kurtosis_input": "largest kurtosis of inputs",
 }
 
 BPW = Column("bpw", "bpw", "bits", kind="memory")

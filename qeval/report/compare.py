@@ -6,7 +6,7 @@ pass@k          d_i = pass_i - pass0_i of problem i (docs/protocols.md): differe
                 points, percentile bootstrap over the problems (10,000 resamples, fixed seed) and a
                 two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
                 exact test then) and for up to 12 problems that differ, else 10,000 fixed random flips.
-anything else   the ratio, without a test.
+anything else   the ratio, without a test; none in dB.
 
 A difference is significant when its interval leaves out "no difference" and its p-value, where there is
 one, is under 0.05. No scipy: the parent process does this while it prints a table.
@@ -54,6 +54,8 @@ def difference(ours: Metric, base: Metric) -> Difference | str | None:
         return _perplexity(ours, base)
     if ours.name.startswith("pass@"):
         return _pass_at_k(ours, base)
+    if ours.unit == "dB":  # a logarithm: its ratio says nothing
+        return None
     return _ratio(ours, base, "ratio")
 
 

@@ -55,11 +55,10 @@ CORPUS = {"ptb-new": "ptb-test", "c4-new": "c4", "c4-excerpt-new": "c4-excerpt"}
 CALIBRATION_SPLIT = {"wikitext2": "wikitext2-train", "ptb": "ptb-train", "c4": "c4-train"}
 
 
-class PerplexityOptions(Options):
-    """``datasets`` and ``protocol`` may be lists: one cell for each pair."""
+class TextOptions(Options):
+    """A named text, cut into windows. ``datasets`` may be a list: one cell for each."""
 
     dataset: str = Field(validation_alias=AliasChoices("dataset", "datasets"))
-    protocol: Literal["gptq", "gptq-benchmark", "llamacpp"] = "gptq"
     seq_len: int | None = Field(default=None, ge=2)  # None: the protocol's own
 
     @field_validator("dataset")
@@ -81,6 +80,12 @@ class PerplexityOptions(Options):
             path = Path(self.dataset.removeprefix(FILE_PREFIX)).expanduser()
             data["dataset"] = f"file:{_file_sha256(path)}"
         return data
+
+
+class PerplexityOptions(TextOptions):
+    """``protocol`` may be a list, too: one cell for each pair."""
+
+    protocol: Literal["gptq", "gptq-benchmark", "llamacpp"] = "gptq"
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Perplexity:
 
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
-        seq_len = _seq_len(options, lm)
+        own = LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
+        seq_len = window_length("perplexity", options, lm, own)
         windows = _BUILDERS[options.protocol](options, seq_len, context)
         ids = windows.ids[: context.limit]
         metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
@@ -123,20 +129,25 @@ class Perplexity:
 
 def protocol_id(options: PerplexityOptions) -> str:
     """``gptq/wikitext2``; ``@seq_len`` is added where it is not the protocol's own."""
-    name = options.dataset
-    if name.startswith(FILE_PREFIX):
-        name = f"file:{Path(name.removeprefix(FILE_PREFIX)).name}"
+    name = dataset_name(options.dataset)
     own = f"@{options.seq_len}" if options.seq_len else ""
     if options.protocol == "gptq-benchmark":
         return f"gptq/benchmark:{CALIBRATION_SPLIT.get(name, name)}{own}"
     return f"{options.protocol}/{name}{own}"
 
 
-def _seq_len(options: PerplexityOptions, lm: LM) -> int:
-    own = LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
+def dataset_name(dataset: str) -> str:
+    """As protocol ids have it: ``file:`` without its folder."""
+    if dataset.startswith(FILE_PREFIX):
+        return f"file:{Path(dataset.removeprefix(FILE_PREFIX)).name}"
+    return dataset
+
+
+def window_length(task: str, options: TextOptions, lm: LM, own: int = GPTQ_SEQ_LEN) -> int:
+    """Raises DataError where the model takes no windows of that many tokens."""
     if options.seq_len and options.seq_len > lm.max_seq_len:
         raise DataError(
-            f"perplexity: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
+            f"{task}: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
         )
     return options.seq_len or min(own, lm.max_seq_len)
 
@@ -144,7 +155,7 @@ def _seq_len(options: PerplexityOptions, lm: LM) -> int:
 # Windows
 
 
-def _gptq_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+def gptq_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Windows:
     corpus = context.data.load(CORPUS.get(options.dataset, options.dataset))
     encode = context.tokenizer.encode
     if options.dataset in DOCUMENT_SETS:
@@ -245,7 +256,7 @@ def _measure_benchmark(
 
 
 _BUILDERS = {
-    "gptq": _gptq_windows,
+    "gptq": gptq_windows,
     "llamacpp": _llamacpp_windows,
     "gptq-benchmark": _benchmark_windows,
 }
