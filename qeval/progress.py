@@ -112,12 +112,13 @@ class Bar:
             if self._bars is not None:
                 self._task = self._bars.add_task(unit, total=total, rate="")
         start, before = self._first
-        rate = f"{(done - before) / (now - start):,.0f}/s" if now > start else ""
+        speed = (done - before) / (now - start) if now > start else 0.0
+        rate = f"{speed:,.0f}/s" if speed >= 1 else f"{60 * speed:.1f}/min" if speed else ""
         if self._bars is not None:
             self._bars.update(self._task, completed=done, total=total, rate=rate)
         elif now >= self._told + self.EVERY_S:
             self._told = now
-            say(f"{done:,} of {total:,} {unit}, {rate}")
+            say(f"{done:,} of {total:,} {unit}{', ' + rate if rate else ''}")
 
 
 def _bars(*more: str) -> Any:

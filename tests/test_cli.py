@@ -57,6 +57,8 @@ def test_help_and_table_import_nothing_heavy():
         (["cache", "remove"], 2, "qeval cache remove: give KEYS"),
         (["data", "verify"], 2, "qeval data verify: give --data-dir"),
         (["score", "nope.jsonl"], 1, "nope.jsonl"),
+        (["stats", "nope"], 1, "qeval: nope: no such model folder"),
+        (["stats", "nope", "--sort", "size"], 2, "'size' is not one of 'absmax', 'std'"),
         (["nope"], 2, "No such command 'nope'"),
         (["table"], 2, "Missing argument"),
     ],
@@ -76,7 +78,7 @@ def test_list_names_everything_with_options():
     out = qeval("list", "methods").stdout
     for word in ("none: ", "rtn: ", "gguf: ", "checkpoint: ", "num_bits: int, default 4", "group_size"):
         assert word in out
-    assert "offers generate, logits, memory, nll, steps" in qeval("list", "engines").stdout
+    assert "offers generate, logits, memory, nll, steps, tensors" in qeval("list", "engines").stdout
     assert "n_samples" in qeval("list", "tasks").stdout
 
 

@@ -174,7 +174,7 @@ def _text(title: str, head: list[str], body: list[list[str]], legend: list[str])
 def _markdown(title: str, head: list[str], body: list[list[str]], legend: list[str]) -> str:
     rule = "|" + "|".join("---" if i == 1 else "---:" for i in range(len(head))) + "|"
     rows = ["| " + " | ".join(cells) + " |" for cells in (head, *body)]
-    small = [f"- {line}" for line in legend]
+    small = [f"- {line.strip()}" for line in legend]
     return "\n".join([f"**{title}**", "", rows[0], rule, *rows[1:], "", *small]) + "\n"
 
 

@@ -1,5 +1,5 @@
-"""`tensor_stats`: AbsMax, standard deviation, kurtosis and outlier channels of weights, inputs, keys and
-values of every layer, and the noise of rounding them (docs/statistics.md).
+"""`tensor_stats`: AbsMax, standard deviation, kurtosis and outlier channels of weights, inputs, keys
+and values of every layer, and the noise of rounding them (docs/statistics.md).
 
 The statistics of arXiv 2402.18158 (AbsMax, Std, kurtosis), by which a tensor that is hard to quantize
 is known before it is quantized. Windows are those of the perplexity protocol `gptq`. The rows of all

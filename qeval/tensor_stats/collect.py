@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qeval.quant.affine import Grid, check_group_size, dequantize, fake_quantize, quantize
 from qeval.quant.architectures import blocks_path
-from qeval.tensor_stats.moments import PIECE, Channels, Moments, Noise, moments
+from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
 from qeval.tensor_stats.rows import TOP_CHANNELS, Kind, TensorRow
 
 Round = Callable[[Tensor], Tensor]
@@ -53,13 +53,14 @@ class _Stream:
     def add(self, rows: Tensor, rounded: Round) -> None:
         """``rows``: [n, channels], floating. Values that are not finite count as 0 in channels and
         noise."""
-        if not rows.numel():
-            return
-        self.moments += (seen := moments(rows))
-        if seen.nonfinite:
-            rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        self.channels.add(rows)
-        self.noise.add(rows, rounded(rows))
+        for part in torch.split(rows, max(1, piece(rows) // rows.shape[1])):
+            if not part.numel():
+                continue
+            self.moments += (seen := moments(part))
+            if seen.nonfinite:
+                part = part.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            self.channels.add(part)
+            self.noise.add(part, rounded(part))
 
 
 def collect(
@@ -209,15 +210,6 @@ class _Cached:
 def round_tokens(rows: Tensor, num_bits: int, *, symmetric: bool) -> Tensor:
     """Each row of [n, features] rounded to a min/max grid of its own, with a float32 scale: what
     dynamic quantization of activations and of a KV cache does. float32."""
-    return torch.cat(
-        [
-            _round_rows(piece, num_bits, symmetric)
-            for piece in torch.split(rows, max(1, PIECE // rows.shape[1]))
-        ]
-    )
-
-
-def _round_rows(rows: Tensor, num_bits: int, symmetric: bool) -> Tensor:
     x = rows.float()
     smallest = torch.finfo(torch.float32).tiny
     if symmetric:
@@ -251,8 +243,7 @@ def _weights(
             unread.append(name)
         else:
             stream = _Stream([name])
-            for rows in torch.split(weight, max(1, PIECE // weight.shape[1])):
-                stream.add(rows, lambda w: fake_quantize(w, bits.weights, bits.group_size, False))
+            stream.add(weight, lambda w: fake_quantize(w, bits.weights, bits.group_size, False))
             streams.append(stream)
         progress(i + 1, len(layers), "weights")
     return streams, unread
