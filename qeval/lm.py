@@ -68,6 +68,15 @@ class StepTrace:
     allocated: int | None  # max over steps of the framework's allocated bytes after the step
 
 
+@dataclass(frozen=True)
+class Internals:
+    """What a task that looks inside is handed. It leaves the model as it was: no changed weight, no
+    hook left behind."""
+
+    model: Any  # the transformers model that runs
+    new_cache: Callable[[], Any]  # an empty cache of keys and values for one call of it
+
+
 class LM(Protocol):
     """A loaded model. Close it, or use ``contextlib.closing``."""
 
@@ -107,9 +116,8 @@ class LM(Protocol):
         prompts and batch size give the same completions on the same machine."""
         ...
 
-    def torch_model(self) -> Any:
-        """Capability "tensors": the transformers model that runs, for tasks that look at its weights or
-        listen to its layers. A task leaves it as it was: no changed weight, no hook left behind."""
+    def internals(self) -> Internals:
+        """Capability "tensors": for tasks that look at weights or listen to layers."""
         ...
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeval.errors import EngineError
 from qeval.extras import require
-from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
+from qeval.lm import Completion, EngineSettings, Ids, Internals, Sampling, StepTrace, Stop
 from qeval.record import MemoryReport
 
 if TYPE_CHECKING:
@@ -106,8 +106,10 @@ class HfEngine:
         for start in range(0, len(units), size):
             yield from self._generate_batch(prompts, units[start : start + size], sampling, stop)
 
-    def torch_model(self) -> Any:
-        return self._model
+    def internals(self) -> Internals:
+        from transformers import DynamicCache
+
+        return Internals(self._model, lambda: DynamicCache(config=self._model.config))
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from qeval.errors import StoreError, UsageError
 from qeval.files import disk_message
-from qeval.tensor_stats.rows import COLUMNS, Statistics, TensorRow, value, worst
+from qeval.tensor_stats.rows import COLUMNS, Statistics, TensorRow, grids, value, worst
 
 PANELS = {"weights": ("weight",), "inputs": ("input",), "KV cache": ("key", "value")}
 _LABELS = {
@@ -72,12 +72,13 @@ def _figure(panels: dict[str, Bands], n_layers: int, column: str, found: Statist
     figure = Figure((width, 1.5 + _BAND * sum(heights) + 0.45 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (name, bands) in zip(axes, panels.items(), strict=True):
-        _panel(figure, axis, name, bands, n_layers, column)
+        how = f": {grids(found.about['bits'])[name]}" if column == "sqnr" else ""
+        _panel(figure, axis, name + how, bands, n_layers, column)
     axes[-1].set_xlabel("decoder layer")
     about = found.about
+    text = f"{about['windows']} windows of {about['seq_len']} tokens of {about['dataset']}"
     figure.suptitle(
-        f"{about['model']}, {about['dtype']}: {_LABELS[column]}\n"
-        f"{about['windows']} windows of {about['seq_len']} tokens of {about['dataset']}",
+        f"{about['model']}, {about['dtype']}: {_LABELS[column]}\n{text}; framed: the worst",
         fontsize=11,
     )
     return figure

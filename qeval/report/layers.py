@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qeval.record import finite
-from qeval.tensor_stats.rows import COLUMNS, Statistics, TensorRow, value
+from qeval.tensor_stats.rows import COLUMNS, Statistics, TensorRow, grids, value
 
 _TITLES = {
     "absmax": "AbsMax",
@@ -138,16 +138,13 @@ def _change(line: Line, column: str) -> str:
 
 
 def _legend(found: Sequence[Statistics], changes: str | None) -> list[str]:
-    bits = found[-1].about["bits"]
-    group = bits["group_size"]
-    weights = "output channel" if group == -1 else f"group of {group} inputs"
+    how = ", ".join(f"{what} to {grid}" for what, grid in grids(found[-1].about["bits"]).items())
     out = [
         "input: what the named linears read; key, value: as the cache gets them",
         "kurtosis: mean of ((x - mean) / std)^4; a normal distribution has 3",
         "outlier: AbsMax of the largest channel over that of the median channel",
-        "SQNR: power of the tensor over that of its rounding error; less hurts more, 6 dB are a bit;",
-        f"  weights to {bits['weights']} bits per {weights}, inputs to {bits['activations']} bits per "
-        f"token, keys and values to {bits['kv_cache']} bits per token and head",
+        "SQNR: power of a channel over that of its rounding error, mean over channels; less hurts more",
+        f"  {how}",
     ]
     if not changes:
         out.insert(3, "channel: which one is the largest")

@@ -33,7 +33,7 @@ class TensorStatsOptions(TextOptions):
 
     weight_bits: int = Field(default=4, ge=2, le=8)  # asymmetric
     group_size: int = -1  # of weights; -1: per output channel
-    activation_bits: int = Field(default=8, ge=2, le=8)  # symmetric, per token
+    activation_bits: int = Field(default=8, ge=2, le=8)  # asymmetric, per token
     kv_bits: int = Field(default=4, ge=2, le=8)  # asymmetric, per token and head
 
     @field_validator("group_size")
@@ -65,7 +65,7 @@ class TensorStats:
         windows = gptq_windows(options, seq_len, context)
         ids = windows.ids[: context.limit]
         bits = Bits(options.weight_bits, options.group_size, options.activation_bits, options.kv_bits)
-        rows, notes = collect(lm.torch_model(), ids, bits, context.progress)
+        rows, notes = collect(lm.internals(), ids, bits, context.progress)
         about = {
             "model": context.model.id,
             "dtype": context.model.dtype,

@@ -4,12 +4,11 @@ Weights: of every linear but the head. A weight that is packed (a kernel's own l
 torchao, ...) is read through its kernel: the layer's answer to unit inputs is W^T, whatever the format.
 Inputs: what the linears read, once where several read the same tensor. Keys and values: what the
 attention hands to the cache, after the rotary embedding; of a layer that slides a window every token,
-not only those that are left. Nothing is kept of a window but sums, so memory does not grow with their
-number.
+not only those that are left. Both before a row that rounds them does so. Nothing is kept of a window
+but sums, so memory does not grow with their number.
 
 Rounding noise is that of a min/max grid of each tensor: weights per output channel or group
-(quant/affine.py), inputs per token and symmetric, keys and values per token and head, with a zero
-point.
+(quant/affine.py), inputs per token, keys and values per token and head, all with a zero point.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qeval.lm import Internals
 from qeval.quant.affine import Grid, check_group_size, dequantize, fake_quantize, quantize
 from qeval.quant.architectures import blocks_path
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
@@ -64,7 +65,7 @@ class _Stream:
 
 
 def collect(
-    model: Any,
+    inside: Internals,
     windows: Sequence[Sequence[int]],
     bits: Bits,
     progress: Callable[[int, int, str], None],
@@ -75,13 +76,16 @@ def collect(
     Raises:
         BuildError: ``bits.group_size`` does not divide the inputs of every linear.
     """
+    model = inside.model
     layers = dict(_linears(model))
     check_group_size({name: _in_features(m) for name, m in layers.items()}, bits.group_size)
     path = blocks_path(model)
     inputs, cache = _Inputs(bits.activations), _Cached(bits.kv_cache)
     with torch.no_grad(), inputs.watching(layers):  # not inference_mode: quanto cannot
         for i, window in enumerate(windows):
-            _forward(model, window, cache)
+            ids = torch.tensor([list(window)], dtype=torch.long, device=model.device)
+            kept = cache.listen(inside.new_cache())
+            model(input_ids=ids, past_key_values=kept, use_cache=True, logits_to_keep=1)
             inputs.forget()
             progress(i + 1, len(windows), "windows")
     with torch.no_grad():
@@ -92,11 +96,6 @@ def collect(
         rows += [_row("key", path, keys, layer), _row("value", path, values, layer)]
     rows.sort(key=lambda row: -1 if row.layer is None else row.layer)  # stable: kinds stay in order
     return rows, tuple(_notes(model, layers, unread))
-
-
-def _forward(model: Any, window: Sequence[int], cache: _Cached) -> None:
-    ids = torch.tensor([list(window)], dtype=torch.long, device=model.device)
-    model(input_ids=ids, past_key_values=cache.new(model), use_cache=True, logits_to_keep=1)
 
 
 # The layers
@@ -140,7 +139,7 @@ class _Inputs:
 
     def __init__(self, num_bits: int) -> None:
         self.streams: dict[str, _Stream] = {}  # by the first linear that reads it
-        self._round = lambda x: round_tokens(x, num_bits, symmetric=True)
+        self._round = lambda x: round_tokens(x, num_bits)
         self.seen: dict[str, Tensor] = {}  # by linear: an empty tensor of its inputs' dtype and device
         self._last: tuple[Tensor | None, str] = (None, "")  # held, so that its identity is not reused
 
@@ -148,7 +147,7 @@ class _Inputs:
     def watching(self, layers: dict[str, nn.Module]) -> Iterator[None]:
         with ExitStack() as hooks:
             for name, module in layers.items():
-                handle = module.register_forward_pre_hook(self._hook(name))
+                handle = module.register_forward_pre_hook(self._hook(name), prepend=True)
                 hooks.callback(handle.remove)
             yield
 
@@ -173,57 +172,45 @@ class _Inputs:
 
 
 class _Cached:
-    """Makes caches that note what each attention hands to them."""
+    """Listens to what each attention hands to a cache."""
 
     def __init__(self, num_bits: int) -> None:
         self.streams: dict[int, tuple[_Stream, _Stream]] = {}  # by layer: keys, values
         self._bits = num_bits
 
-    def new(self, model: Any) -> Any:
-        """An empty cache of the kinds of layers that the model has."""
-        from transformers import DynamicCache
+    def listen(self, cache: Any) -> Any:
+        """The cache, whose ``update`` (keys, values, layer_idx, ...) is heard from now on."""
+        update = cache.update
 
-        see = self._see
+        def heard(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            self._see(layer_idx, keys, values)
+            return update(keys, values, layer_idx, *args, **kwargs)
 
-        class Watched(DynamicCache):  # type: ignore[misc]
-            def update(
-                self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-            ) -> Any:
-                see(layer_idx, keys, values)
-                return super().update(keys, values, layer_idx, *args, **kwargs)
-
-        return Watched(config=model.config)
+        cache.update = heard
+        return cache
 
     def _see(self, layer: int, *pair: Tensor) -> None:
         """``pair``: keys and values, [1, heads, tokens, head_dim]."""
-        for stream, x in zip(self.streams.setdefault(layer, (_Stream(), _Stream())), pair, strict=True):
+        streams = self.streams.setdefault(layer, (_Stream(), _Stream()))
+        for stream, x in zip(streams, pair, strict=True):
             tokens = x.transpose(1, 2).flatten(0, 1)  # [tokens, heads, head_dim]
-            shape = tokens.shape
+            stream.add(tokens.flatten(1), partial(self._round, tokens.shape[-1]))
 
-            def rounded(rows: Tensor, shape: torch.Size = shape) -> Tensor:
-                heads = rows.reshape(-1, shape[-1])
-                return round_tokens(heads, self._bits, symmetric=False).reshape(rows.shape)
-
-            stream.add(tokens.flatten(1), rounded)
+    def _round(self, head_dim: int, rows: Tensor) -> Tensor:
+        return round_tokens(rows.reshape(-1, head_dim), self._bits, half=True).reshape(rows.shape)
 
 
-def round_tokens(rows: Tensor, num_bits: int, *, symmetric: bool) -> Tensor:
-    """Each row of [n, features] rounded to a min/max grid of its own, with a float32 scale: what
-    dynamic quantization of activations and of a KV cache does. float32."""
-    x = rows.float()
-    smallest = torch.finfo(torch.float32).tiny
-    if symmetric:
-        low, high = -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
-        scale = (x.abs().amax(1, keepdim=True) / high).clamp(min=smallest)
-        return _on_grid(x, Grid(scale, torch.zeros_like(scale), low, high))
-    high = 2**num_bits - 1
+def round_tokens(rows: Tensor, num_bits: int, *, half: bool = False) -> Tensor:
+    """Each row of [n, features] rounded to an asymmetric min/max grid of its own; float32.
+
+    ``half``: the scale as float16 holds it, as in a cache that is stored; an activation's is float32.
+    """
+    x, high = rows.float(), 2**num_bits - 1
     least, most = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-    scale = ((most - least) / high).clamp(min=smallest)
-    return _on_grid(x, Grid(scale, (-least / scale).round().clamp(0, high), 0, high))
-
-
-def _on_grid(rows: Tensor, grid: Grid) -> Tensor:
-    return dequantize(quantize(rows, grid), grid)
+    scale = (most - least) / high
+    scale = (scale.half().float() if half else scale).clamp(min=torch.finfo(torch.float32).tiny)
+    grid = Grid(scale, (-least / scale).round().clamp(0, high), 0, high)
+    return dequantize(quantize(x, grid), grid)
 
 
 # Weights

@@ -62,7 +62,7 @@ def statistics(model: str, how: How, save: Path | None = None) -> Statistics:
         file = Path(result.payload["files"]["layers"])
         if save is not None:
             try:
-                shutil.copy(file, save)
+                shutil.copyfile(file, save)
             except OSError as err:
                 raise StoreError(disk_message(save.parent, err)) from err
         return read(file)

@@ -111,22 +111,27 @@ class Channels:
 
 
 class Noise:
-    """Signal and noise of rounding, as sums of squares."""
+    """Rounding error of each channel beside the channel's own power.
+
+    Not one ratio of all power: a single large channel has nearly all of it, and would hide that it left
+    nothing of the others.
+    """
 
     def __init__(self) -> None:
-        self.signal = 0.0
-        self.noise = 0.0
+        self._powers: Tensor | None = None  # [2, channels], float64: of the values, of their errors
 
-    def add(self, values: Tensor, rounded: Tensor) -> None:
-        wide = values.double().reshape(-1)
-        error = wide - rounded.reshape(-1)
-        signal, noise = torch.stack([wide @ wide, error @ error]).tolist()
-        self.signal += signal
-        self.noise += noise
+    def add(self, rows: Tensor, rounded: Tensor) -> None:
+        """Both [n, channels], finite."""
+        wide = rows.double()
+        powers = torch.stack([x.square().sum(0) for x in (wide, wide - rounded)])
+        self._powers = powers if self._powers is None else self._powers + powers
 
     @property
     def db(self) -> float | None:
-        """10 log10(signal / noise); None where one of them is 0 or overflowed."""
-        if not (0 < self.noise < math.inf and 0 < self.signal < math.inf):
+        """-10 log10 of the mean over channels of (power of the error / power of the channel), without
+        channels of zeros. None where no channel has a value, or nothing was lost."""
+        if self._powers is None:
             return None
-        return 10 * math.log10(self.signal / self.noise)
+        power, error = self._powers[:, self._powers[0] > 0]
+        share = (error / power).mean().item() if len(power) else 0.0
+        return -10 * math.log10(share) if 0 < share < math.inf else None

@@ -40,7 +40,7 @@ class TensorRow:
     channel: int | None  # which channel is the largest
     channels: int
     top_channels: tuple[tuple[int, float], ...]  # (channel, AbsMax), the largest first
-    sqnr_db: float | None  # signal over rounding noise; None: nothing to round, or no noise
+    sqnr_db: float | None  # moments.Noise.db; None: nothing to round, or no noise
 
     @property
     def where(self) -> str:
@@ -97,3 +97,14 @@ def worst(rows: Iterable[TensorRow], column: str) -> list[TensorRow]:
     """The rows that have a value, the worst first; equal ones in the model's order."""
     known = [(v, row) for row in rows if (v := value(row, column)) is not None]
     return [row for _, row in sorted(known, key=lambda pair: -COLUMNS[column] * pair[0])]
+
+
+def grids(bits: Mapping[str, int]) -> dict[str, str]:
+    """In words, what SQNR is measured on (``about["bits"]``)."""
+    group = bits["group_size"]
+    return {
+        "weights": f"{bits['weights']} bits per "
+        + ("output channel" if group == -1 else f"group of {group} inputs"),
+        "inputs": f"{bits['activations']} bits per token",
+        "KV cache": f"{bits['kv_cache']} bits per token and head",
+    }

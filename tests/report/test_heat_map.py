@@ -58,7 +58,11 @@ def test_every_tensor_has_a_band_and_the_worst_is_framed():
     panels = {n: heat_map._bands(found.rows, k, "sqnr") for n, k in heat_map.PANELS.items()}
     figure = heat_map._figure(panels, 30, "sqnr", found)
     axes = [a for a in figure.axes if a.get_title(loc="left")]
-    assert [a.get_title(loc="left") for a in axes] == ["weights", "inputs", "KV cache"]
+    assert [a.get_title(loc="left") for a in axes] == [
+        "weights: 4 bits per output channel",
+        "inputs: 8 bits per token",
+        "KV cache: 4 bits per token and head",
+    ]
     labels = [[t.get_text() for t in a.get_yticklabels()] for a in axes]
     assert [len(x) for x in labels] == [7, 3, 2] and labels[2] == ["key", "value"]
     assert "org/model, bfloat16: SQNR in dB" in figure.get_suptitle()

@@ -85,9 +85,9 @@ def test_text():
         "kurtosis: mean of ((x - mean) / std)^4; a normal distribution has 3",
         "outlier: AbsMax of the largest channel over that of the median channel",
         "channel: which one is the largest",
-        "SQNR: power of the tensor over that of its rounding error; less hurts more, 6 dB are a bit;",
-        "  weights to 4 bits per output channel, inputs to 8 bits per token, keys and values to 4 bits "
-        "per token and head",
+        "SQNR: power of a channel over that of its rounding error, mean over channels; less hurts more",
+        "  weights to 4 bits per output channel, inputs to 8 bits per token, KV cache to 4 bits per "
+        "token and head",
     ]
 
 

@@ -120,7 +120,7 @@ def test_channels_keep_the_largest_of_every_column():
     assert torch.equal(channels.absmax, x.abs().amax(0))
 
 
-def test_noise_is_a_ratio_of_powers_in_db():
+def test_noise_is_the_mean_share_of_the_channels_in_db():
     noise, x = Noise(), tensor((64, 32))
     for part in (x[:10], x[10:]):
         noise.add(part, part * 0.9)
@@ -128,3 +128,6 @@ def test_noise_is_a_ratio_of_powers_in_db():
     exact = Noise()
     exact.add(x, x)
     assert exact.db is None and Noise().db is None
+    mixed, y = Noise(), torch.tensor([[100.0, 1.0, 0.0], [-100.0, 1.0, 0.0]])
+    mixed.add(y, torch.tensor([[100.0, 0.0, 0.0], [-100.0, 0.0, 0.0]]))
+    assert mixed.db == pytest.approx(10 * math.log10(2))  # of two channels one is lost; zeros are none
