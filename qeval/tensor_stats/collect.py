@@ -1,7 +1,8 @@
 """Statistics of a running transformers model: weights, inputs of linears, keys and values.
 
-Weights: of every linear but the head. A weight that is packed (a kernel's own layout, bitsandbytes,
-torchao, ...) is read through its kernel: the layer's answer to unit inputs is W^T, whatever the format.
+Weights: of every linear but the head; a mixture's experts are linears, too (quant/experts.py). A weight
+that is packed (a kernel's own layout, bitsandbytes, torchao, ...) is read through its kernel: the
+layer's answer to unit inputs is W^T, whatever the format.
 Inputs: what the linears read, once where several read the same tensor. Keys and values: what the
 attention hands to the cache, after the rotary embedding; of a layer that slides a window every token,
 not only those that are left. Both before a row that rounds them does so. Nothing is kept of a window
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from qeval.lm import Internals
 from qeval.quant.affine import Grid, check_group_size, dequantize, fake_quantize, quantize
 from qeval.quant.architectures import blocks_path
+from qeval.quant.experts import experts_as_linears, is_open
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
 from qeval.tensor_stats.rows import TOP_CHANNELS, Kind, TensorRow
 
@@ -55,8 +57,6 @@ class _Stream:
         """``rows``: [n, channels], floating. Values that are not finite count as 0 in channels and
         noise."""
         for part in torch.split(rows, max(1, piece(rows) // rows.shape[1])):
-            if not part.numel():
-                continue
             self.moments += (seen := moments(part))
             if seen.nonfinite:
                 part = part.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -76,20 +76,28 @@ def collect(
     Raises:
         BuildError: ``bits.group_size`` does not divide the inputs of every linear.
     """
+    with experts_as_linears(inside.model), torch.no_grad():  # not inference_mode: quanto cannot
+        return _collect(inside, windows, bits, progress)
+
+
+def _collect(
+    inside: Internals,
+    windows: Sequence[Sequence[int]],
+    bits: Bits,
+    progress: Callable[[int, int, str], None],
+) -> tuple[list[TensorRow], tuple[str, ...]]:
     model = inside.model
-    layers = dict(_linears(model))
+    layers, path = dict(_linears(model)), blocks_path(model)
     check_group_size({name: _in_features(m) for name, m in layers.items()}, bits.group_size)
-    path = blocks_path(model)
     inputs, cache = _Inputs(bits.activations), _Cached(bits.kv_cache)
-    with torch.no_grad(), inputs.watching(layers):  # not inference_mode: quanto cannot
+    with inputs.watching(layers):
         for i, window in enumerate(windows):
             ids = torch.tensor([list(window)], dtype=torch.long, device=model.device)
             kept = cache.listen(inside.new_cache())
             model(input_ids=ids, past_key_values=kept, use_cache=True, logits_to_keep=1)
             inputs.forget()
             progress(i + 1, len(windows), "windows")
-    with torch.no_grad():
-        weights, unread = _weights(layers, inputs.seen, bits, progress)
+    weights, unread = _weights(layers, inputs.seen, bits, progress)
     rows = [_row("weight", path, stream) for stream in weights]
     rows += [_row("input", path, stream) for stream in inputs.streams.values()]
     for layer, (keys, values) in sorted(cache.streams.items()):
@@ -156,8 +164,8 @@ class _Inputs:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if not args or not isinstance(args[0], Tensor):
-                return
+            if not args or not isinstance(args[0], Tensor) or not args[0].numel():
+                return  # the last: an expert to which no token is routed
             before, owner = self._last
             if before is not args[0]:
                 owner = name
@@ -332,12 +340,17 @@ def _together(names: Sequence[str]) -> str:
     return ",".join([names[0], *same])
 
 
+def _elsewhere(module: nn.Module) -> bool:
+    """Whether its own weights are in the rows, or none of a linear: open experts, embeddings."""
+    return isinstance(module, nn.Embedding) or is_open(module)
+
+
 def _notes(model: Any, layers: dict[str, nn.Module], unread: Sequence[str]) -> Iterator[str]:
     if unread:
         kernel = type(layers[unread[0]]).__name__
         yield f"{len(unread)} packed weights not read (first {unread[0]}, {kernel})"
     known = {*layers.values(), model.get_output_embeddings()}
-    rest = [m for m in model.modules() if m not in known and not isinstance(m, nn.Embedding)]
+    rest = [m for m in model.modules() if m not in known and not _elsewhere(m)]
     other = sum(p.numel() for m in rest for p in m.parameters(recurse=False) if p.dim() > 1)
     inside = sum(_in_features(m) * _out_features(m) for m in layers.values())
     if other > 0.05 * (inside + other):
