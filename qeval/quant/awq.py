@@ -1,8 +1,10 @@
 """`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
-``backend: laboratory`` is qeval's own (lab_awq.py): 2 to 8 bits, any group size, simulated.
+``backend: laboratory`` is qeval's own (lab_awq.py): 2 to 8 bits, any group size, simulated; with
+``format: gptq`` packed in GPTQ's format, which holds the same grids.
 
-The checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load; of StarCoder2
-transformers loads AutoAWQ's only (it wants the scales of an activation, which GPTQModel has none of).
+The other backends' checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load;
+of StarCoder2 transformers loads AutoAWQ's only (it wants the scales of an activation, which GPTQModel
+has none of).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.quant.export import Format, check_export, execution, preflight
 from qeval.quant.packing import Kernel, check_half_precision, check_widths
 
 _BY = {"gptqmodel": "", "auto-awq": " (AutoAWQ)", "laboratory": " (laboratory)"}
@@ -29,12 +32,15 @@ class AwqOptions(Options):
     symmetric: bool = False
     calibration: AwqCalibration = AwqCalibration()
     backend: Literal["gptqmodel", "auto-awq", "laboratory"] = "gptqmodel"
+    format: Format | None = None  # of backend laboratory: None is simulated; the others always pack
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
     def _fits_the_backend(self) -> AwqOptions:
         if self.backend == "laboratory":
             return self._in_the_laboratory()
+        if self.format is not None:
+            raise ValueError(f"format: backend {self.backend} always packs; leave it out")
         if self.num_bits != 4:
             raise ValueError(
                 f"num_bits {self.num_bits}: packed AWQ has 4 bits; others with backend: laboratory"
@@ -48,14 +54,13 @@ class AwqOptions(Options):
         return self
 
     def _in_the_laboratory(self) -> AwqOptions:
-        if self.kernel != "auto":
-            raise ValueError("kernel: backend laboratory is simulated, no kernel runs it; leave it out")
+        check_export(self)
         if self.group_size < 1 and self.group_size != -1:
             raise ValueError("group_size: a positive number of inputs, or -1 (per channel)")
         return self
 
     def execution(self) -> dict[str, Any]:
-        return {} if self.backend == "laboratory" else {"kernel": self.kernel}
+        return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
 class Awq(Method):
@@ -68,7 +73,8 @@ class Awq(Method):
     def label(self, options: AwqOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         grid = " sym" if options.symmetric else ""
-        return f"AWQ W{options.num_bits}A16{group}{grid}{_BY[options.backend]}"
+        packed = " packed" if options.format == "gptq" else ""
+        return f"AWQ W{options.num_bits}A16{group}{grid}{_BY[options.backend]}{packed}"
 
     def environment(self, options: AwqOptions) -> str | None:
         return "auto-awq" if options.backend == "auto-awq" else None
@@ -77,7 +83,7 @@ class Awq(Method):
         from qeval.extras import require
 
         if options.backend == "laboratory":
-            check_widths("awq", model, options.group_size)
+            preflight("awq", options, model)
             return
         require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
         check_half_precision("awq", model)

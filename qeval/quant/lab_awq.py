@@ -1,4 +1,4 @@
-"""`awq` with ``backend: laboratory``: AWQ by qeval's own driver, 2 to 8 bits, in any dtype; simulated.
+"""`awq` with ``backend: laboratory``: AWQ by qeval's own driver, 2 to 8 bits, in any dtype.
 
 The search is in transforms/awq.py, the clipping in solvers/clipping.py. Operations that no scale can go
 into (an activation function in between, grouped queries) are left without one and named: AutoAWQ puts
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qeval.quant.base import Artifact, BuildContext
+from qeval.quant.export import gptq_config
 from qeval.quant.laboratory import build as build_with
 
 if TYPE_CHECKING:
@@ -31,5 +32,6 @@ def build(options: AwqOptions, context: BuildContext) -> Artifact:
         options.calibration,
         num_bits=options.num_bits,
         true_sequential=False,
+        gptq=gptq_config(options),
         transform=lambda *_: Awq(rules),
     )

@@ -1,4 +1,4 @@
-"""`smoothquant`: SmoothQuant (arXiv 2211.10438): norms share outliers with the weights; simulated.
+"""`smoothquant`: SmoothQuant (arXiv 2211.10438): norms share outliers with the weights.
 
 A transform of the float model (transforms/smoothquant.py), then any of the laboratory's solvers on the
 weights. The paper's W8A8 also rounds the activations, 8 bits symmetric per token, as an axis of the row
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.laboratory import LaboratoryOptions, build, preflight
+from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.quant.laboratory import LaboratoryOptions, build
+from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
     from qeval.quant.blocks import Prepare, Solve
@@ -25,6 +27,16 @@ class SmoothQuantOptions(LaboratoryOptions):
     symmetric: bool = True
     alpha: float = Field(default=0.5, ge=0, le=1)  # 0: evens out the weights, 1: the inputs
     solver: Literal["rtn", "gptq", "quantease"] = "rtn"  # of the weights, each with its defaults
+    format: Format = "simulated"
+    kernel: Kernel = "auto"
+
+    @model_validator(mode="after")
+    def _exported(self) -> SmoothQuantOptions:
+        check_export(self)
+        return self
+
+    def execution(self) -> dict[str, Any]:
+        return execution(self)
 
 
 class SmoothQuant(Method):
@@ -38,10 +50,11 @@ class SmoothQuant(Method):
         strength = "" if options.alpha == 0.5 else f" {options.alpha:g}"
         grid = options.grid_label()
         grid = grid.replace(" sym", "") if options.symmetric else f"{grid} asym"
-        return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}"
+        packed = " packed" if options.format == "gptq" else ""
+        return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}{packed}"
 
     def preflight(self, options: SmoothQuantOptions, model: ModelRef) -> None:
-        preflight("smoothquant", options.group_size, model)
+        preflight("smoothquant", options, model)
 
     def build(self, options: SmoothQuantOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture, for one whose norms take no scale, and for
@@ -65,6 +78,7 @@ class SmoothQuant(Method):
             num_bits=options.num_bits,
             true_sequential=options.true_sequential,
             num_blocks=options.num_blocks,
+            gptq=gptq_config(options),
             transform=transform,
         )
 

@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from qeval.engines.loading import load_model
 from qeval.errors import BuildError, MissingExtraError, UsageError
 from qeval.quant.affine import fit_grid
+from qeval.quant.awq import Awq, AwqOptions
 from qeval.quant.base import BuildContext, ModelRef
 from qeval.quant.formats import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.gptq_format import pack_gptq, pack_ints
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.rtn import Rtn, RtnOptions
+from qeval.quant.smoothquant import SmoothQuant, SmoothQuantOptions
 from qeval.quant.solvers.base import consecutive, snap_to
 from qeval.quant.unpack import float_twin, gptq_weight, unpack_ints
 
@@ -87,11 +89,15 @@ SOLVES = {
         {"num_bits": 3, "group_size": 32, "init": "gptq", "sweeps": 2},
     ),
     "rtn": (Rtn, RtnOptions, {"num_bits": 8, "symmetric": True}),
+    "awq": (Awq, AwqOptions, {**LAB, "num_bits": 4, "group_size": 32}),
+    "smoothquant": (SmoothQuant, SmoothQuantOptions, {"solver": "gptq"}),
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "starcoder2", "gpt2"])
-@pytest.mark.parametrize("solve", SOLVES)
+WHOLE = [(solve, kind) for solve in SOLVES for kind in ("llama", "starcoder2")]
+
+
+@pytest.mark.parametrize(("solve", "kind"), [*WHOLE, ("gptq", "gpt2")])
 def test_packed_weights_are_the_simulated_ones(solve, kind, tmp_path):
     """In float32, bit by bit: the same levels and scales. And every byte of the file is counted."""
     method, options, chosen = SOLVES[solve]
@@ -102,7 +108,7 @@ def test_packed_weights_are_the_simulated_ones(solve, kind, tmp_path):
     for (name, a), b in zip(wanted.named_parameters(), found.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert packed.simulated is False and simulated.simulated is True
-    assert packed.layers[0].kind == f"int{chosen['num_bits']}"
+    assert packed.layers[0].kind == simulated.layers[0].kind
     told = {x.name: (x.shape, x.mse, x.loss, x.note) for x in simulated.layers}
     assert {x.name: (x.shape, x.mse, x.loss, x.note) for x in packed.layers} == told
     file = packed.path / "model.safetensors"
@@ -110,7 +116,7 @@ def test_packed_weights_are_the_simulated_ones(solve, kind, tmp_path):
     assert packed.weight_bytes + packed.embedding_bytes == file.stat().st_size - 8 - header
     described = describe_packed(packed.path)
     assert (described.bpw, described.bpw_file) == (packed.bpw, packed.bpw_file)
-    bits, group = chosen["num_bits"], chosen.get("group_size", -1)
+    bits, group = options(**chosen).num_bits, chosen.get("group_size", -1)
     for layer in packed.layers:
         out, into = layer.shape
         groups = 1 if group == -1 else into // group
@@ -209,6 +215,9 @@ def test_transformers_without_qeval_loads_the_folder(quantized, name):
         (RtnOptions, {"num_bits": 6}, "num_bits: format: gptq holds"),
         (GptqOptions, {}, "format: backend gptqmodel always packs; leave it out"),
         (GptqOptions, {"backend": "auto-gptq"}, "format: backend auto-gptq always packs"),
+        (AwqOptions, {}, "format: backend gptqmodel always packs; leave it out"),
+        (AwqOptions, {**LAB, "num_bits": 5}, "num_bits: format: gptq holds 2, 3, 4, 8, not 5"),
+        (SmoothQuantOptions, {"num_bits": 6}, "num_bits: format: gptq holds"),
     ],
 )
 def test_options_that_the_format_cannot_hold(options, chosen, message):
@@ -218,7 +227,7 @@ def test_options_that_the_format_cannot_hold(options, chosen, message):
         options(**chosen, format="gptq")
 
 
-@pytest.mark.parametrize("options", [QuantEaseOptions, RtnOptions])
+@pytest.mark.parametrize("options", [QuantEaseOptions, RtnOptions, SmoothQuantOptions])
 def test_a_kernel_is_for_packed_weights(options):
     with pytest.raises(ValidationError, match="kernel: no kernel runs simulated weights: leave it out"):
         options(kernel="torch")
@@ -230,6 +239,8 @@ CASES = [
     (Gptq(), GptqOptions(**LAB, format="gptq", group_size=64), "gptq"),
     (QuantEase(), QuantEaseOptions(format="gptq", group_size=64), "quantease"),
     (Rtn(), RtnOptions(format="gptq", group_size=64), "rtn"),
+    (Awq(), AwqOptions(**LAB, format="gptq", group_size=64), "awq"),
+    (SmoothQuant(), SmoothQuantOptions(format="gptq", group_size=64), "smoothquant"),
 ]
 
 
@@ -273,3 +284,5 @@ def test_labels():
     assert Gptq().label(GptqOptions(**LAB, format="gptq")) == "GPTQ W4A16g128 (laboratory) packed"
     assert QuantEase().label(QuantEaseOptions(format="gptq")) == "QuantEase W4A16 packed"
     assert Rtn().label(RtnOptions(format="gptq", symmetric=True)) == "RTN W4A16 sym packed"
+    assert Awq().label(AwqOptions(**LAB, format="gptq")) == "AWQ W4A16g128 (laboratory) packed"
+    assert SmoothQuant().label(SmoothQuantOptions(format="gptq")) == "SmoothQuant W8A16 packed"
