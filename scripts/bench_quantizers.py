@@ -5,7 +5,7 @@
         [--group 32] [--heavy 0.01] [--device cuda] [--only SpQR]
     python scripts/bench_quantizers.py --model DIR --layer model.layers.10.mlp.gate_proj
         [--dataset pydoc] [--n-samples 8] [--seq-len 512]
-    ... --gptqmodel --gptq DIR --quantease DIR --spqr DIR
+    ... --gptqmodel --gptq DIR --quantease DIR --spqr DIR --llm-awq DIR
 
 Without --model the layer is made of a seed: X = (I + N/10) N with inputs of uneven size (lognormal);
 --heavy makes a share of the weights five times as large. With it, W is a linear of that model and X
@@ -26,18 +26,14 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from reference_quantizers import clock, warm_up_inputs
+from reference_quantizers import CLONES, Reference, clock, references, warm_up_inputs
 from torch import Tensor
 
 from qeval.errors import QevalError, UsageError, did_you_mean
@@ -49,12 +45,6 @@ from qeval.quant.solvers.rtn import rtn
 from qeval.quant.solvers.spqr import spqr
 
 Solver = Callable[[Tensor, Tensor, GridRules], Solution]
-SECONDS = 3600  # that a reference program may take
-CLONES = {  # option -> repository and a file that it must have
-    "gptq": ("IST-DASLab/gptq", "gptq.py"),
-    "quantease": ("linkedin/QuantEase", "method/quantease.py"),
-    "spqr": ("Vahe1994/SpQR", "spqr_engine.py"),
-}
 
 
 @dataclass(frozen=True)
@@ -122,11 +112,30 @@ def main() -> None:
     parser = argument_parser()
     args = parser.parse_args()
     try:
-        sources = reference_programs(args)
-        layer = real_layer(args) if args.model else made_layer(args)
-        bench(args, layer, sources)
+        programs = references(args)
+        if bool(args.model) != bool(args.layer):
+            raise UsageError("--model and --layer go together: a model, and which linear of it")
+        awq = programs.pop("llm-awq", None)
+        if awq and not args.model:
+            raise UsageError(
+                "--llm-awq: AWQ's scales are those of a decoder block: give --model, --layer"
+            )
+        if not args.model:
+            return bench(args, made_layer(args), programs)
+        model, windows = opened(args)
+        layer = real_layer(args, model, windows)
+        if args.only.lower() != "awq":
+            bench(args, layer, programs)
+        if awq:
+            from awq_scales import table
+
+            rules = GridRules(args.bits[0], args.awq_group)
+            print(f"\nAWQ's scales of the block of {args.layer}")
+            for line in table(model, args.layer, windows, rules, awq):
+                print(line, flush=True)
     except QevalError as err:
         parser.exit(err.exit_code, f"{parser.prog}: {err}\n")
+    return None
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -148,8 +157,11 @@ def argument_parser() -> argparse.ArgumentParser:
     real.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--group", type=int, default=-1, help="-1: per channel; SpQR's are 16 always")
+    parser.add_argument("--awq-group", type=int, default=64, help="group of AWQ (default: %(default)s)")
     parser.add_argument("--symmetric", action="store_true")
-    parser.add_argument("--only", default="", help="methods with this in their names")
+    parser.add_argument(
+        "--only", default="", help="methods with this in their names; awq: the scales alone"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     theirs = parser.add_argument_group("reference programs")
     theirs.add_argument("--gptqmodel", action="store_true", help="the installed package")
@@ -196,11 +208,10 @@ def made_layer(args: argparse.Namespace) -> Layer:
     return Layer(title + heavy, w.to(args.device), x.to(args.device))
 
 
-def real_layer(args: argparse.Namespace) -> Layer:
-    """A linear of ``args.model`` and what it reads while the float model runs on calibration windows.
+def opened(args: argparse.Namespace) -> tuple[Any, list[list[int]]]:
+    """The model in float32, and calibration windows for it.
 
     Raises:
-        UsageError: no linear of that name.
         QevalError: the model or the text is missing or unfit.
     """
     from qeval.artifacts import default_cache_dir
@@ -208,7 +219,6 @@ def real_layer(args: argparse.Namespace) -> Layer:
     from qeval.data import DataSource
     from qeval.engines.loading import load_model
     from qeval.models import resolve_model
-    from qeval.quant.linears import linears
     from qeval.tokenizer import load_tokenizer
 
     ref = resolve_model(args.model, dtype="float32", cache_dir=default_cache_dir())
@@ -216,108 +226,51 @@ def real_layer(args: argparse.Namespace) -> Layer:
         dataset=args.dataset, n_samples=args.n_samples, seq_len=args.seq_len, seed=args.seed
     )
     drawn = draw(DataSource(args.data_dir), load_tokenizer(ref), options)
-    model = load_model(ref.path, ref.dtype, args.device)
+    return load_model(ref.path, ref.dtype, args.device), drawn.windows
+
+
+def real_layer(args: argparse.Namespace, model: Any, windows: list[list[int]]) -> Layer:
+    """A linear of ``model`` and what it reads while the float model runs on the windows.
+
+    Raises:
+        UsageError: no linear of that name.
+    """
+    from qeval.quant.linears import linears
+
     found = {linear.name: linear for linear in linears(model)}
     if args.layer not in found:
-        raise UsageError(
-            f"--layer: {args.model} has no linear {args.layer}{did_you_mean(args.layer, found)}"
-        )
+        close = did_you_mean(args.layer, found)
+        raise UsageError(f"--layer: {args.model} has no linear {args.layer}{close}")
     read: list[Tensor] = []
     linear = found[args.layer]
-    linear.module.register_forward_pre_hook(lambda _, given: read.append(given[0].flatten(0, -2)))
+    hook = linear.module.register_forward_pre_hook(lambda _, x: read.append(x[0].flatten(0, -2)))
     with torch.no_grad():
-        for window in drawn.windows:
+        for window in windows:
             model(input_ids=torch.tensor([window], device=args.device), use_cache=False)
+    hook.remove()
     weight, inputs = linear.weight.clone(), torch.cat(read).T.contiguous()
     shape = f"{weight.shape[0]} x {weight.shape[1]}"
     text = f"{args.n_samples} x {args.seq_len} tokens of {args.dataset}, seed {args.seed}"
-    return Layer(f"{ref.path.name} {args.layer}, {shape}, {text}", weight, inputs)
-
-
-# --- The reference programs
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A program to compare with. ``name`` is its key in reference_quantizers.py."""
-
-    name: str
-    title: str  # with its version or commit
-    source: Path | None  # the clone; None: an installed package
-
-    def quantize(self, layer: Layer, jobs: Sequence[dict[str, Any]]) -> list[Result | str]:
-        """What it makes of the layer for each job; or, for all of them, why it failed."""
-        with tempfile.TemporaryDirectory(prefix="bench-quantizers-") as folder:
-            told = {"program": self.name, "source": self.source and str(self.source.resolve())}
-            told |= {"jobs": list(jobs), "weight": layer.weight, "inputs": layer.inputs}
-            torch.save(told, Path(folder) / "in.pt")
-            script = Path(__file__).with_name("reference_quantizers.py")
-            command = [sys.executable, "-B", str(script), folder]  # -B: nothing is written to the clone
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                return [f"not done after {SECONDS} s"] * len(jobs)
-            if done.returncode:
-                said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                return [f"failed: {said[-1]}"] * len(jobs)
-            return [Result(*found) for found in torch.load(Path(folder) / "out.pt")]
-
-
-@dataclass(frozen=True)
-class Result:
-    weight: Tensor  # [out, in]
-    outliers: Tensor | None  # [out, in] bool
-    seconds: float
-
-
-def reference_programs(args: argparse.Namespace) -> dict[str, Reference]:
-    """Those that were asked for.
-
-    Raises:
-        UsageError: a folder that is no clone of the program's repository; --layer without --model, or
-            the other way round.
-    """
-    if bool(args.model) != bool(args.layer):
-        raise UsageError("--model and --layer go together: a model, and which linear of it")
-    found = {}
-    for name, (repository, file) in CLONES.items():
-        folder = getattr(args, name)
-        if folder is None:
-            continue
-        if not (folder / file).is_file():
-            raise UsageError(
-                f"--{name}: no {file} in {folder}: give a clone of https://github.com/{repository}"
-            )
-        found[name] = Reference(name, f"{repository} {commit(folder)}", folder)
-    if args.gptqmodel:
-        try:
-            found["gptqmodel"] = Reference("gptqmodel", f"GPTQModel {version('gptqmodel')}", None)
-        except ModuleNotFoundError as err:
-            raise UsageError("--gptqmodel: it is not installed: pip install 'qeval[gptq]'") from err
-    return found
-
-
-def commit(folder: Path) -> str:
-    """The clone's commit, and whether its Python files were changed since."""
-
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
-
-    head = git("rev-parse", "--short=10", "HEAD")
-    if head.returncode:
-        return "(no commit: not a git clone)"
-    changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode
-    return head.stdout.strip() + (" with changes" if changed else "")
+    return Layer(f"{Path(args.model).name} {args.layer}, {shape}, {text}", weight, inputs)
 
 
 # --- The table
 
 
-def bench(args: argparse.Namespace, layer: Layer, references: dict[str, Reference]) -> None:
+@dataclass(frozen=True)
+class Result:
+    """Theirs."""
+
+    weight: Tensor  # [out, in]
+    outliers: Tensor | None  # [out, in] bool
+    seconds: float
+
+
+def bench(args: argparse.Namespace, layer: Layer, programs: dict[str, Reference]) -> None:
     print(
         f"{layer.title}; {args.device}, torch {torch.__version__}, Python {platform.python_version()}"
     )
-    print("; ".join(reference.title for reference in references.values()) or "no reference program")
+    print("; ".join(reference.title for reference in programs.values()) or "no reference program")
     print(f"\n{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}")
     chosen = [
         (row, GridRules(bits, row.group_size or args.group, args.symmetric))
@@ -328,26 +281,28 @@ def bench(args: argparse.Namespace, layer: Layer, references: dict[str, Referenc
     ]
     if not chosen:
         raise UsageError(f"--only: no method has {args.only!r} in its name")
-    theirs = their_results(layer, chosen, references)
+    theirs = their_results(layer, chosen, programs)
     for index, (row, rules) in enumerate(chosen):
         solution, seconds = ours(row, layer, rules)
-        beside = [name for name in row.references if name in references]
+        beside = [name for name in row.references if name in programs]
         for name in beside or [None]:
             found = theirs[name, index] if name else None
             print(table_row(row, rules, layer, name, found, solution, seconds), flush=True)
 
 
 def their_results(
-    layer: Layer, chosen: Sequence[tuple[Row, GridRules]], references: dict[str, Reference]
+    layer: Layer, chosen: Sequence[tuple[Row, GridRules]], programs: dict[str, Reference]
 ) -> dict[tuple[str, int], Result | str]:
     """By program and index in ``chosen``; one process a program."""
     results = {}
-    for name, reference in references.items():
+    for name, program in programs.items():
         wanted = [i for i, (row, _) in enumerate(chosen) if name in row.references]
         jobs = [{**vars(chosen[i][1]), **chosen[i][0].references[name]} for i in wanted]
         if jobs:
-            found = reference.quantize(layer, jobs)
-            results |= {(name, i): result for i, result in zip(wanted, found, strict=True)}
+            found = program.ask(jobs=jobs, weight=layer.weight, inputs=layer.inputs)
+            found = [found] * len(jobs) if isinstance(found, str) else found
+            made = (x if isinstance(x, str) else Result(*x) for x in found)
+            results |= {(name, i): result for i, result in zip(wanted, made, strict=True)}
     return results
 
 
