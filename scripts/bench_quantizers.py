@@ -15,8 +15,9 @@ each runs in a process of its own (reference_quantizers.py) and gets W and X: th
 
 Prints a markdown table. Every loss is computed here: tr((W-Q) H (W-Q)^T) / tr(W H W^T), H in float64.
 ``levels`` is the most values that any row has in any group, outliers left out: over 2^bits, a result
-does not lie on a grid. A cell with two numbers has theirs, then ours. Seconds are of quantizing with
-the inputs' moments at hand, after a warm-up: CPU time on the CPU, the wall clock on CUDA.
+does not lie on a grid (groups of no more columns than that cannot show it). A cell with two numbers has
+theirs, then ours. Seconds are of quantizing with the inputs' moments at hand, after a warm-up: CPU time
+on the CPU, the wall clock on CUDA. --llm-awq adds a table of AWQ's scales (awq_scales.py).
 
 Their settings are ours: bits, groups, percdamp 0.01 (SpQR 1, threshold 0.2, second level of 3 bits by
 16), 30 sweeps, the same order of columns. Theirs keep scales as float32, ours are float16.
@@ -267,11 +268,6 @@ class Result:
 
 
 def bench(args: argparse.Namespace, layer: Layer, programs: dict[str, Reference]) -> None:
-    print(
-        f"{layer.title}; {args.device}, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    print("; ".join(reference.title for reference in programs.values()) or "no reference program")
-    print(f"\n{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}")
     chosen = [
         (row, GridRules(bits, row.group_size or args.group, args.symmetric))
         for bits in args.bits
@@ -281,6 +277,10 @@ def bench(args: argparse.Namespace, layer: Layer, programs: dict[str, Reference]
     ]
     if not chosen:
         raise UsageError(f"--only: no method has {args.only!r} in its name")
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{layer.title}; {args.device}, {versions}")
+    print("; ".join(program.title for program in programs.values()) or "no reference program")
+    print(f"\n{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}")
     theirs = their_results(layer, chosen, programs)
     for index, (row, rules) in enumerate(chosen):
         solution, seconds = ours(row, layer, rules)
@@ -347,8 +347,10 @@ def table_row(
         share(theirs.outliers),
         f"{bits_a_weight(solution, theirs.outliers):.3f}" if on_grid else "?",
     ]
-    pairs = (f"{a}, {b}" if a or b else "" for a, b in zip(their_cells, our_cells, strict=True))
-    ratio = f"{lost / their_loss:.3f}" if on_grid else ""
+    pairs = (
+        f"{a or 0}, {b or 0}" if a or b else "" for a, b in zip(their_cells, our_cells, strict=True)
+    )
+    ratio = f"{lost / their_loss:.3f}" if on_grid and their_loss > 0 else ""
     losses = [number(their_loss), number(lost), ratio]
     cells = [*first, *losses, *pairs, f"{theirs.seconds:.2f}", f"{seconds:.2f}"]
     return f"| {' | '.join(cells)} |"

@@ -301,7 +301,7 @@ def spqr(layer: nn.Linear, inputs: Tensor, job: Job) -> Run:
 
 
 def llm_awq(told: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
-    """mit-han-lab/llm-awq: awq/quantize/auto_scale.py. The scale [channels] of what linears read, by the
+    """mit-han-lab/llm-awq: awq/quantize/auto_scale.py. The scale [channels] that linears share, by the
     first of them, and the seconds of the search."""
     root = Path(told["source"], "awq")
     for name in ("awq", "awq.quantize"):
