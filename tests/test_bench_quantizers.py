@@ -119,3 +119,39 @@ def test_a_layer_of_a_model(bench, tiny_llama):
     assert 0 < float(rows["RTN"]["loss, ours"]) < 1e-4
     _, said, code = bench(*model, "--layer", "model.layers.1.mlp.upproj", *text)
     assert code == 2 and "did you mean 'model.layers.1.mlp.up_proj'?" in said
+
+
+# llm-awq's names: scales of two operations, by the square root of what is read and by its square.
+AUTO_SCALE = """
+import awq_inference_engine
+from .quantizer import EXPONENTS
+
+def auto_scale_block(module, kwargs, bits, grid, inputs):
+    assert (bits, grid) == (3, {"zero_point": True, "q_group_size": 4})
+    assert inputs["mlp.gate_proj"].shape == (2, 64, 64)
+    kept = module.state_dict()
+    module.mlp.down_proj.weight.zero_()
+    assert kept["mlp.down_proj.weight"].any()  # a copy
+    scales = {n: inputs[n].abs().mean((0, 1)) ** r for n, r in EXPONENTS.items()}
+    return [("before", (name, "another"), scale) for name, scale in scales.items()]
+"""
+
+
+def test_scales_beside_llm_awqs(bench, tiny_llama, tmp_path):
+    folder = tmp_path / "awq" / "quantize"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("import nothing_that_is_installed")
+    (folder / "auto_scale.py").write_text(AUTO_SCALE)
+    (folder / "quantizer.py").write_text("EXPONENTS = {'self_attn.q_proj': 0.5, 'mlp.gate_proj': 2.0}")
+    layer = ["--model", str(tiny_llama), "--layer", "model.layers.1.mlp.up_proj", "--only", "awq"]
+    text = ["--n-samples", "2", "--seq-len", "64", "--bits", "3", "--device", "cpu"]
+    rows, said, code = bench(*layer, *text, "--awq-group", "4", "--llm-awq", str(tmp_path))
+    assert code == 0 and "mit-han-lab/llm-awq (no commit" in said
+    attention, gate = rows["self_attn.q_proj, k_proj, v_proj"], rows["mlp.gate_proj, up_proj"]
+    assert (attention["ratio, theirs"], gate["ratio, theirs"]) == ("0.50", "2.00")
+    assert float(gate["loss, theirs"]) > float(gate["loss, ours"])  # no ratio of ours is that large
+    for row in (attention, gate):
+        assert row["grid"] == "W3g4" and float(row["scales differ by"]) > 1e-3
+        assert 0 <= float(row["ratio, ours"]) <= 0.95
+    _, said, code = bench("--llm-awq", str(tmp_path))
+    assert code == 2 and "--llm-awq: AWQ's scales are those of a decoder block" in said
