@@ -2,8 +2,9 @@
 
 A key is the sha256 of what decides a number: model content, dtype, method, task and engine with their
 options and versions, and the limit. Labels, paths and settings of the machine (device, batch size,
-threads) stay out, so that renaming a row or moving a folder measures nothing again. A kernel that the
-spec names (``Options.execution``) is in a cell's key and not in its artifact's.
+threads) stay out, so that renaming a row or moving a folder measures nothing again. What only says
+how weights run (``Quantization.execution``: a kernel, activations, KV cache) is in a cell's key and not
+in its artifact's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from qeval import registry
+from qeval.errors import UsageError
 from qeval.quant.base import Artifact, BuildContext, ModelRef
+from qeval.quant.formats import rounds_activations
+from qeval.quant.running import check_head_dim
 from qeval.spec import Experiment, Quantization, TaskEntry
 
 
@@ -57,7 +61,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         task = registry.task(self.task.task)
-        running = self.row.quantization.options.execution()
+        running = self.row.quantization.execution()
         return content_key(
             {
                 **({"execution": running} if running else {}),
@@ -76,7 +80,7 @@ class Cell:
             "quantization": {
                 "name": row.quantization.method,
                 "label": row.quantization.label,
-                "options": row.quantization.options.model_dump(mode="json"),
+                "options": row.quantization.described(),
             },
             "task": {
                 "name": self.task.task,
@@ -95,6 +99,7 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
 
     Raises:
         ModelError: a checkpoint that a row names is missing or broken.
+        UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
     """
     cells = []
     for m, model in enumerate(models):
@@ -107,8 +112,35 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
             engine = artifact.engine if artifact else method.engine
             baseline = quantization.label == experiment.baseline
             row = Row(model, quantization, engine, artifact, baseline, (m, q))
+            _check_running(row)
             cells += [Cell(row, task, t) for t, task in enumerate(experiment.tasks)]
     return cells
+
+
+def _check_running(row: Row) -> None:
+    """Raises UsageError for ``activations`` and ``kv_cache`` that this row's engine, weights or model
+    cannot have."""
+    quantization, running = row.quantization, row.quantization.running
+    for key in running.execution():
+        if key not in registry.engine(row.engine).capabilities:
+            raise UsageError(
+                f"{row.name}: {key}: the engine {row.engine} does not quantize it: take {key} off this "
+                "row, or take a method whose weights run on hf"
+            )
+    method = registry.method(quantization.method)
+    if running.activations and (
+        method.rounds_activations(quantization.options)
+        or (row.artifact is not None and rounds_activations(row.artifact))
+    ):
+        raise UsageError(
+            f"{row.name}: activations: these weights come with kernels that quantize activations "
+            "themselves: take activations off this row"
+        )
+    if running.kv_cache:
+        try:
+            check_head_dim(running.kv_cache, row.artifact.path if row.artifact else row.model.path)
+        except UsageError as err:
+            raise UsageError(f"{row.name}: {err}") from err
 
 
 def artifact_key(model: ModelRef, method: str, options: Any, in_place: Artifact | None = None) -> str:

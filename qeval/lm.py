@@ -82,7 +82,9 @@ class LM(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    capabilities: ClassVar[frozenset[str]]  # "nll", "logits", "steps", "generate", "memory", "tensors"
+    # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
+    # where it quantizes them (artifact.details["execution"] says how)
+    capabilities: ClassVar[frozenset[str]]
     max_seq_len: int
     vocab_size: int
 

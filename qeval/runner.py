@@ -75,7 +75,7 @@ class Runner:
                 artifact = self._artifact(row.model, q.method, q.options, q.label)
             except _BuildFailed as err:
                 failure = err
-        if artifact is not None and (running := row.quantization.options.execution()):
+        if artifact is not None and (running := row.quantization.execution()):
             artifact = replace(artifact, details={**artifact.details, "execution": running})
         return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
 
@@ -86,8 +86,11 @@ class Runner:
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
             return Record("eval", cell.key, cell.describe(), status, error=f"build failed: {failure}")
-        if artifact.simulated and not registry.task(cell.task.task).on_simulated:
-            reason = "simulated weights run as the float model does: nothing to measure"
+        simulated = "simulated weights" if artifact.simulated else ""
+        if cell.row.quantization.running:
+            simulated = "simulated activations or KV cache"
+        if simulated and not registry.task(cell.task.task).on_simulated:
+            reason = f"{simulated} run as the float model does: nothing to measure"
             return Record(
                 "eval", cell.key, cell.describe(), "skipped", artifact=artifact.summary(), error=reason
             )

@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import types
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from qeval import registry
 from qeval.errors import SpecError, UsageError, did_you_mean
 from qeval.quant.base import Options
+from qeval.quant.running import KEYS, Running
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 KeyPath = tuple[str | int, ...]
@@ -81,6 +82,15 @@ class Quantization:
     method: str
     options: Options
     label: str
+    running: Running = field(default_factory=Running)
+
+    def execution(self) -> dict[str, Any]:
+        """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
+        return {**self.options.execution(), **self.running.execution()}
+
+    def described(self) -> dict[str, Any]:
+        """All options of the row, for its record."""
+        return {**self.options.model_dump(mode="json"), **self.running.execution()}
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
     if "limit" in overrides:
         tasks = tuple(replace(t, limit=spec.limit) for t in tasks)
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
-    _no_repeats(source, "quantizations", [(q.method, q.options) for q in quantizations])
+    _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
     baseline = _baseline(source, spec, quantizations)
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec)
 
@@ -188,14 +198,37 @@ def _models(source: _Source, spec: Spec) -> tuple[ModelEntry, ...]:
 
 def _quantizations(source: _Source, spec: Spec) -> Iterator[Quantization]:
     for i, raw in enumerate(spec.quantizations):
-        where, name, given = _entry(source, "quantizations", i, raw)
+        beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
+        bare = {k: v for k, v in raw.items() if k not in beside} if beside else raw
+        where, name, given = _entry(source, "quantizations", i, bare)
         method = _named(source, where, "methods", name)
         if given is not None and not isinstance(given, dict):
             if method.scalar is None:
                 raise source.error(where, f"takes a mapping of options, not {given!r}")
             given = {method.scalar: given}
-        for options in _expand(source, where, method.Options, spec.defaults.get(name), given):
-            yield Quantization(name, options, method.label(options))
+        if twice := sorted(beside.keys() & (given or {}).keys()):
+            raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
+        merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
+        own = {k: v for k, v in merged.items() if k not in KEYS}
+        ways = [
+            Running(*pair)
+            for pair in itertools.product(
+                *(_ways(source, where[: 2 if k in beside else 3], k, merged.get(k)) for k in KEYS)
+            )
+        ]
+        for options in _expand(source, where, method.Options, own):
+            for running in ways:
+                yield Quantization(name, options, running.label(method.label(options)), running)
+
+
+def _ways(source: _Source, where: KeyPath, key: str, given: Any) -> list[Any]:
+    """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
+    number or a list of them is short for ``num_bits``; None: not quantized, as with 16 bits."""
+    if given is None:
+        return [None]
+    mapping = given if isinstance(given, dict) else {"num_bits": given}
+    found: list[Any] = list(_expand(source, (*where, key), KEYS[key], mapping))
+    return [None if options.num_bits == 16 else options for options in found]
 
 
 def _tasks(source: _Source, spec: Spec) -> Iterator[TaskEntry]:
@@ -207,7 +240,7 @@ def _tasks(source: _Source, spec: Spec) -> Iterator[TaskEntry]:
         merged = {**spec.defaults.get(name, {}), **(given or {})}
         common = _validate(source, where, _TaskCommon, {k: merged[k] for k in _COMMON & merged.keys()})
         own = {k: v for k, v in merged.items() if k not in _COMMON}
-        for options in _expand(source, where, task.Options, None, own):
+        for options in _expand(source, where, task.Options, own):
             limit = common.limit or spec.limit
             yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
 
@@ -229,7 +262,8 @@ def _entry(source: _Source, section: str, i: int, raw: Any) -> tuple[KeyPath, st
     if isinstance(raw, dict) and len(raw) == 1:
         name = next(iter(raw))
         return (section, i, name), str(name), raw[name]
-    raise source.error((section, i), "each entry is a name, or one name with its options")
+    beside = f"; beside it {' and '.join(KEYS)}" if section == "quantizations" else ""
+    raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
 
 
 def _named(source: _Source, where: KeyPath, group: registry.Group, name: str) -> Any:
@@ -240,12 +274,11 @@ def _named(source: _Source, where: KeyPath, group: registry.Group, name: str) ->
 
 
 def _expand(
-    source: _Source, where: KeyPath, cls: type[Options], defaults: dict[str, Any] | None, given: Any
+    source: _Source, where: KeyPath, cls: type[Options], given: dict[str, Any]
 ) -> Iterator[Options]:
     """One Options for each combination of the lists given to options that take one value."""
-    merged = {**(defaults or {}), **(given or {})}
     axes = {}
-    for key, value in merged.items():
+    for key, value in given.items():
         grid = isinstance(value, list) and not _takes_list(cls, key)
         if grid and not value:
             raise source.error((*where, key), "is an empty list")
@@ -273,13 +306,20 @@ def _validate(source: _Source, where: KeyPath, cls: type[Any], data: Any) -> Any
         path = (*where, *(inner or first["loc"][:1]))
         if first["type"] == "extra_forbidden":
             word = str(first["loc"][-1])
-            known = [*cls.model_fields, *(_COMMON if where[:1] == ("tasks",) else ())]
+            known = [*cls.model_fields, *_beside(where)]
             raise source.error(path, f"unknown key{did_you_mean(word, known)}") from err
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             raise source.error(where, f"the key {first['loc'][-1]!r} is missing") from err
         shown = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
         raise source.error(path, message[0].lower() + message[1:] + shown) from err
+
+
+def _beside(where: KeyPath) -> Iterable[str]:
+    """The keys that every entry of a section takes beside its own options."""
+    if len(where) != 3:
+        return ()
+    return {"tasks": _COMMON, "quantizations": KEYS}.get(str(where[0]), ())
 
 
 def _keys(data: Any) -> set[str]:
@@ -300,20 +340,27 @@ def _distinct_labels(entries: tuple[Quantization, ...]) -> tuple[Quantization, .
     """Labels as the methods give them; where two rows share one, the options that differ are added."""
     out = []
     for q in entries:
-        twins = [t.options for t in entries if t.label == q.label and t.method == q.method]
-        own = q.options.model_dump()
+        twins = [_flat(t) for t in entries if t.label == q.label and t.method == q.method]
         extra = [
             f"{key}={value}"
-            for key, value in own.items()
-            if any(t.model_dump()[key] != value for t in twins)
+            for key, value in _flat(q).items()
+            if any(t.get(key) != value for t in twins)
         ]
         out.append(replace(q, label=f"{q.label} ({', '.join(extra)})" if extra else q.label))
     return tuple(out)
 
 
+def _flat(q: Quantization) -> dict[str, Any]:
+    """All options of a row, those of ``activations`` and ``kv_cache`` one by one."""
+    running = q.running.execution().items()
+    inner = {f"{name}.{key}": value for name, given in running for key, value in given.items()}
+    return {**q.options.model_dump(), **inner}
+
+
 def _baseline(source: _Source, spec: Spec, entries: tuple[Quantization, ...]) -> str | None:
     wanted = spec.baseline or "none"
-    for q in entries:
+    plain = [q for q in entries if not q.running]
+    for q in (*plain, *(entries if spec.baseline else ())):
         if wanted in (q.label, q.method):
             return q.label
     if spec.baseline is None:

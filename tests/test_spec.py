@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from qeval.errors import SpecError
+from qeval.quant.running import ActivationOptions, KvCacheOptions, Running
 from qeval.spec import load_spec
 
 GOOD = """\
@@ -70,10 +71,100 @@ def test_two_rows_never_share_a_label(tmp_path):
     assert len(set(labels)) == len(labels)
 
 
+RUNNING = """\
+  - none: {kv_cache: [16, 4]}
+  - rtn: {num_bits: 4, group_size: 32}
+    activations: {num_bits: [16, 8]}
+    kv_cache: {num_bits: 2, group_size: 32}
+  - bitsandbytes: 4
+    activations: {num_bits: 8, granularity: token, symmetric: true}
+"""
+
+
+def test_activations_and_kv_cache_stand_beside_any_method_or_among_its_options(tmp_path):
+    experiment = load(tmp_path, GOOD.replace("  - none\n", RUNNING))
+    found = experiment.quantizations
+    assert [q.label for q in found] == [
+        "none",
+        "KV4",
+        "RTN W4A16KV2g32",
+        "RTN W4A8KV2g32",
+        "NF4 A8",
+        "RTN W4A16g32",
+        "RTN W8A16g32",
+        "Q8_0",
+    ]
+    assert found[0].execution() == {}
+    assert found[1].execution() == {"kv_cache": {"num_bits": 4, "group_size": 128}}
+    assert found[4].described() == {
+        "num_bits": 4,
+        "type": None,
+        "double_quant": False,
+        "llm_int8_threshold": None,
+        "activations": {"num_bits": 8, "granularity": "token", "symmetric": True},
+    }
+    assert experiment.baseline == "none"
+
+
+def test_defaults_of_a_method_may_hold_them_and_an_entry_wins(tmp_path):
+    text = GOOD + "defaults:\n  rtn: {kv_cache: 4, activations: 8}\n"
+    text = text.replace("group_size: 32}", "group_size: 32}\n    activations: 16")
+    labels = [q.label for q in load(tmp_path, text).quantizations]
+    assert labels == ["none", "RTN W4A16KV4g32", "RTN W8A16KV4g32", "Q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "label"),
+    [
+        ("none", "A8KV4"),
+        ("RTN W4A16g64 sym", "RTN W4A8KV4g64 sym"),
+        ("QuantEase W3A16 first 2 blocks", "QuantEase W3A8KV4 first 2 blocks"),
+        ("NF4 double", "NF4 double A8KV4"),
+    ],
+)
+def test_labels_say_the_bits_of_all_three(weights, label):
+    both = Running(ActivationOptions(num_bits=8), KvCacheOptions(num_bits=4))
+    assert both.label(weights) == label
+    assert Running().label(weights) == weights
+
+
+def test_rows_that_differ_in_a_detail_of_them_are_told_apart(tmp_path):
+    rows = "  - none: {kv_cache: {num_bits: 4, group_size: [32, 64]}}\n"
+    experiment = load(tmp_path, GOOD.replace("  - none\n", rows))
+    labels = [q.label for q in experiment.quantizations[:2]]
+    assert labels == ["KV4 (kv_cache.group_size=32)", "KV4 (kv_cache.group_size=64)"]
+    assert experiment.baseline is None  # a rounded row is no baseline unless the spec names it
+    named = load(tmp_path, GOOD.replace("  - none\n", rows) + f"baseline: {labels[1]}\n")
+    assert named.baseline == labels[1]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("name: t\n", "", "spec.yaml:1: the key 'name' is missing"),
+        ("- none\n", "- none: {kv_cach: 4}\n", "kv_cach: unknown key; did you mean 'kv_cache'?"),
+        ("- none\n", "- none: {kv_cache: {}}\n", "none.kv_cache: the key 'num_bits' is missing"),
+        ("- none\n", "- none: {kv_cache: 5}\n", "spec.yaml:5: quantizations.none.kv_cache.num_bits: "),
+        ("- none\n", "- none: {kv_cache: 32}\n", "input should be 2, 3, 4, 8 or 16 (got 32)"),
+        (
+            "- none\n",
+            "- none:\n    activations: 1\n",
+            "spec.yaml:6: quantizations.activations.num_bits: ",
+        ),
+        (
+            "- none\n",
+            "- none: {kv_cache: {num_bits: 4, group: 8}}\n",
+            "kv_cache.group: unknown key; did",
+        ),
+        (
+            "- none\n",
+            "- none: {activations: {num_bits: 8, granularity: tensor}}\n",
+            "granularity: input",
+        ),
+        ("- none\n", "- none: {kv_cache: {num_bits: 4, group_size: 0}}\n", "kv_cache.group_size: "),
+        ("- none\n", "- none: {kv_cache: 4}\n    kv_cache: 4\n", "kv_cache: stands beside the method"),
+        ("- none\n", "- none\n  - none: {kv_cache: 16}\n", "quantizations: entry 2 repeats entry 1"),
+        ("- none\n", "- kv_cache: 4\n", "each entry is a name, or one name with its options; beside"),
         ("name: t", "name: a/b", "spec.yaml:1: name: must be a plain name"),
         ("dtype: float32", "dtype: float8", "spec.yaml:3: dtype: "),
         ("dtype: float32", "dytpe: float32", "spec.yaml:3: dytpe: unknown key; did you mean 'dtype'?"),

@@ -2,7 +2,8 @@
 
 Runs float models and simulated weights alike: an artifact is a normal Hugging Face folder. Perplexity
 forwards one batch of equal windows at a time without a KV cache and scores in float32 pieces, so that
-the logits of a long window over a large vocabulary never exist twice.
+the logits of a long window over a large vocabulary never exist twice. Rows with ``activations`` or
+``kv_cache`` run with low_bits.py's roundings, and the latter always through a cache.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from qeval.engines.low_bits import LowBitCache, RoundedCache
     from qeval.quant.base import Artifact
 
 _CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
+_TOKENS_CACHED = 4096  # the same, where the keys and values of all layers are kept beside them
 _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 
 
@@ -33,14 +36,23 @@ class HfEngine:
     name: ClassVar[str] = "hf"
     version: ClassVar[int] = 1
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"nll", "logits", "steps", "generate", "memory", "tensors"}
+        {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache"}
     )
 
-    def __init__(self, model: Any, artifact: Artifact, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model: Any,
+        artifact: Artifact,
+        settings: EngineSettings,
+        low_bit_cache: LowBitCache | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self._model = model
         self._artifact = artifact
         self._device: torch.device = model.device
         self._batch_size = settings.batch_size
+        self._low_bit_cache = low_bit_cache
+        self._notes = notes
         config = model.config.get_text_config()
         self.max_seq_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.vocab_size = int(config.vocab_size)
@@ -51,7 +63,8 @@ class HfEngine:
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> HfEngine:
-        """Raises EngineError where transformers cannot load the folder whole."""
+        """Raises EngineError where transformers cannot load the folder whole, or where its attention
+        cannot have the ``kv_cache`` that is asked."""
         import torch
 
         from qeval.engines.packed import load
@@ -62,7 +75,18 @@ class HfEngine:
         device = device_of(settings.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
-        return cls(load(artifact, settings, device), artifact, settings)
+        model = load(artifact, settings, device)
+        asked = artifact.details.get("execution") or {}
+        if not asked.keys() & cls.capabilities:
+            return cls(model, artifact, settings)
+        from qeval.engines.low_bits import LowBitCache, round_activations
+
+        note, cache = None, None
+        if how := asked.get("activations"):
+            note = round_activations(model, how["num_bits"], how["symmetric"])
+        if how := asked.get("kv_cache"):
+            cache = LowBitCache.on(model, **how)
+        return cls(model, artifact, settings, cache, (note,) if note else ())
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         for batch in self._batches(windows):
@@ -72,7 +96,7 @@ class HfEngine:
         import torch
 
         with torch.inference_mode():
-            out = self._model(input_ids=self._tensor([ids]), use_cache=False).logits[0]
+            out = self._model(input_ids=self._tensor([ids]), **self._caching()).logits[0]
             result: NDArray[np.float32] = out.float().cpu().numpy()
         return result
 
@@ -80,7 +104,7 @@ class HfEngine:
         import numpy as np
         import torch
 
-        cache, nll, seconds, allocated = None, [], [], []
+        cache, nll, seconds, allocated = self._new_cache(), [], [], []
         on_gpu = self._device.type == "cuda"
         with torch.inference_mode():
             for position, token in enumerate(ids):
@@ -109,7 +133,11 @@ class HfEngine:
     def internals(self) -> Internals:
         from transformers import DynamicCache
 
-        return Internals(self._model, lambda: DynamicCache(config=self._model.config))
+        def cache() -> Any:
+            own = self._new_cache()
+            return DynamicCache(config=self._model.config) if own is None else own
+
+        return Internals(self._model, cache)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
         return None
@@ -138,9 +166,9 @@ class HfEngine:
         from qeval.engines.packed import resident_bytes, unpacked_note
 
         if self._artifact.simulated or "format" not in self._artifact.details:
-            return ()
+            return self._notes
         note = unpacked_note(self._artifact, resident_bytes(self._model))
-        return (note,) if note else ()
+        return (*self._notes, note) if note else self._notes
 
     def close(self) -> None:
         del self._model
@@ -150,12 +178,24 @@ class HfEngine:
 
         return torch.tensor(rows, dtype=torch.long, device=self._device)
 
+    def _new_cache(self) -> RoundedCache | None:
+        """None: the model makes its own, in its dtype."""
+        return None if self._low_bit_cache is None else self._low_bit_cache.new(self._model)
+
+    def _caching(self) -> dict[str, Any]:
+        """How one forward of whole sequences is called: without a cache, or with one that rounds."""
+        cache = self._new_cache()
+        return {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+
     def _batches(self, windows: Sequence[Ids]) -> Iterator[list[Ids]]:
         """Consecutive windows of one length, as many as the token budget and batch_size allow: a
         batch_size meant for generation must not make the logits of 200 long windows."""
         for length, group in groupby(windows, key=len):
             equal = list(group)
-            budget = max(1, _TOKENS_AT_ONCE[self._device.type] // length)
+            tokens = _TOKENS_AT_ONCE[self._device.type]
+            if self._low_bit_cache is not None:
+                tokens = min(tokens, _TOKENS_CACHED)
+            budget = max(1, tokens // length)
             size = min(self._batch_size or budget, budget)
             for start in range(0, len(equal), size):
                 yield equal[start : start + size]
@@ -167,7 +207,7 @@ class HfEngine:
         ids = self._tensor(batch)
         keep = ids.shape[1] - first + 1  # logits at first-1 .. last; the last one predicts nothing here
         with torch.inference_mode():
-            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+            logits = self._model(input_ids=ids, logits_to_keep=keep, **self._caching()).logits
             flat = logits[:, -keep:-1].flatten(0, 1)
             targets = ids[:, first:].flatten()
             step = max(1, _CHUNK_ELEMENTS // flat.shape[1])
@@ -204,6 +244,9 @@ class HfEngine:
             pad_token_id=pad,
             **drawing,
         )
+        cache = self._new_cache()
+        cached = {} if cache is None else {"past_key_values": cache}
+        config.use_cache = True if cached else config.use_cache
         ends = _Ends(width, stop)
         torch.manual_seed(_seed(sampling.seed, units[0]))
         with torch.inference_mode():
@@ -211,6 +254,7 @@ class HfEngine:
                 self._tensor(rows),
                 attention_mask=self._tensor(mask),
                 generation_config=config,
+                **cached,
                 stopping_criteria=StoppingCriteriaList([ends] if stop else []),
             )
         for i, (prompt, sample) in enumerate(units):
@@ -218,11 +262,13 @@ class HfEngine:
             yield Completion(prompt, sample, ids, finish)
 
     def _kv_bytes(self, context: int) -> int | None:
-        """Keys and values of every layer in the model's dtype; None where the config names no heads, or
-        keeps a latent state in their place (DeepSeek's attention).
+        """Keys and values of every layer, in the model's dtype or in the row's own bits; None where the
+        config names no heads, or keeps a latent state in their place (DeepSeek's attention).
 
         An upper bound where layers slide a window: transformers' cache of such a layer is shorter.
         """
+        if self._low_bit_cache is not None:
+            return self._low_bit_cache.n_bytes(context)
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None)
         layers = getattr(config, "num_hidden_layers", None)

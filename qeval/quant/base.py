@@ -131,6 +131,11 @@ class Method(Protocol):
         """The environment (`qeval env`) whose interpreter runs build(); None: this one."""
         return None
 
+    def rounds_activations(self, options: Any) -> bool:
+        """Whether its kernels quantize activations themselves, so that a spec's ``activations`` beside
+        it would round them twice."""
+        return False
+
     def preflight(self, options: Any, model: ModelRef) -> None:
         """Called in the parent before any job, for each row that is to be built. Raises QevalError for
         what can be known without loading the model: a package that is not installed, a layer

@@ -51,6 +51,9 @@ class BitsAndBytes(Method):
             return "LLM.int8()" + (f" threshold {threshold:g}" if threshold != 6.0 else "")
         return str(chosen["type"]).upper() + " double" * options.double_quant
 
+    def rounds_activations(self, options: BitsAndBytesOptions) -> bool:
+        return options.num_bits == 8
+
     def preflight(self, options: BitsAndBytesOptions, model: ModelRef) -> None:
         from qeval.extras import require
         from qeval.quant.packing import check_folder

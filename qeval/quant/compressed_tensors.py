@@ -92,6 +92,9 @@ class CompressedTensors(Method):
         name = _NAMES[options.algorithm].replace("SmoothQuant", f"SmoothQuant{strength}")
         return f"{name}{wide}{' asym' if asym else ''} (llm-compressor)"
 
+    def rounds_activations(self, options: CompressedTensorsOptions) -> bool:
+        return options.scheme in ("W8A8", "FP8")
+
     def preflight(self, options: CompressedTensorsOptions, model: ModelRef) -> None:
         from qeval.extras import require
         from qeval.quant.packing import check_folder, check_widths

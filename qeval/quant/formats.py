@@ -71,6 +71,17 @@ def recognise(folder: Path) -> Format | None:
     return _READERS[name](file, config)
 
 
+def rounds_activations(artifact: Artifact) -> bool:
+    """Whether the kernels of a packed model quantize activations, too."""
+    found = artifact.details.get("format") or {}
+    details = found.get("details") or {}
+    if found.get("name") == "compressed-tensors":
+        return bool(details["activations"] < 16)
+    if found.get("name") == "torchao":
+        return "DynamicActivation" in details["type"]
+    return found.get("name") == "fp8" or found.get("label") == "LLM.int8()"
+
+
 def describe_packed(folder: Path) -> Artifact:
     """A packed folder as it is stored, from its headers alone: exact bytes, one LayerReport for each
     quantized linear.

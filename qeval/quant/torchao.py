@@ -50,6 +50,9 @@ class TorchAo(Method):
     def label(self, options: TorchAoOptions) -> str:
         return f"torchao {options.scheme}" + (f" g{options.group}" if options.group else "")
 
+    def rounds_activations(self, options: TorchAoOptions) -> bool:
+        return options.scheme.endswith("dyn")
+
     def preflight(self, options: TorchAoOptions, model: ModelRef) -> None:
         from qeval.extras import require
         from qeval.quant.packing import check_folder, check_widths, refuse_shapes

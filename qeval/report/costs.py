@@ -2,7 +2,7 @@
 
 Peaks are comparable only if every row did the same work, so that they all come from one task: speed
 where there is one, else HumanEval, MBPP or perplexity, in this order. Simulated rows have no peak of
-their own: their process held float weights.
+their own: their process held float weights. Nor have rows with rounded activations or KV cache.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ _CACHE = ("kv_cache", "context")
 _PEAKS = ("vram_allocated", "vram_reserved", "vram_process", "ram_peak")
 
 Facts = dict[str, float]
+
+
+def accounted(row: Source, name: str) -> bool:
+    """Whether the fact ``name`` of a row is what packed storage would take, not what it took."""
+    if name == "kv_cache":
+        return "kv_cache" in row.low_bits
+    return row.simulated and name in ACCOUNTED
 
 
 def costs(rows: Sequence[Source]) -> tuple[list[Facts], str]:
@@ -65,7 +72,7 @@ def _stored(row: Source) -> dict[str, float | None]:
 def _peaks(row: Source, task: str) -> dict[str, float | None]:
     for record in row.evals:
         if record.memory and record.status == "ok" and _label(record) == task:
-            wanted = _CACHE if row.simulated else _CACHE + _PEAKS
+            wanted = _CACHE if row.costs_as_float else _CACHE + _PEAKS
             return {name: getattr(record.memory, name) for name in wanted}
     return {}
 

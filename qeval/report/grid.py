@@ -75,7 +75,7 @@ def _row(table: Table, row: Row, with_dtype: bool) -> tuple[GridCell, ...]:
 
 
 def _label(row: Row) -> str:
-    return row.quantization + (f" {SIMULATED}" if row.simulated else "") + marks(row.notes)
+    return row.quantization + (f" {SIMULATED}" if row.marked else "") + marks(row.notes)
 
 
 def _cell(column: Column, entry: Entry) -> GridCell:

@@ -60,6 +60,12 @@ def _marks(table: Table) -> Iterator[str]:
             "†: simulated, float weights that carry the rounding: bpw and weights are what packed "
             "storage would take; peak memory and speed of a packed model were not measured (–)"
         )
+    if any(row.low_bits for row in table.rows):
+        kept = "KV cache is what packed storage would take; " if _has(table, "kv_cache") else ""
+        yield (
+            f"†: A2 to A8, KV2 to KV8: activations, keys and values rounded, and kept as floats; {kept}"
+            "peak memory and speed were not measured (–)"
+        )
     if any(c.limit for c in table.columns) and table.layout == "full":
         yield "[first N]: only the first N units (windows, problems) were measured"
     if any(e.status == "…" for e in entries):
@@ -85,6 +91,10 @@ def _memory(table: Table, task: str, contexts: set[int]) -> Iterator[str]:
     costs = [c for c in table.columns if c.kind == "metric" and c.unit in COST_UNITS]
     if any(_has_interval(row.entries[c.id]) for c in costs for row in table.rows):
         yield "speed or time [low, high]: lowest and highest of the repeats"
+
+
+def _has(table: Table, column: str) -> bool:
+    return any(c.name == column for c in table.columns)
 
 
 def _has_interval(entry: Entry) -> bool:

@@ -89,7 +89,7 @@ def _csv_names(column: Column) -> list[str]:
 
 
 def _csv_head(row: Row) -> list[Any]:
-    return [row.model, row.dtype, row.quantization, int(row.baseline), int(row.simulated)]
+    return [row.model, row.dtype, row.quantization, int(row.baseline), int(row.marked)]
 
 
 def _csv_values(table: Table, row: Row) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from qeval.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.compare import Difference, difference
-from qeval.report.costs import ACCOUNTED, Facts, costs
+from qeval.report.costs import Facts, accounted, costs
 from qeval.report.legend import legend
 from qeval.report.sources import Source, baselines, names, order, sources, task_id
 from qeval.report.table import Column, Entry, Layout, Row, Table
@@ -155,6 +155,7 @@ def _row(
         quantization=shown_as[1],
         baseline=source.baseline,
         simulated=source.simulated,
+        low_bits=bool(source.low_bits),
         entries=entries,
         notes=marks,
     )
@@ -164,7 +165,7 @@ def _cost(column: Column, source: Source, facts: Facts) -> Entry:
     value = facts.get(column.name)
     if value is None:
         return Entry(status=NONE)
-    return Entry(value, accounted=source.simulated and column.name in ACCOUNTED)
+    return Entry(value, accounted=accounted(source, column.name))
 
 
 def _entry(
@@ -173,12 +174,12 @@ def _entry(
     if found is None:
         return Entry(status=PENDING)
     record = found.record
-    if record.status == "skipped" and source.simulated:
+    if record.status == "skipped" and source.costs_as_float:
         return Entry(status=NONE)  # the legend's line on simulated rows says why
     if record.status != "ok":
         reason = f"{record.status}: {record.error or 'no reason recorded'}"
         return Entry(status=record.status, notes=notes.numbers([reason]))
-    if found.metric is None or (source.simulated and column.unit in col.COST_UNITS):
+    if found.metric is None or (source.costs_as_float and column.unit in col.COST_UNITS):
         return Entry(status=NONE)
     said = _own_notes(found, source)
     change = _difference(found, base)

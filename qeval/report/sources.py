@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qeval.quant.running import KEYS
 from qeval.record import Record
 
 _FOUND = ("none", "checkpoint")  # methods whose weights are there already, in whatever format
@@ -56,6 +57,16 @@ class Source:
     @property
     def simulated(self) -> bool:
         return bool(self.artifact.get("simulated"))
+
+    @cached_property
+    def low_bits(self) -> frozenset[str]:
+        """``activations`` and ``kv_cache`` where the row has them rounded."""
+        return frozenset(KEYS.keys() & (self.quantization.get("options") or {}).keys())
+
+    @property
+    def costs_as_float(self) -> bool:
+        """Whether its process took the memory and time of more bits than its label says."""
+        return self.simulated or bool(self.low_bits)
 
     def order(self, axis: int) -> int:
         return min(order(record, axis) for record in self.evals)
@@ -142,10 +153,17 @@ def _label(row: Source) -> str:
 
 
 def _row_key(cell: dict[str, Any]) -> str:
-    return json.dumps([_build_key(cell), cell.get("engine")], sort_keys=True)
+    return json.dumps([*_parts(cell), cell.get("engine")], sort_keys=True)
 
 
 def _build_key(cell: dict[str, Any]) -> str:
+    """One build serves all rows that differ only in how its weights run."""
+    *parts, options = _parts(cell)
+    made = {k: v for k, v in (options or {}).items() if k not in KEYS}
+    return json.dumps([*parts, made], sort_keys=True)
+
+
+def _parts(cell: dict[str, Any]) -> list[Any]:
     model, quantization = cell.get("model") or {}, cell.get("quantization") or {}
-    parts = [model.get("identity") or model.get("id"), model.get("dtype")]
-    return json.dumps([*parts, quantization.get("name"), quantization.get("options")], sort_keys=True)
+    identity = model.get("identity") or model.get("id")
+    return [identity, model.get("dtype"), quantization.get("name"), quantization.get("options")]

@@ -49,9 +49,14 @@ class Row:
     dtype: str
     quantization: str
     baseline: bool
-    simulated: bool
+    simulated: bool  # its weights are floats that carry the rounding
     entries: dict[str, Entry]  # by Column.id
     notes: tuple[int, ...] = ()
+    low_bits: bool = False  # its activations or KV cache are
+
+    @property
+    def marked(self) -> bool:
+        return self.simulated or self.low_bits
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,207 @@
+"""Activations and the KV cache in few bits, as floats that carry the rounding.
+
+Activations: the input of every linear layer but the output head, dynamic, a scale (and a zero point) a
+token: asymmetric as in arXiv 2402.18158, or symmetric as in SmoothQuant (arXiv 2211.10438). KV cache:
+keys after rotary embedding and values, asymmetric, a scale and a zero point for each group of each head
+of each token, rounded once, as they enter the cache; attention, also of a token to itself, reads what
+the cache holds. A latent state in their place (DeepSeek's attention) is what the cache stores there.
+
+Arithmetic is in float32, the result in the model's dtype. A cache stores its scales as 16-bit floats,
+so they are rounded to float16 first; an activation's scale lives in a register and stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+from transformers.pytorch_utils import Conv1D
+
+from qeval.errors import EngineError, UsageError
+from qeval.quant.affine import SCALE_BITS
+from qeval.quant.running import kv_group
+
+_CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
+_SMALLEST_HALF = 2.0**-24
+_FLOAT_SHARE = 0.05  # of the weights that are in no linear layer, from which a note says so
+
+
+def fake_quantize(
+    x: Tensor, num_bits: int, group_size: int, *, symmetric: bool = False, half_scales: bool = False
+) -> Tensor:
+    """Round every ``group_size`` consecutive elements of the last dimension to a grid of their own.
+
+    Args:
+        x: floats, [..., n]; ``group_size`` divides n.
+        symmetric: levels -(2^(b-1) - 1) .. 2^(b-1) - 1, scale = max|x| / (2^(b-1) - 1); else 2^b levels
+            over a range with 0 in it.
+        half_scales: scales as float16 holds them.
+
+    Returns: floats of x's shape and dtype. A group with NaN or infinity in it becomes NaN.
+    """
+    groups = x.reshape(-1, group_size)
+    step = max(1, _CHUNK_ELEMENTS // group_size)
+    grid = _symmetric if symmetric else _asymmetric
+    pieces = (groups[i : i + step] for i in range(0, len(groups), step))
+    rounded = [grid(piece.float(), num_bits, half_scales).to(x.dtype) for piece in pieces]
+    return torch.cat(rounded).view(x.shape)
+
+
+def _symmetric(groups: Tensor, num_bits: int, half: bool) -> Tensor:
+    high = 2 ** (num_bits - 1) - 1
+    scale = _scale(groups.abs().amax(-1, keepdim=True) / high, half)
+    return (groups / scale).round_().clamp_(-high, high).mul_(scale)
+
+
+def _asymmetric(groups: Tensor, num_bits: int, half: bool) -> Tensor:
+    high = 2**num_bits - 1
+    smallest = groups.amin(-1, keepdim=True).clamp_(max=0)
+    largest = groups.amax(-1, keepdim=True).clamp_(min=0)
+    scale = _scale((largest - smallest) / high, half)
+    zero_point = (-smallest / scale).round_().clamp_(0, high)
+    levels = (groups / scale).add_(zero_point).round_().clamp_(0, high)
+    return levels.sub_(zero_point).mul_(scale)
+
+
+def _scale(scale: Tensor, half: bool) -> Tensor:
+    """Never 0, so that a group of zeros needs no special case."""
+    if half:
+        return scale.clamp(min=_SMALLEST_HALF).half().float()
+    return scale.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def round_activations(model: nn.Module, num_bits: int, symmetric: bool) -> str | None:
+    """From now on every linear layer but the head reads rounded inputs; a note where much of the model
+    is in no linear layer (fused experts), whose inputs stay floats."""
+    found = list(_linears(model))
+    for module in found:
+        module.register_forward_pre_hook(partial(_round_input, num_bits, symmetric))
+    inside = {id(p) for module in found for p in module.parameters()}
+    fused = sum(p.numel() for p in model.parameters() if p.dim() > 2 and id(p) not in inside)
+    share = fused / (fused + sum(map(_n_weights, found)))
+    if share < _FLOAT_SHARE:
+        return None
+    return f"activations: {share:.0%} of the weights are not in linear layers: their inputs stay floats"
+
+
+def _round_input(num_bits: int, symmetric: bool, module: nn.Module, args: Any) -> Any:
+    """A hook before a linear layer: [..., in], a grid a token."""
+    x = args[0]
+    return (fake_quantize(x, num_bits, x.shape[-1], symmetric=symmetric), *args[1:])
+
+
+def _linears(model: Any) -> Iterator[nn.Module]:
+    """Every linear layer but the head, of whatever class a packed format has for it; of layers inside
+    one another the outermost."""
+    head = model.get_output_embeddings()
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module is head or module in inside:
+            continue
+        if isinstance(module, nn.Linear | Conv1D) or _widths(module):
+            inside.update(module.modules())
+            yield module
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """[in, out] as linear layers of all libraries name them; auto-round's are ``infeatures``."""
+    for into, out in (("in_features", "out_features"), ("infeatures", "outfeatures")):
+        if hasattr(module, into):
+            return int(getattr(module, into)), int(getattr(module, out))
+    return None
+
+
+def _n_weights(module: nn.Module) -> int:
+    widths = _widths(module)
+    return widths[0] * widths[1] if widths else sum(p.numel() for p in module.parameters())
+
+
+class RoundedCache(DynamicCache):  # type: ignore[misc]
+    """transformers' own cache, full or sliding as the model's configuration says, that rounds keys and
+    values [batch, heads, tokens, head_dim] once, as they come in."""
+
+    def __init__(self, config: Any, num_bits: int, group_size: int) -> None:
+        super().__init__(config=config)
+        self._num_bits, self._group_size = num_bits, group_size
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Raises UsageError where the group size does not divide the head dimension."""
+        keys, values = self._round(key_states), self._round(value_states)
+        return super().update(keys, values, layer_idx, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _round(self, states: Tensor) -> Tensor:
+        group = kv_group(self._group_size, states.shape[-1])
+        return fake_quantize(states, self._num_bits, group, half_scales=True)
+
+
+@dataclass(frozen=True)
+class LowBitCache:
+    """What a row's ``kv_cache`` is on one model."""
+
+    num_bits: int
+    group_size: int
+    bits_per_token: int  # of all layers, scales and zero points included
+
+    @classmethod
+    def on(cls, model: Any, num_bits: int, group_size: int) -> LowBitCache:
+        """Tries one token.
+
+        Raises:
+            EngineError: a group size that does not fit, or a model whose attention keeps its keys and
+                values elsewhere.
+        """
+        kind = model.config.model_type
+        cache = RoundedCache(model.config, num_bits, group_size)
+        for layer in cache.layers:
+            if isinstance(layer, CacheLayerMixin) and type(layer).update not in _PLAIN:
+                raise EngineError(
+                    f"kv_cache: {kind} keeps more than keys and values ({type(layer).__name__}): "
+                    "take kv_cache off this row"
+                )
+        model.generation_config.cache_implementation = None  # generate() is handed a cache
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        try:
+            with torch.inference_mode():
+                model(input_ids=token, past_key_values=cache, use_cache=True)
+        except (TypeError, UsageError) as err:  # a model without this argument, or the group size
+            raise EngineError(f"{kind}: {err}") from err
+        stored = [
+            states.shape
+            for layer in cache.layers
+            if isinstance(layer, CacheLayerMixin) and layer.is_initialized
+            for states in (layer.keys, layer.values)
+        ]
+        if not stored:
+            raise EngineError(
+                f"kv_cache: the attention of {kind} does not go through transformers' cache: take "
+                "kv_cache off this row"
+            )
+        overhead = SCALE_BITS + num_bits
+        bits = sum(
+            heads * (dim * num_bits + dim // kv_group(group_size, dim) * overhead)
+            for _, heads, _, dim in stored
+        )
+        return cls(num_bits, group_size, bits)
+
+    def new(self, model: Any) -> RoundedCache:
+        return RoundedCache(model.config, self.num_bits, self.group_size)
+
+    def n_bytes(self, context: int) -> int:
+        """Stored bytes of one sequence of ``context`` tokens; an upper bound where layers slide a
+        window."""
+        return -(-self.bits_per_token * context // 8)
+
+
+_PLAIN = (DynamicLayer.update, DynamicSlidingWindowLayer.update)
