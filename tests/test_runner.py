@@ -10,6 +10,7 @@ from qeval.models import resolve_model
 from qeval.runner import Runner, RunSettings
 from qeval.spec import load_spec
 from qeval.store import Store
+from qeval.worker import _guarded
 
 SPEC = """\
 name: t
@@ -66,3 +67,66 @@ def test_a_job_runs_in_the_dtype_and_with_the_trust_of_its_own_model(tiny_llama:
     assert found == [("float16", True, 3), ("float32", False, 3)]
     assert len({r.key for r in records}) == 2  # the dtype is part of the key
     assert [r.artifact["bpw"] for r in records] == [16, 32]
+
+
+class InProcess:
+    """Runs jobs here and now, as a worker would; keeps their titles."""
+
+    def __init__(self):
+        self.titles: list[str] = []
+
+    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
+        self.titles.append(job.title.rpartition("model · ")[2])
+        return _guarded(Job.from_json(job.to_json()), on_progress)
+
+
+LOW_BITS = """\
+name: t
+models: [{model}]
+dtype: float32
+quantizations:
+  - rtn: {{num_bits: 4, group_size: 4}}
+  - rtn: {{num_bits: 4, group_size: 4}}
+    activations: 4
+    kv_cache: {{num_bits: 2, group_size: 8}}
+tasks:
+  - perplexity: {{dataset: 'file:{text}', seq_len: 32, limit: 4}}
+  - speed: {{prefill_tokens: 16, decode_prompt: 4, new_tokens: 4, batch_sizes: [1], repeats: 1}}
+device: cpu
+"""
+
+
+def test_rows_that_differ_in_activations_and_kv_cache_share_one_build(tiny_llama: Path, tmp_path: Path):
+    text, path, model = tmp_path / "text.txt", tmp_path / "t.yaml", tmp_path / "model"
+    model.symlink_to(tiny_llama)
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    path.write_text(LOW_BITS.format(model=model, text=text))
+    ref = resolve_model(str(model), dtype="float32", cache_dir=tmp_path)
+    cells = plan(load_spec(path), [ref], tmp_path)
+    executor = InProcess()
+    settings = RunSettings(tmp_path, None, EngineSettings(device="cpu"))
+    records = Runner(Store(tmp_path / "r"), executor, settings, Silent()).run(cells)
+    ppl = "gptq/file:text.txt@32"
+    assert executor.titles == [
+        "RTN W4A16g4 · build",
+        f"RTN W4A16g4 · {ppl}",
+        f"RTN W4A4KV2g4 · {ppl}",
+    ]
+    plain, speed, low, low_speed = records
+    assert [r.status for r in records] == ["ok", "skipped", "ok", "skipped"]
+    assert "simulated weights run as" in speed.error
+    assert "simulated activations or KV cache run as the float model does" in low_speed.error
+    assert low.cell["quantization"] == {
+        "name": "rtn",
+        "label": "RTN W4A4KV2g4",
+        "options": {
+            "num_bits": 4,
+            "group_size": 4,
+            "symmetric": False,
+            "activations": {"num_bits": 4, "granularity": "token", "symmetric": False},
+            "kv_cache": {"num_bits": 2, "group_size": 8},
+        },
+    }
+    assert low.artifact["path"] == plain.artifact["path"]
+    assert low.metrics[0].value > 1.02 * plain.metrics[0].value
+    assert low.memory.kv_cache == plain.memory.kv_cache * (16 * 2 + 2 * (16 + 2)) / (16 * 32)

@@ -33,9 +33,13 @@ def costs(rows: Sequence[Source]) -> tuple[list[Facts], str]:
     """Per row its facts by column name (only those it has), and the label of the task whose
     processes the peaks were measured in ("" without any)."""
     task = _measured_task(record for row in rows for record in row.evals)
+    contexts = {
+        row.identity: peaks["context"] for row in rows if (peaks := _peaks(row, task)).get("context")
+    }
     facts = []
     for row in rows:
-        values = {**_stored(row), **_peaks(row, task), **_times(row)}
+        peaks = _peaks(row, task) or _cache(row, contexts.get(row.identity))
+        values = {**_stored(row), **peaks, **_times(row)}
         facts.append({name: value for name, value in values.items() if value is not None})
     return facts, task
 
@@ -74,6 +78,17 @@ def _peaks(row: Source, task: str) -> dict[str, float | None]:
         if record.memory and record.status == "ok" and _label(record) == task:
             wanted = _CACHE if row.costs_as_float else _CACHE + _PEAKS
             return {name: getattr(record.memory, name) for name in wanted}
+    return {}
+
+
+def _cache(row: Source, context: float | None) -> dict[str, float | None]:
+    """The KV cache of a row that skips the task of the peaks, from what another task says of it: it
+    grows with the context, so it stands beside the other rows' of the model."""
+    for record in row.evals if row.costs_as_float else ():
+        memory = record.memory
+        if record.status == "ok" and memory and memory.kv_cache and memory.context:
+            wanted = context or memory.context
+            return {"kv_cache": memory.kv_cache * wanted / memory.context, "context": wanted}
     return {}
 
 

@@ -15,7 +15,13 @@ import pytest
 from qeval.errors import MissingExtraError, ModelError, UsageError
 from qeval.quant.base import ModelRef
 from qeval.quant.folder import describe_folder
-from qeval.quant.formats import check_float, check_runs, describe_packed, recognise
+from qeval.quant.formats import (
+    check_float,
+    check_runs,
+    describe_packed,
+    recognise,
+    rounds_activations,
+)
 from qeval.weights import read_tensors, weight_files
 
 REPO = Path(__file__).parents[2]
@@ -109,6 +115,8 @@ def test_what_a_library_wrote_is_recognised_and_every_byte_counted(made, name):
     assert artifact.bpw_file == 8 * files / (n + HEAD // 2 + 5 * 128)
     assert not artifact.simulated
     assert artifact.notes == ()
+    own = ("bnb-int8", "torchao-int8dyn", "ct-W8A8", "ct-FP8_DYNAMIC", "ct-FP8_BLOCK")
+    assert rounds_activations(artifact) == (name in own)
     json.dumps(artifact.to_json())  # plain data
 
 
@@ -238,6 +246,7 @@ def test_fp8_in_blocks(tmp_path):
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     artifact = describe_packed(write(tmp_path / "q", tensors, {"quantization_config": config}))
     assert artifact.details["format"]["label"] == "FP8 W8A8 128x128"
+    assert rounds_activations(artifact)
     assert (artifact.layers[0].kind, artifact.layers[0].stored_bytes) == ("fp8", 256 * 128 + 2 * 4)
 
 

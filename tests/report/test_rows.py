@@ -117,6 +117,70 @@ def test_simulated_rows_hide_vram_too(record, ppl):
         assert shown == ([None] * 3 if row.simulated else [9 * GIB, 8 * GIB, 9 * GIB])
 
 
+def low_bits(record, name="none", task="perplexity", **fields):
+    """A record of the row ``name`` with 4-bit keys and values (and 8-bit activations, if it is RTN)."""
+    found = record(name, task, order=(0, 9, 0), **fields)
+    asked = {"kv_cache": {"num_bits": 4, "group_size": 128}}
+    asked |= {"activations": {"num_bits": 8}} if name.startswith("RTN") else {}
+    label = {"none": "KV4", "RTN W4": "RTN W4A8KV4"}[name]
+    q = found.cell["quantization"]
+    cell = {**found.cell, "quantization": {**q, "label": label, "options": {**q["options"], **asked}}}
+    return replace(found, key=f"{found.key}-low", cell={**cell, "baseline": False})
+
+
+def test_a_row_with_a_rounded_cache_shows_its_accounted_bytes_and_nothing_measured(small, record, ppl):
+    tok = Metric("decode_tok_s", 7.0, "speed/b1", "tok/s")
+    more = [
+        low_bits(record, metrics=[ppl([1.0] * 6)]),
+        low_bits(record, task="speed", metrics=[tok]),
+        low_bits(record, "RTN W4", metrics=[ppl([1.0] * 6)]),
+        low_bits(record, "RTN W4", task="speed", status="skipped", error="simulated"),
+    ]
+    table = build_table([*small, *more], wide=True)
+    rows = {r.quantization: r for r in table.rows}
+    for label, weights in (("KV4", False), ("RTN W4A8KV4", True)):
+        row = rows[label]
+        assert (row.marked, row.low_bits, row.simulated) == (True, True, weights)
+        assert row.entries["kv_cache"].accounted
+        assert row.entries["bpw"].accounted == row.entries["weights"].accounted == weights
+        for column in ("ram_peak", "decode_tok_s speed/b1"):
+            assert (row.entries[column].value, row.entries[column].status) == (None, "–")
+        assert row.entries["ppl gptq/wikitext2"].difference is not None
+    assert not rows["RTN W4"].entries["kv_cache"].accounted
+    assert (
+        "†: A2 to A8, KV2 to KV8: activations, keys and values rounded, and kept as floats; KV cache "
+        "is what packed storage would take; peak memory and speed were not measured (–)"
+    ) in table.legend
+
+
+def test_the_cache_of_rows_that_skip_the_task_of_the_peaks_is_for_its_context_too(record, ppl):
+    tok = Metric("decode_tok_s", 1.0, "speed/b1", "tok/s")
+    short, long = (MemoryReport(kv_cache=n * 16, context=n) for n in (256, 2048))
+    records = [
+        record(metrics=[ppl([1.0])], memory=short),
+        record(task="speed", metrics=[tok], memory=long),
+        low_bits(record, metrics=[ppl([1.0])], memory=replace(short, kv_cache=256 * 4)),
+        low_bits(record, task="speed", status="skipped", error="simulated"),
+    ]
+    table = build_table(records, wide=True)
+    assert [r.entries["kv_cache"].value for r in table.rows] == [2048 * 16, 2048 * 4]
+    assert "KV cache: one sequence of 2,048 tokens" in table.legend
+
+
+def test_only_rounded_caches_need_no_line_on_simulated_weights(record, ppl):
+    table = build_table([record(metrics=[ppl([1.0])]), low_bits(record, metrics=[ppl([1.1])])])
+    assert [line[:8] for line in table.legend if line.startswith("†")] == ["†: A2 to"]
+    assert not any(line.startswith("†") for line in build_table([record(metrics=[ppl([1.0])])]).legend)
+
+
+def test_one_build_is_that_of_all_rows_that_run_its_weights(record, ppl):
+    ours = record("RTN W4", metrics=[ppl([1.0])])
+    cell = {k: ours.cell[k] for k in ("model", "quantization")}
+    build = Record("build", "b", cell, "ok", timing={"build_s": 3.0})
+    table = build_table([build, ours, low_bits(record, "RTN W4", metrics=[ppl([1.0])])], wide=True)
+    assert [r.entries["build_s"].value for r in table.rows] == [3.0, 3.0]
+
+
 def test_failures_show_their_status_and_reason(small):
     table = build_table(small)
     found = entry(table, "Q5_K_M", "decode_tok_s speed/b1")
