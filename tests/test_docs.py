@@ -11,6 +11,7 @@ import pytest
 
 from qeval import registry
 from qeval.quant.base import BuildContext, ModelRef
+from qeval.quant.running import KEYS
 from qeval.spec import ModelEntry, Spec, load_spec
 
 REPO = Path(__file__).parents[1]
@@ -44,9 +45,17 @@ def test_reference_names_every_option(group: Any):
             assert re.search(rf"\b{option}\b", row), f"docs/reference.md: {name} lacks {option}"
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_reference_has_a_row_for_what_stands_beside_methods(key: str):
+    row = next(x for x in text("docs/reference.md").splitlines() if x.startswith(f"| `{key}` |"))
+    for option in KEYS[key].model_fields:
+        assert re.search(rf"\b{option}\b", row), f"docs/reference.md: {key} lacks {option}"
+
+
 def test_options_yaml_shows_every_key():
     shown = set(re.findall(r"[\w-]+(?=:)", text("configs/options.yaml")))
     wanted = {*Spec.model_fields, *ModelEntry.model_fields, *registry.BUILT_IN["methods"]}
+    wanted |= {*KEYS, *(option for made in KEYS.values() for option in made.model_fields)}
     for group in ("methods", "tasks"):
         for name in registry.BUILT_IN[group]:  # type: ignore[index]
             wanted |= set(registry.lookup(group, name).Options.model_fields)  # type: ignore[arg-type]

@@ -340,3 +340,47 @@ def test_a_note_says_what_is_in_no_linear_layer():
     model.experts.weight = nn.Parameter(torch.zeros(4, 64, 128))
     note = round_activations(model, 8, False)
     assert note == "activations: 35% of the weights are not in linear layers: their inputs stay floats"
+
+
+# A real model
+
+SMOLLM = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="module")
+def smollm_ppl():
+    """Perplexity of three windows of CPython's documentation, with weights of so many bits (per channel at 8,
+    groups of 64 below) and the given execution."""
+    if not SMOLLM.is_dir():
+        pytest.skip("no models/SmolLM2-135M-Instruct (scripts/make_smollm2.py)")
+    from qeval.data import DataSource
+    from qeval.quant.affine import fake_quantize as round_weight
+    from qeval.quant.base import ModelRef
+    from qeval.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(ModelRef("smollm", SMOLLM, "sha256:0", "float32"))
+    ids = tokenizer.encode("\n\n".join(DataSource(None).load("pydoc").documents))
+    windows = [ids[i : i + 256] for i in (0, 5120, 10240)]
+
+    def measure(weights: int = 16, **execution: dict[str, object]) -> float:
+        lm = open_lm(SMOLLM, **execution)
+        for layer in linears(lm._model) if weights < 16 else ():
+            how = (weights, -1 if weights == 8 else 64, False)
+            layer.weight.copy_(round_weight(layer.weight, *how))
+        return float(np.exp(np.mean([x.mean() for x in lm.nll(windows)])))
+
+    torch.set_num_threads(2)
+    return measure
+
+
+@pytest.mark.real
+def test_what_bits_cost_on_a_real_model(smollm_ppl):
+    """8 bits are nearly free anywhere; W4A4 and KV2 break (arXiv 2402.18158); a cache takes 4 bits better
+    than weights, and these better than activations."""
+    floats = smollm_ppl()
+    assert smollm_ppl(8, **a(8)) == pytest.approx(floats, rel=0.01)
+    assert smollm_ppl(**kv(8)) == pytest.approx(floats, rel=0.005)
+    w4, kv4, a4 = smollm_ppl(4), smollm_ppl(**kv(4)), smollm_ppl(**a(4))
+    assert floats < kv4 < w4 < a4
+    assert smollm_ppl(4, **a(4)) > 5 * floats
+    assert smollm_ppl(**kv(2)) > 2 * floats
