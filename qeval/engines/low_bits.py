@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qeval.errors import EngineError, UsageError
 from qeval.quant.affine import SCALE_BITS
+from qeval.quant.experts import open_experts
 from qeval.quant.running import kv_group
 
 _CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
@@ -81,12 +82,14 @@ def _scale(scale: Tensor, half: bool) -> Tensor:
 
 
 def round_activations(model: nn.Module, num_bits: int, symmetric: bool) -> str | None:
-    """From now on every linear layer but the head reads rounded inputs; a note where much of the model
-    is in no linear layer (fused experts), whose inputs stay floats."""
+    """From now on every linear layer but the head reads rounded inputs, those of a mixture's experts,
+    too, which are opened for it; a note where much of the model is in no linear layer (experts of an
+    unknown layout, convolutions): their inputs stay floats."""
+    opened = open_experts(model)
     found = list(_linears(model))
     for module in found:
         module.register_forward_pre_hook(partial(_round_input, num_bits, symmetric))
-    inside = {id(p) for module in found for p in module.parameters()}
+    inside = {id(p) for module in (*opened, *found) for p in module.parameters()}
     fused = sum(p.numel() for p in model.parameters() if p.dim() > 2 and id(p) not in inside)
     share = fused / (fused + sum(map(_n_weights, found)))
     if share < _FLOAT_SHARE:
@@ -95,8 +98,10 @@ def round_activations(model: nn.Module, num_bits: int, symmetric: bool) -> str |
 
 
 def _round_input(num_bits: int, symmetric: bool, module: nn.Module, args: Any) -> Any:
-    """A hook before a linear layer: [..., in], a grid a token."""
+    """A hook before a linear layer: [..., in], a grid a token; an expert may get none."""
     x = args[0]
+    if not x.numel():
+        return None
     return (fake_quantize(x, num_bits, x.shape[-1], symmetric=symmetric), *args[1:])
 
 

@@ -39,14 +39,20 @@ def experts_as_linears(model: nn.Module) -> Iterator[None]:
 
     Outputs differ from the parameters' own by the rounding of products of another size at most.
     """
-    fused = [m for m in model.modules() if is_fused(m)]
-    for module in fused:
-        _open(module)
+    opened = open_experts(model)
     try:
         yield
     finally:
-        for module in fused:
+        for module in opened:
             _close(module)
+
+
+def open_experts(model: nn.Module) -> list[nn.Module]:
+    """``experts_as_linears`` for as long as the model lives; the modules that were opened."""
+    fused = [m for m in model.modules() if is_fused(m)]
+    for module in fused:
+        _open(module)
+    return fused
 
 
 def is_fused(module: nn.Module) -> bool:
