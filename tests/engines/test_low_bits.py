@@ -375,9 +375,9 @@ def smollm_ppl():
 
 @pytest.mark.real
 def test_what_bits_cost_on_a_real_model(smollm_ppl):
-    """8 bits cost little: none in the cache, 2% in this model's activations (seen: 1.0% alone, 2.0% with
-    weights). W4A4 and KV2 break (arXiv 2402.18158); a cache takes 4 bits better than weights, and these
-    better than activations."""
+    """8 bits cost little: nothing in the cache, in this model's activations 1% (seen; 2% with weights).
+    W4A4 and KV2 break (arXiv 2402.18158); a cache takes 4 bits better than weights, and these better
+    than activations."""
     floats = smollm_ppl()
     assert smollm_ppl(8, **a(8)) == pytest.approx(floats, rel=0.03)
     assert smollm_ppl(**kv(8)) == pytest.approx(floats, rel=0.005)
