@@ -78,7 +78,10 @@ def test_list_names_everything_with_options():
     out = qeval("list", "methods").stdout
     for word in ("none: ", "rtn: ", "gguf: ", "checkpoint: ", "num_bits: int, default 4", "group_size"):
         assert word in out
-    assert "offers generate, logits, memory, nll, steps, tensors" in qeval("list", "engines").stdout
+    assert (
+        "offers activations, generate, kv_cache, logits, memory, nll, steps"
+        in qeval("list", "engines").stdout
+    )
     assert "n_samples" in qeval("list", "tasks").stdout
 
 
