@@ -1,7 +1,7 @@
 """columns.py's loop as one Triton kernel: each program has some rows of the layer, and all n columns.
 
-The program keeps its [rows, n] values in registers; n is at most 128 (feedback.BLOCK_SIZE). Arithmetic is
-float32, operation by operation that of columns.py.
+The program keeps its [rows, n] values in registers; n is at most 128 (feedback.BLOCK_SIZE). Arithmetic
+is float32, operation by operation that of columns.py.
 """
 
 from __future__ import annotations
