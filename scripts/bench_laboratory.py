@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--gptqmodel", action="store_true")
-    parser.add_argument("--theirs", type=int, help=argparse.SUPPRESS)  # the other process, its blocks
+    parser.add_argument("--theirs", action="store_true", help=argparse.SUPPRESS)  # the other process
     args = parser.parse_args()
     if args.theirs:
         return run_theirs(args)
@@ -68,9 +68,8 @@ def main() -> None:
         seconds, peak, lost = METHODS[name](args)
         show(name, seconds, n_blocks, peak, lost)
     if args.gptqmodel:
-        few, many = (theirs(args, blocks) for blocks in (1, args.blocks))
-        seconds = (many[0] - few[0]) / (args.blocks - 1)
-        show("GPTQModel GPTQ", seconds, n_blocks, many[1], None)
+        seconds, peak = theirs(args)
+        show("GPTQModel GPTQ", seconds, n_blocks, peak, None)
     return None
 
 
@@ -178,11 +177,11 @@ def peak_memory(args: argparse.Namespace) -> float:
     return float(torch.cuda.max_memory_reserved()) if args.device != "cpu" else float("nan")
 
 
-def theirs(args: argparse.Namespace, blocks: int) -> tuple[float, float]:
-    """GPTQModel's seconds and peak bytes for a model of so many blocks, in a process of its own."""
+def theirs(args: argparse.Namespace) -> tuple[float, float]:
+    """GPTQModel's seconds a block and peak bytes, in a process of its own."""
     given = [f"--{k.replace('_', '-')}={getattr(args, k)}" for k in ("shape", "n_samples", "seq_len")]
     given += [f"--bits={args.bits}", f"--group={args.group}", f"--device={args.device}"]
-    command = [sys.executable, __file__, f"--theirs={blocks}", *given]
+    command = [sys.executable, __file__, "--theirs", f"--blocks={args.blocks}", *given]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"GPTQModel failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
@@ -191,28 +190,34 @@ def theirs(args: argparse.Namespace, blocks: int) -> tuple[float, float]:
 
 
 def run_theirs(args: argparse.Namespace) -> None:
-    """In the other process: prints seconds and peak bytes of GPTQModel's quantize()."""
+    """In the other process: prints seconds a block and peak bytes of GPTQModel's quantize()."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # read when it is imported
     import gptqmodel as library
 
-    with tempfile.TemporaryDirectory() as folder:
-        make(args, args.theirs).save_pretrained(folder)
-        config = library.GPTQConfig(
-            bits=args.bits,
-            group_size=args.group,
-            sym=False,
-            desc_act=False,
-            act_group_aware=False,
-            damp_percent=0.01,
-            offload_to_disk=False,
-        )
-        model = library.GPTQModel.load(folder, config)
-        texts = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in windows(args)]
+    texts = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in windows(args)]
+    seconds = {}
+    for blocks, given in ((1, texts[:2]), (1, texts), (args.blocks, texts)):  # the first warms up
+        with tempfile.TemporaryDirectory() as folder:
+            make(args, blocks).save_pretrained(folder)
+            config = library.GPTQConfig(
+                bits=args.bits,
+                group_size=args.group,
+                sym=False,
+                desc_act=False,
+                act_group_aware=False,
+                damp_percent=0.01,
+                offload_to_disk=False,
+            )
+            model = library.GPTQModel.load(folder, config)
         start_memory(args)
         start = time.perf_counter()
-        model.quantize(texts, batch_size=1)
+        model.quantize(given, batch_size=1)
         synchronize(args)
-        print(time.perf_counter() - start, peak_memory(args))
+        seconds[blocks] = time.perf_counter() - start
+        peak = peak_memory(args)
+        print(f"{blocks} blocks, {len(given)} windows: {seconds[blocks]:.1f} s", file=sys.stderr)
+        del model
+    print((seconds[args.blocks] - seconds[1]) / (args.blocks - 1), peak)
 
 
 if __name__ == "__main__":

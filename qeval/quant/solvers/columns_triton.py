@@ -14,7 +14,7 @@ from torch import Tensor
 from qeval.quant.solvers.columns import Levels
 
 ROWS = 32  # of the layer, a program
-WARPS = 4  # with fewer, 128 columns do not fit into the registers
+WARPS = 2
 _TIES = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
 
 
@@ -26,13 +26,13 @@ def round_on_cuda(
     scale = values if levels is None else levels.scale
     assert values.is_contiguous() and scale.is_contiguous()
     assert reference is None or reference.is_contiguous()
+    coupling = coupling.contiguous()  # a factor's rows may lie apart: CUDA's are column by column
     limit = None if levels is None else levels.limit
     _kernel[(triton.cdiv(out, ROWS),)](
         values,
         result,
         values if reference is None else reference,
         coupling,
-        coupling.stride(0),
         scale,
         values if levels is None else levels.zero_point,
         0 if len(scale) == 1 else out,
@@ -58,7 +58,6 @@ def _kernel(  # type: ignore[no-untyped-def]
     result,
     reference,
     coupling,
-    coupling_stride,
     scale,
     zero_point,
     scale_stride,
@@ -95,8 +94,6 @@ def _kernel(  # type: ignore[no-untyped-def]
         was = now
         if REFERENCE:
             was = tl.load(reference + i * out + row, mask=here, other=0.0)
-        behind = tl.load(
-            coupling + i * coupling_stride + column, mask=(column > i) & (column < n), other=0.0
-        )
+        behind = tl.load(coupling + i * n + column, mask=(column > i) & (column < n), other=0.0)
         v += behind[None, :] * (was - new)[:, None]
     tl.store(values + places, v, mask=inside)
