@@ -2,9 +2,9 @@
 
 The inner loop of every solver here. Column i becomes q_i = round(v_i), and each column j behind it gets
     v_j += C_ij (r_i - q_i)
-GPTQ and SpQR: r_i = v_i and C_ij = -U_ij / U_ii (feedback.py); QuantEase: r_i is the column before its
-update and C_ij = S_ij / S_jj (quantease.py). On CUDA one kernel does the whole run (columns_triton.py):
-as separate operations, a 24,576-column layer would be 150,000 kernel launches a sweep.
+GPTQ and SpQR: r_i is the weight as it was and C_ij = R_ij / R_jj (feedback.py); QuantEase: r_i is the
+column before its update and C_ij = S_ij / S_jj (quantease.py). On CUDA one kernel does the whole run
+(columns_triton.py): as separate operations it takes 250 times as long.
 
 Columns lie in memory as rows: a matrix of columns is [n, out].
 """

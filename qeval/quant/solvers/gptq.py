@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qeval.quant.affine import Grid, fit_grid
 from qeval.quant.solvers.base import GridRules, Solution, consecutive, facts, index_bytes
-from qeval.quant.solvers.feedback import feedback, inverse_factor
+from qeval.quant.solvers.feedback import factorize, feedback
 from qeval.quant.solvers.rounding import FittedGroups, FixedGrid
 
 
@@ -41,7 +41,7 @@ def gptq(
     width = rules.width(n)
     weight = without_dead(original, hessian)
     order = by_diagonal(hessian) if act_order else torch.arange(n, device=weight.device)
-    factor, damping = inverse_factor(hessian[order[:, None], order] if act_order else hessian, percdamp)
+    factor, damping = factorize(hessian, percdamp, order if act_order else None)
     group_of = consecutive(n, width, weight.device)
     if static_groups or grid is not None:
         grid = grid or fit_grid(weight, rules.num_bits, width, rules.symmetric)

@@ -35,7 +35,7 @@ from qeval.quant.solvers.base import (
     sparse_bytes,
 )
 from qeval.quant.solvers.columns import Levels
-from qeval.quant.solvers.feedback import feedback, inverse_factor
+from qeval.quant.solvers.feedback import factorize, feedback
 from qeval.quant.solvers.gptq import by_diagonal, without_dead
 from qeval.quant.solvers.rounding import join, levels_of
 
@@ -86,8 +86,8 @@ def spqr(
     width = rules.width(n)
     order = by_diagonal(hessian) if act_order else torch.arange(n, device=weight.device)
     weight = without_dead(original, hessian)[:, order]
-    factor, damping = inverse_factor(hessian[order[:, None], order] if act_order else hessian, percdamp)
-    diagonal = factor.diagonal().clone()
+    factor, damping = factorize(hessian, percdamp, order if act_order else None)
+    diagonal = factor.diagonal().reciprocal()  # U's
     tau = float("inf")
     if outlier_threshold is not None:
         tau = outlier_threshold * float((weight.var(dim=0) / diagonal.square()).mean())
