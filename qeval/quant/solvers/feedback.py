@@ -94,7 +94,8 @@ def made_up(exact: Tensor, work: Tensor, coupling: Tensor) -> Tensor:
     """What the columns of a group, [group, out], would have to be to make up for all that was lost
     before them: a later one's ``work`` waits for what those before it in the group really become."""
     short = torch.linalg.solve_triangular(coupling.T, exact - work, upper=False, unitriangular=True)
-    return exact - short
+    moved: Tensor = exact - short
+    return moved
 
 
 def rows_of_columns(weight: Tensor) -> Tensor:
