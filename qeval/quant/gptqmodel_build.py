@@ -92,7 +92,8 @@ def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
     """
     import torch._dynamo.config
 
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(n_threads or len(os.sched_getaffinity(0))))
+    workers = max(2, n_threads or len(os.sched_getaffinity(0)))  # with one it refuses to load a model
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(workers))
 
     from qeval.engines.loading import lean_transformers
 
