@@ -40,6 +40,7 @@ def build(options: Any, context: BuildContext) -> Artifact:
         group_size=options.group_size,
         damp_percent=options.percdamp,
         desc_act=options.act_order,
+        static_groups=options.static_groups,
         sym=options.symmetric,
         true_sequential=options.true_sequential,
     )

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
 from qeval.quant.export import (
+    GPTQ_BITS,
     GPTQ_GROUPS,
     Format,
     check_export,
@@ -28,28 +29,36 @@ _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)
 
 
 class GptqOptions(Options):
-    num_bits: Literal[2, 3, 4, 8] = 4
+    num_bits: int = Field(default=4, ge=2, le=8)  # 5, 6, 7: of backend laboratory
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     act_order: bool = False  # columns by descending diagonal of H
+    static_groups: bool = False  # grids found before anything is rounded: groups stay in order
     symmetric: bool = True
     percdamp: float = Field(default=0.01, gt=0, lt=1)  # of the mean diagonal of H
     true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
+    num_blocks: int | None = Field(default=None, ge=1)  # of backend laboratory: the first n blocks only
     calibration: CalibrationOptions = CalibrationOptions()
     backend: Literal["gptqmodel", "auto-gptq", "laboratory"] = "gptqmodel"
     format: Format | None = None  # of backend laboratory: None is simulated; the others always pack
     kernel: Kernel = "auto"
 
     @model_validator(mode="after")
-    def _known_group(self) -> GptqOptions:
-        if self.group_size not in GPTQ_GROUPS:
-            choose = ", ".join(map(str, GPTQ_GROUPS))
-            raise ValueError(f"group_size {self.group_size}: choose one of {choose}")
+    def _known(self) -> GptqOptions:
+        if self.backend == "laboratory":
+            if self.group_size < 1 and self.group_size != -1:
+                raise ValueError("group_size: must be a positive number of inputs, or -1 (per channel)")
+            check_export(self)
+            return self
+        for key, known in {"num_bits": GPTQ_BITS, "group_size": GPTQ_GROUPS}.items():
+            if (value := getattr(self, key)) not in known:
+                choose = ", ".join(map(str, known))
+                raise ValueError(f"{key}: backend {self.backend} packs {choose}, not {value}")
+        for key in ("format", "num_blocks"):
+            if getattr(self, key) is not None:
+                why = f"{key}: backend {self.backend} always packs the whole model"
+                raise ValueError(f"{why}; leave it out, or backend: laboratory")
         if self.backend == "auto-gptq" and not self.symmetric:  # docs/environments.md
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
-        if self.backend == "laboratory":
-            check_export(self)
-        elif self.format is not None:
-            raise ValueError(f"format: backend {self.backend} always packs; leave it out")
         return self
 
     def execution(self) -> dict[str, Any]:
@@ -66,9 +75,11 @@ class Gptq(Method):
     def label(self, options: GptqOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         order = " act-order" if options.act_order else ""
+        order += " static groups" if options.static_groups else ""
         grid = "" if options.symmetric else " asym"
         by = _BY[options.backend] + (" packed" if options.format == "gptq" else "")
-        return f"GPTQ W{options.num_bits}A16{group}{order}{grid}{by}"
+        first = "" if options.num_blocks is None else f" first {options.num_blocks} blocks"
+        return f"GPTQ W{options.num_bits}A16{group}{order}{grid}{first}{by}"
 
     def environment(self, options: GptqOptions) -> str | None:
         return "auto-gptq" if options.backend == "auto-gptq" else None
@@ -96,6 +107,7 @@ class Gptq(Method):
                 bits=options.num_bits,
                 group_size=options.group_size,
                 desc_act=options.act_order,
+                static_groups=options.static_groups,
                 act_group_aware=False,  # GPTQModel's own order; the paper and AutoGPTQ have none
                 sym=options.symmetric,
                 damp_percent=options.percdamp,

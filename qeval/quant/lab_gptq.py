@@ -25,7 +25,8 @@ def build(options: GptqOptions, context: BuildContext) -> Artifact:
         options.calibration,
         num_bits=options.num_bits,
         true_sequential=options.true_sequential,
-        gptq=gptq_config(options, options.act_order),
+        num_blocks=options.num_blocks,
+        gptq=gptq_config(options, options.act_order and not options.static_groups),
     )
 
 
@@ -37,4 +38,10 @@ def solver(options: GptqOptions) -> Solve:
     from qeval.quant.solvers.gptq import gptq
 
     rules = GridRules(options.num_bits, options.group_size, options.symmetric)
-    return partial(gptq, rules=rules, percdamp=options.percdamp, act_order=options.act_order)
+    return partial(
+        gptq,
+        rules=rules,
+        percdamp=options.percdamp,
+        act_order=options.act_order,
+        static_groups=options.static_groups,
+    )

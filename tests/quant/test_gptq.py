@@ -314,8 +314,11 @@ def test_a_model_that_is_packed_already_is_refused(quantized, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bits": 5}, "2, 3, 4 or 8"),
-        ({"group_size": 100}, "group_size 100: choose one of -1, 16, 32"),
+        ({"num_bits": 5}, "num_bits: backend gptqmodel packs 2, 3, 4, 8, not 5"),
+        ({"num_bits": 9, "backend": "laboratory"}, "less than or equal to 8"),
+        ({"num_blocks": 1}, "num_blocks: backend gptqmodel always packs the whole model"),
+        ({"group_size": 0, "backend": "laboratory"}, "group_size: must be a positive number"),
+        ({"group_size": 100}, "group_size: backend gptqmodel packs -1, 16, 32"),
         ({"percdamp": 0.0}, "greater than 0"),
         ({"percdamp": 1.0}, "less than 1"),
         ({"kernel": "cutlass"}, "'auto', 'marlin'"),

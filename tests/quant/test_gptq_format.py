@@ -213,7 +213,7 @@ def test_transformers_without_qeval_loads_the_folder(quantized, name):
         (QuantEaseOptions, {"outliers": 0.01}, "outliers: format: gptq holds none"),
         (QuantEaseOptions, {"num_blocks": 1}, "num_blocks: format: gptq has all blocks quantized"),
         (RtnOptions, {"num_bits": 6}, "num_bits: format: gptq holds"),
-        (GptqOptions, {}, "format: backend gptqmodel always packs; leave it out"),
+        (GptqOptions, {}, "format: backend gptqmodel always packs"),
         (GptqOptions, {"backend": "auto-gptq"}, "format: backend auto-gptq always packs"),
         (AwqOptions, {}, "format: backend gptqmodel always packs; leave it out"),
         (AwqOptions, {**LAB, "num_bits": 5}, "num_bits: format: gptq holds 2, 3, 4, 8, not 5"),

@@ -47,6 +47,19 @@ def test_both_predict_better_than_rtn(kind, tmp_path):
     assert found["quantease"] < 0.95 * found["rtn"], found
 
 
+def test_static_groups_cost_no_index_and_five_bits_and_the_first_block_are_the_laboratorys(tmp_path):
+    model = saved(tmp_path / "model", "llama")
+    grid = {"num_bits": 5, "group_size": 32, "symmetric": False, "act_order": True, "num_blocks": 1}
+    fitted, static = (
+        build(Gptq(), lab(**grid, static_groups=s), model, tmp_path / str(s)) for s in (False, True)
+    )
+    assert {r.kind for r in static.layers} == {"int5"}
+    assert all(r.name.startswith("model.layers.0.") for r in static.layers)
+    for a, b in zip(fitted.layers, static.layers, strict=True):
+        assert a.stored_bytes == b.stored_bytes + 4 * a.shape[1]  # 32 bits an input: its group
+    assert divergence(static, model) < 0.1
+
+
 def _float(model: ModelRef):
     return load_model(model.path, "float32", "cpu")
 
