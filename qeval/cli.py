@@ -143,10 +143,16 @@ def score(samples: Path, fmt: str, **options: Any) -> None:
 @click.option(
     "--seq-len", type=click.IntRange(min=2), help="Tokens of a window [default: 2048, or the model's]."
 )
-@click.option("--weight-bits", type=BITS, default=4, show_default=True, help="Of SQNR.")
-@click.option("--group-size", type=int, default=-1, show_default=True, help="-1: per output channel.")
-@click.option("--activation-bits", type=BITS, default=8, show_default=True, help="Per token.")
-@click.option("--kv-bits", type=BITS, default=4, show_default=True, help="Per token and head.")
+@click.option("--weight-bits", type=BITS, default=4, show_default=True, help="Of the weights' SQNR.")
+@click.option(
+    "--group-size",
+    type=int,
+    default=-1,
+    show_default=True,
+    help="Weights' inputs that share a scale; -1: all.",
+)
+@click.option("--activation-bits", type=BITS, default=8, show_default=True, help="Of the inputs' SQNR.")
+@click.option("--kv-bits", type=BITS, default=4, show_default=True, help="Of keys' and values' SQNR.")
 @click.option(
     "--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the model."
 )
