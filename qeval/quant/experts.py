@@ -48,8 +48,9 @@ def experts_as_linears(model: nn.Module) -> Iterator[None]:
 
 
 def open_experts(model: nn.Module) -> list[nn.Module]:
-    """``experts_as_linears`` for as long as the model lives; the modules that were opened."""
-    fused = [m for m in model.modules() if is_fused(m)]
+    """``experts_as_linears`` for as long as the model lives; the modules that were opened (not those
+    that were open before)."""
+    fused = [m for m in model.modules() if is_fused(m) and not is_open(m)]
     for module in fused:
         _open(module)
     return fused

@@ -9,7 +9,8 @@ not only those that are left. Both before a row that rounds them does so. Nothin
 but sums, so memory does not grow with their number.
 
 Rounding noise is that of a min/max grid of each tensor: weights per output channel or group
-(quant/affine.py), inputs per token, keys and values per token and head, all with a zero point.
+(quant/affine.py), inputs per token, keys and values per token and head (engines/low_bits.py), all with
+a zero point.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qeval.engines.low_bits import fake_quantize as low_bits
 from qeval.lm import Internals
-from qeval.quant.affine import Grid, check_group_size, dequantize, fake_quantize, quantize
+from qeval.quant.affine import check_group_size, fake_quantize
 from qeval.quant.architectures import blocks_path
 from qeval.quant.experts import experts_as_linears, is_open
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
@@ -147,7 +149,7 @@ class _Inputs:
 
     def __init__(self, num_bits: int) -> None:
         self.streams: dict[str, _Stream] = {}  # by the first linear that reads it
-        self._round = lambda x: round_tokens(x, num_bits)
+        self._round = lambda x: low_bits(x.float(), num_bits, x.shape[-1])
         self.seen: dict[str, Tensor] = {}  # by linear: an empty tensor of its inputs' dtype and device
         self._last: tuple[Tensor | None, str] = (None, "")  # held, so that its identity is not reused
 
@@ -205,20 +207,7 @@ class _Cached:
             stream.add(tokens.flatten(1), partial(self._round, tokens.shape[-1]))
 
     def _round(self, head_dim: int, rows: Tensor) -> Tensor:
-        return round_tokens(rows.reshape(-1, head_dim), self._bits, half=True).reshape(rows.shape)
-
-
-def round_tokens(rows: Tensor, num_bits: int, *, half: bool = False) -> Tensor:
-    """Each row of [n, features] rounded to an asymmetric min/max grid of its own; float32.
-
-    ``half``: the scale as float16 holds it, as in a cache that is stored; an activation's is float32.
-    """
-    x, high = rows.float(), 2**num_bits - 1
-    least, most = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-    scale = (most - least) / high
-    scale = (scale.half().float() if half else scale).clamp(min=torch.finfo(torch.float32).tiny)
-    grid = Grid(scale, (-least / scale).round().clamp(0, high), 0, high)
-    return dequantize(quantize(x, grid), grid)
+        return low_bits(rows.float(), self._bits, head_dim, half_scales=True)
 
 
 # Weights

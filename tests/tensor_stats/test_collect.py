@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from qeval.engines.low_bits import LowBitCache, round_activations
 from qeval.errors import BuildError
 from qeval.lm import Internals
 from qeval.quant.affine import fake_quantize
@@ -17,7 +18,7 @@ from qeval.quant.experts import experts_as_linears
 from qeval.quant.linears import linears
 from qeval.record import finite
 from qeval.tensor_stats import collect as module
-from qeval.tensor_stats.collect import Bits, collect, read_weight, round_tokens
+from qeval.tensor_stats.collect import Bits, collect, read_weight
 from qeval.tensor_stats.moments import Moments, moments
 from qeval.tensor_stats.rows import worst
 
@@ -172,23 +173,6 @@ def test_more_bits_and_smaller_groups_are_less_noise_by_about_six_db_a_bit():
         run(model, bits=Bits(group_size=48))
 
 
-def test_tokens_are_rounded_each_on_its_own_grid():
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(9, 50, generator=g) * torch.logspace(-20, 20, 9)[:, None]
-    for bits in (2, 4, 8):
-        for shifted in (x, x + 3 * x.abs().amax(1, keepdim=True)):
-            rounded = round_tokens(shifted, bits)
-            least, most = (f(shifted, 1, keepdim=True) for f in (torch.amin, torch.amax))
-            step = (most.clamp(min=0) - least.clamp(max=0)) / (2**bits - 1)
-            assert ((rounded - shifted).abs() <= 0.501 * step).all()
-            assert max(len(row.unique()) for row in rounded) <= 2**bits
-    ordinary = torch.randn(9, 50, generator=g)
-    stored = round_tokens(ordinary, 8, half=True)
-    assert not torch.equal(stored, round_tokens(ordinary, 8))
-    assert (stored - ordinary).abs().max() < 0.02
-    assert torch.equal(round_tokens(torch.zeros(3, 4), 4), torch.zeros(3, 4))
-
-
 def test_a_cache_and_hooks_that_round_are_listened_to_before_they_do():
     model = make_model("llama")
     plain = run(model)[0]
@@ -206,6 +190,20 @@ def test_a_cache_and_hooks_that_round_are_listened_to_before_they_do():
     assert of(rounding, "input")[0, "self_attn.q_proj,k_proj,v_proj"] == first
     later = of(rounding, "value")[1, ""]
     assert later.absmax != round(later.absmax) and later != of(plain, "value")[1, ""]
+
+
+def test_rows_that_round_activations_and_cache_are_left_as_they_were():
+    """Of a mixture, whose experts such a row has opened."""
+    model, tokens = make_model("mixtral"), torch.tensor([FEW[0]])
+    with torch.no_grad():
+        plain = model(input_ids=tokens).logits
+        round_activations(model, 3, symmetric=False)
+        before = model(input_ids=tokens).logits
+        cache = LowBitCache.on(model, 2, 16)
+        rows, notes = collect(Internals(model, lambda: cache.new(model)), FEW, Bits(), lambda *_: None)
+        after = model(input_ids=tokens).logits
+    assert notes == () and any("experts" in row.name for row in rows if row.kind == "input")
+    assert not torch.equal(plain, before) and torch.equal(before, after)
 
 
 def test_activations_that_are_not_finite_are_counted_and_leave_no_nan_in_json():
