@@ -47,8 +47,7 @@ class Architecture:
     stages: tuple[Names, ...]  # linears by their names inside a block
     left: Names = ()  # linears that stay floats: routers
     blocks_differ: bool = False  # a block need not have all of them: a mixture's dense first blocks
-    sources: Mapping[str, Source | str] = field(default_factory=dict)  # of stages, by the first name;
-    # or why there is none
+    sources: Mapping[str, Source | str] = field(default_factory=dict)  # or why none; by a stage's first
     queries_and_keys: Names = ("self_attn.q_proj", "self_attn.k_proj")  # or what holds them
 
 
@@ -56,11 +55,11 @@ def _mlp(path: str = "mlp") -> tuple[Names, ...]:
     return (f"{path}.gate_proj", f"{path}.up_proj"), (f"{path}.down_proj",)
 
 
-def _mlp_source(path: str = "mlp", norm: Source | str = ROUTED) -> dict[str, Source | str]:
+def _mlp_sources(path: str = "mlp", norm: Source | str = ROUTED) -> dict[str, Source | str]:
     return {f"{path}.gate_proj": norm, f"{path}.down_proj": Source((f"{path}.up_proj",))}
 
 
-def _attention_source(
+def _attention_sources(
     offset: float = 0.0, when: tuple[str, Any] | None = None
 ) -> dict[str, Source | str]:
     return {
@@ -76,12 +75,12 @@ _SECOND_NORM = Source(("post_attention_layernorm",))
 def _gated(offset: float = 0.0) -> Architecture:
     """Llama and its like; ``offset`` is that of the norms."""
     norm = Source(("post_attention_layernorm",), offset=offset)
-    sources = _attention_source(offset) | _mlp_source(norm=norm)
+    sources = _attention_sources(offset) | _mlp_sources(norm=norm)
     return Architecture("model.layers", (*_ATTENTION, *_mlp()), sources=sources)
 
 
 def _mixture(when_values: tuple[str, Any] | None = None) -> Architecture:
-    sources = _attention_source(when=when_values) | _mlp_source("mlp.experts.*")
+    sources = _attention_sources(when=when_values) | _mlp_sources("mlp.experts.*")
     return Architecture("model.layers", (*_ATTENTION, *_mlp("mlp.experts.*")), sources=sources)
 
 
@@ -94,7 +93,7 @@ _FUSED = (
 _FUSED_QUERIES = ("self_attention.query_key_value",)
 _OPT_BEFORE = ("do_layer_norm_before", True)  # else the norms' outputs are the residuals, too
 _BLOOM_BEFORE = ("apply_residual_connection_post_layernorm", False)
-_DENSE_OR_EXPERTS = _mlp_source(norm=_SECOND_NORM) | _mlp_source("mlp.experts.*")
+_DENSE_OR_EXPERTS = _mlp_sources(norm=_SECOND_NORM) | _mlp_sources("mlp.experts.*")
 _LATENT = (  # multi-head latent attention; the large models' queries have a latent form, too
     ("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
     ("self_attn.q_b_proj",),
@@ -110,7 +109,7 @@ _DEEPSEEK = Architecture(
         "self_attn.q_b_proj": Source(("self_attn.q_a_layernorm",)),
         "self_attn.kv_b_proj": Source(("self_attn.kv_a_layernorm",)),
         **_DENSE_OR_EXPERTS,
-        **_mlp_source("mlp.shared_experts"),
+        **_mlp_sources("mlp.shared_experts"),
     },
     queries_and_keys=("self_attn.q_proj", "self_attn.q_b_proj", "self_attn.kv_b_proj"),
 )
@@ -124,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by config.model_type
     "starcoder2": Architecture(
         "model.layers",
         (*_ATTENTION, ("mlp.c_fc",), ("mlp.c_proj",)),
-        sources=_attention_source() | {"mlp.c_fc": _SECOND_NORM},
+        sources=_attention_sources() | {"mlp.c_fc": _SECOND_NORM},
     ),
     "opt": Architecture(
         "model.decoder.layers",
@@ -167,13 +166,13 @@ ARCHITECTURES: dict[str, Architecture] = {  # by config.model_type
         (*_ATTENTION, *_mlp(), *_mlp("mlp.shared_expert"), *_mlp("mlp.experts.*")),
         left=("mlp.shared_expert_gate",),
         blocks_differ=True,
-        sources=_attention_source() | _DENSE_OR_EXPERTS | _mlp_source("mlp.shared_expert"),
+        sources=_attention_sources() | _DENSE_OR_EXPERTS | _mlp_sources("mlp.shared_expert"),
     ),
     "qwen3_moe": Architecture(
         "model.layers",
         (*_ATTENTION, *_mlp(), *_mlp("mlp.experts.*")),
         blocks_differ=True,
-        sources=_attention_source() | _DENSE_OR_EXPERTS,
+        sources=_attention_sources() | _DENSE_OR_EXPERTS,
     ),
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
