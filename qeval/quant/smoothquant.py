@@ -1,8 +1,8 @@
 """`smoothquant`: SmoothQuant (arXiv 2211.10438): norms share outliers with the weights.
 
 A transform of the float model (transforms/smoothquant.py), then any of the laboratory's solvers on the
-weights. The paper's W8A8 also rounds the activations, 8 bits symmetric per token, as an axis of the row
-beside this method; its alphas: 0.5 (OPT, BLOOM), 0.85 (Llama 2), 0.8 (Mistral), 0.6 (Falcon).
+weights. The paper's W8A8 also rounds the activations: ``activations: {num_bits: 8, symmetric: true}``
+beside this method. Its alphas: 0.5 (OPT, BLOOM), 0.85 (Llama 2), 0.8 (Mistral), 0.6 (Falcon).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import torch
 
 from qeval import registry
 from qeval.engines.loading import load_model
+from qeval.engines.low_bits import round_activations
 from qeval.errors import BuildError, UsageError
 from qeval.quant.base import ModelRef
 from qeval.quant.gptq import Gptq, GptqOptions
@@ -35,24 +36,12 @@ def with_outliers(folder, kind) -> ModelRef:
     return ModelRef(kind, folder, "sha256:0", "float32")
 
 
-def eight_bits_a_token(model):
-    """Every linear reads its inputs in 8 bits, symmetric, a scale for each token."""
-
-    def rounded(module, args):
-        x, *rest = args
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
-        return ((x / scale).round() * scale, *rest)
-
-    for layer in linears(model):
-        layer.module.register_forward_pre_hook(rounded)
-    return model
-
-
 @torch.no_grad()
 def w8a8_divergence(artifact, model: ModelRef) -> float:
     """Mean KL divergence (nats) from the float model, with 8-bit activations."""
     whole = load_model(model.path, "float32", "cpu")
-    other = eight_bits_a_token(load_model(artifact.path, "float32", "cpu"))
+    other = load_model(artifact.path, "float32", "cpu")
+    round_activations(other, num_bits=8, symmetric=True)
     ids = torch.tensor(WINDOWS)
     a, b = (m(ids).logits.log_softmax(-1) for m in (whole, other))
     return (a.exp() * (a - b)).sum(-1).mean().item()
