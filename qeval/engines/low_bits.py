@@ -12,7 +12,7 @@ so they are rounded to float16 first; an activation's scale lives in a register 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +25,11 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
-from transformers.pytorch_utils import Conv1D
 
 from qeval.errors import EngineError, UsageError
 from qeval.quant.affine import SCALE_BITS
 from qeval.quant.experts import open_experts
+from qeval.quant.linears import linears_of_any_format, widths
 from qeval.quant.running import kv_group
 
 _CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
@@ -86,12 +86,12 @@ def round_activations(model: nn.Module, num_bits: int, symmetric: bool) -> str |
     too, which are opened for it; a note where much of the model is in no linear layer (experts of an
     unknown layout, convolutions): their inputs stay floats."""
     opened = open_experts(model)
-    found = list(_linears(model))
+    found = dict(linears_of_any_format(model)).values()
     for module in found:
         module.register_forward_pre_hook(partial(_round_input, num_bits, symmetric))
     inside = {id(p) for module in (*opened, *found) for p in module.parameters()}
     fused = sum(p.numel() for p in model.parameters() if p.dim() > 2 and id(p) not in inside)
-    share = fused / (fused + sum(map(_n_weights, found)))
+    share = fused / (fused + sum(math.prod(widths(module) or ()) for module in found))
     if share < _FLOAT_SHARE:
         return None
     return f"activations: {share:.0%} of the weights are not in linear layers: their inputs stay floats"
@@ -103,32 +103,6 @@ def _round_input(num_bits: int, symmetric: bool, module: nn.Module, args: Any) -
     if not x.numel():
         return None
     return (fake_quantize(x, num_bits, x.shape[-1], symmetric=symmetric), *args[1:])
-
-
-def _linears(model: Any) -> Iterator[nn.Module]:
-    """Every linear layer but the head, of whatever class a packed format has for it; of layers inside
-    one another the outermost."""
-    head = model.get_output_embeddings()
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if module is head or module in inside:
-            continue
-        if isinstance(module, nn.Linear | Conv1D) or _widths(module):
-            inside.update(module.modules())
-            yield module
-
-
-def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """[in, out] as linear layers of all libraries name them; auto-round's are ``infeatures``."""
-    for into, out in (("in_features", "out_features"), ("infeatures", "outfeatures")):
-        if hasattr(module, into):
-            return int(getattr(module, into)), int(getattr(module, out))
-    return None
-
-
-def _n_weights(module: nn.Module) -> int:
-    widths = _widths(module)
-    return widths[0] * widths[1] if widths else sum(p.numel() for p in module.parameters())
 
 
 class RoundedCache(DynamicCache):  # type: ignore[misc]

@@ -44,6 +44,30 @@ def linears(model: Any) -> Iterator[Linear]:
             yield Linear(name, module, isinstance(module, Conv1D))
 
 
+def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer but the head, of whatever class a packed format has for it; of layers inside
+    one another the outermost. With names, in the model's own order."""
+    head = model.get_output_embeddings()
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module is not head and module not in inside and widths(module):
+            inside.update(module.modules())
+            yield name, module
+
+
+def widths(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer of any library; None: it is no linear layer."""
+    from transformers.pytorch_utils import Conv1D
+
+    for into, out in (("in_features", "out_features"), ("infeatures", "outfeatures")):  # auto-round's
+        sizes = getattr(module, into, None), getattr(module, out, None)
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0], sizes[1]
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    return None
+
+
 def save_simulated(
     model: Any, source: ModelRef, out: Path, layers: list[LayerReport], notes: tuple[str, ...] = ()
 ) -> Artifact:

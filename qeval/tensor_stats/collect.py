@@ -15,6 +15,7 @@ a zero point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from qeval.lm import Internals
 from qeval.quant.affine import check_group_size, fake_quantize
 from qeval.quant.architectures import blocks_path
 from qeval.quant.experts import experts_as_linears, is_open
+from qeval.quant.linears import linears_of_any_format, widths
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
 from qeval.tensor_stats.rows import TOP_CHANNELS, Kind, TensorRow
 
@@ -89,8 +91,8 @@ def _collect(
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[TensorRow], tuple[str, ...]]:
     model = inside.model
-    layers, path = dict(_linears(model)), blocks_path(model)
-    check_group_size({name: _in_features(m) for name, m in layers.items()}, bits.group_size)
+    layers, path = dict(linears_of_any_format(model)), blocks_path(model)
+    check_group_size({name: _widths(m)[0] for name, m in layers.items()}, bits.group_size)
     inputs, cache = _Inputs(bits.activations), _Cached(bits.kv_cache)
     with inputs.watching(layers):
         for i, window in enumerate(windows):
@@ -111,34 +113,10 @@ def _collect(
 # The layers
 
 
-def _linears(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear but the head, packed ones included (quant/linears.py has only float ones)."""
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        known = isinstance(module, nn.Linear | Conv1D) or hasattr(module, "infeatures")
-        if module is not head and (known or _has_features(module)):
-            yield name, module
-
-
-def _has_features(module: nn.Module) -> bool:
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(size, int) for size in sizes) and not list(module.children())
-
-
-def _in_features(module: nn.Module) -> int:
-    for name in ("in_features", "infeatures"):
-        if isinstance(size := getattr(module, name, None), int):
-            return size
-    return int(module.weight.shape[0])  # type: ignore[index]  # Conv1D: [in, out]
-
-
-def _out_features(module: nn.Module) -> int:
-    for name in ("out_features", "outfeatures"):
-        if isinstance(size := getattr(module, name, None), int):
-            return size
-    return int(module.weight.shape[1])  # type: ignore[index]
+def _widths(linear: nn.Module) -> tuple[int, int]:
+    sizes = widths(linear)
+    assert sizes is not None
+    return sizes
 
 
 # Activations
@@ -256,7 +234,7 @@ def read_weight(module: nn.Module, like: Tensor | None) -> Tensor | None:
 def _answers(module: nn.Module, like: Tensor) -> Tensor | None:
     """W from the layer's answers to unit inputs, its bias put aside. A layer that does not answer twice
     the input with twice the output (a bias somewhere else, static activation scales) is not read."""
-    size, rows = _in_features(module), []
+    size, rows = _widths(module)[0], []
     with _without_bias(module):
         for start in range(0, size, _UNIT_ROWS):
             units = like.new_zeros((min(_UNIT_ROWS, size - start), size))
@@ -341,7 +319,7 @@ def _notes(model: Any, layers: dict[str, nn.Module], unread: Sequence[str]) -> I
     known = {*layers.values(), model.get_output_embeddings()}
     rest = [m for m in model.modules() if m not in known and not _elsewhere(m)]
     other = sum(p.numel() for m in rest for p in m.parameters(recurse=False) if p.dim() > 1)
-    inside = sum(_in_features(m) * _out_features(m) for m in layers.values())
+    inside = sum(math.prod(_widths(m)) for m in layers.values())
     if other > 0.05 * (inside + other):
         yield (
             f"{other / (inside + other):.0%} of the weights are in no linear layer (fused experts, "
