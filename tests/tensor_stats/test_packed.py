@@ -9,7 +9,7 @@ from qeval import registry
 from qeval.engines.hf import HfEngine
 from qeval.lm import EngineSettings
 from qeval.quant.base import BuildContext, ModelRef
-from qeval.tensor_stats import collect as module
+from qeval.quant.linears import linears_of_any_format
 from qeval.tensor_stats.collect import Bits, collect, read_weight
 
 from ..quant.families import WINDOWS, make_model, one_thread
@@ -43,7 +43,7 @@ def test_a_packed_models_weights_are_what_its_kernels_multiply_by(name, tmp_path
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     floats = make_model("qwen2")
     with torch.no_grad():
-        for part, packed in module._linears(lm.internals().model):
+        for part, packed in linears_of_any_format(lm.internals().model):
             if packed.in_features != 64:
                 continue
             weight = read_weight(packed, like).float()
