@@ -4,7 +4,7 @@ The inner loop of every solver here. Column i becomes q_i = round(v_i), and each
     v_j += C_ij (r_i - q_i)
 GPTQ and SpQR: r_i is the weight as it was and C_ij = R_ij / R_jj (feedback.py); QuantEase: r_i is the
 column before its update and C_ij = S_ij / S_jj (quantease.py). On CUDA one kernel does the whole run
-(columns_triton.py): as separate operations it takes 250 times as long.
+(columns_triton.py): as separate operations it takes about 200 times as long.
 
 Columns lie in memory as rows: a matrix of columns is [n, out].
 """
