@@ -32,14 +32,18 @@ class Unfinished:
 
     def load(self, index: int) -> Done | None:
         """Block ``index`` as an earlier attempt left it, or None."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         path = self._path(index)
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as err:  # a machine that lost power: the rename is there, the data not
+            print(f"{path}: {err}: its block is done again")  # to the job's log
+            return None
         return Done(_of(_STATE, tensors), _of(_KEPT, tensors), facts)
 
     def save(self, index: int, done: Done) -> None:

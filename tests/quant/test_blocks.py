@@ -353,3 +353,14 @@ def test_a_build_that_died_goes_on_with_the_next_block(kind, tmp_path):
     hessian = true_moments(make_model(kind, num_hidden_layers=3))["model.layers.0.self_attn.q_proj"]
     exact = gptq(weight, hessian.float(), rules).grid.scale
     assert torch.allclose(results[0].kept["scale"], exact, rtol=1e-2)
+
+
+def test_a_block_that_was_not_written_whole_is_done_again(tmp_path, capsys):
+    store, rules = Unfinished(tmp_path), GridRules(4)
+    expected, _ = run(make_model("llama"), lambda w, h: rtn(w, h, rules), unfinished=store)
+    first = tmp_path / "block-00000.safetensors"
+    first.write_bytes(first.read_bytes()[:100])
+    results, _ = run(make_model("llama"), lambda w, h: rtn(w, h, rules), unfinished=store)
+    assert [r.report for r in results] == [r.report for r in expected]
+    assert f"{first}: " in capsys.readouterr().out
+    assert store.load(0) is not None  # whole now
