@@ -2,12 +2,14 @@
 """What the laboratory's methods take on a large model: seconds a decoder block, extrapolated, memory.
 
     python scripts/bench_laboratory.py [--shape starcoder2-15b] [--blocks 3] [--n-samples 128]
-        [--seq-len 2048] [--bits 4] [--group 128] [--methods gptq quantease ...] [--gptqmodel]
+        [--seq-len 2048] [--bits 4] [--group 128] [--methods gptq quantease ...] [--memory 24]
+        [--gptqmodel]
 
 The first blocks of a known shape with random weights, in bfloat16 on the host, go through the driver
 that `qeval run` uses, on random tokens. The time of a block is from the end of one to the end of the
 next: moving it, measuring its inputs, solving and running it; not reading and writing files. ``rtn``
-needs no inputs: its time is that of moving and rounding. Memory is the peak that torch reserved.
+needs no inputs: its time is that of moving and rounding. Memory is the peak that torch reserved; with
+``--memory`` it may not reserve more than so many GB (1e9 bytes), as on a smaller card.
 ``--gptqmodel`` runs GPTQModel's own quantization of the same model in a process of its own, with one
 block and with all of them: its time of a block is the difference. Prints a markdown table.
 """
@@ -54,9 +56,13 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory", type=float, help="GB that torch may have of the GPU")
     parser.add_argument("--gptqmodel", action="store_true")
     parser.add_argument("--theirs", action="store_true", help=argparse.SUPPRESS)  # the other process
     args = parser.parse_args()
+    if args.memory and args.device != "cpu":
+        whole = torch.cuda.get_device_properties(args.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.memory * 1e9 / whole)
     if args.theirs:
         return run_theirs(args)
     if args.blocks < 2:

@@ -48,7 +48,9 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    ("pid", "source"), [(os.getpid(), "nvml process"), (12345678, "nvml device growth")]
+    ("pid", "source"),
+    [(os.getpid(), "nvml process"), (12345678, "nvml device growth")],
+    ids=["own", "other"],
 )
 def test_the_sampler_keeps_the_peak_of_all_cards(monkeypatch, pid, source):
     driver = Driver(pid)

@@ -54,7 +54,8 @@ def _try_factor(hessian: Tensor, added: float, order: Tensor | None) -> Tensor |
         damped = hessian.flip(0, 1)  # a copy
     else:
         turned = order.flip(0)
-        damped = hessian[turned[:, None], turned]
+        # One index after the other: with both at once CUDA writes them out, 64 bits an element each.
+        damped = hessian[turned][:, turned]
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += added
