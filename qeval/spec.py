@@ -223,11 +223,13 @@ def _quantizations(source: _Source, spec: Spec) -> Iterator[Quantization]:
 
 def _ways(source: _Source, where: KeyPath, key: str, given: Any) -> list[Any]:
     """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
-    number or a list of them is short for ``num_bits``; None: not quantized, as with 16 bits."""
+    number is short for ``num_bits``, and a list is of numbers or mappings; None: not quantized, as with
+    16 bits."""
     if given is None:
         return [None]
-    mapping = given if isinstance(given, dict) else {"num_bits": given}
-    found: list[Any] = list(_expand(source, (*where, key), KEYS[key], mapping))
+    items = given if isinstance(given, list) and given else [given]
+    mappings = [item if isinstance(item, dict) else {"num_bits": item} for item in items]
+    found: list[Any] = [o for m in mappings for o in _expand(source, (*where, key), KEYS[key], m)]
     return [None if options.num_bits == 16 else options for options in found]
 
 

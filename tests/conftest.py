@@ -6,12 +6,52 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPO = Path(__file__).parents[1]
+# Files that share the models of tests/quant/quantized.py.
+QUANTIZED = [f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "neighbours")]
+FIRST = [*QUANTIZED, "test_line.py"]  # they take minutes
+
+
+def _share_the_machine(workers: int) -> None:
+    """For one of pytest-xdist's processes: its share of the cores (torch is not imported yet), and a
+    folder of its own for temporary files, where the sandbox's tests look for what is left."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="tests-")
+    Path(tempfile.tempdir).chmod(0o755)  # one of them starts processes as another user
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _share_the_machine(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one file run in one process, since they share what the file made; the long ones begin
+    first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "quantized" if file.rpartition("/")[2] in QUANTIZED else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

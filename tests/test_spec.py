@@ -106,6 +106,15 @@ def test_activations_and_kv_cache_stand_beside_any_method_or_among_its_options(t
     assert experiment.baseline == "none"
 
 
+def test_a_list_of_them_holds_numbers_and_mappings(tmp_path):
+    rows = "activations: [8, {num_bits: [4, 8], symmetric: true}]"
+    text = GOOD.replace("group_size: 32}", "group_size: 32}\n    " + rows)
+    found = [q for q in load(tmp_path, text).quantizations if "activations" in q.execution()]
+    asked = [q.execution()["activations"] for q in found[:3]]
+    assert [(a["num_bits"], a["symmetric"]) for a in asked] == [(8, False), (4, True), (8, True)]
+    assert len({q.label for q in found}) == len(found)
+
+
 def test_defaults_of_a_method_may_hold_them_and_an_entry_wins(tmp_path):
     text = GOOD + "defaults:\n  rtn: {kv_cache: 4, activations: 8}\n"
     text = text.replace("group_size: 32}", "group_size: 32}\n    activations: 16")

@@ -159,7 +159,8 @@ def adopt_orphans(yes: bool) -> None:
 def belongings() -> dict[str, list[str]]:
     """Everything that could leak, by kind: what belongs to this process, and what of the machine an
     attack may have made (their files have ``hostile`` in their names)."""
-    folders = [Path(p) for p in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])]
+    own = Path(tempfile.gettempdir())  # other folders may have what other processes of qeval make
+    folders = {own, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")}
     return {
         "processes": descendants(os.getpid()),
         "threads": os.listdir("/proc/self/task"),
@@ -167,7 +168,8 @@ def belongings() -> dict[str, list[str]]:
         "mounts": Path("/proc/self/mountinfo").read_text().splitlines(),
         "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/qeval-{os.getpid()}-*")],
         "files": [
-            str(p) for f in folders for word in ("qeval", "hostile") for p in f.glob(f"*{word}*")
+            *(str(p) for p in own.glob("*qeval*")),
+            *(str(p) for folder in folders for p in folder.glob("*hostile*")),
         ],
         "POSIX shared memory": [n for n in _listed("/dev/shm") if not n.startswith(TARGET_PREFIX)],
         "System V objects": [
