@@ -99,7 +99,7 @@ def make_tiny_llama(folder: Path, *, dtype: str = "float32", **config: object) -
 
 
 def tiny_tokenizer():
-    """A byte-level BPE of 512 tokens, trained on this repository's own tests."""
+    """A byte-level BPE of 512 tokens, trained on the licence, which never changes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -112,7 +112,7 @@ def tiny_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([Path(__file__).read_text(), *[str(i) for i in range(500)]], trainer)
+    bpe.train_from_iterator([(REPO / "LICENSE").read_text(), *[str(i) for i in range(500)]], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
