@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -82,10 +83,12 @@ def convert(gguf: Path, out: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"  # transformers' bar for GGUF files has no switch of its own
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):  # on a CPU it misses CUDA's libraries, line by line
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     print("de-quantizing ...", flush=True)
     read, info = AutoModelForCausalLM.from_pretrained(
