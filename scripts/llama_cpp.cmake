@@ -1,4 +1,4 @@
-# Makes llama-cpp-python compile in 40% of the time. scripts/setup has CMake read it right after llama.cpp's own
+# Makes llama-cpp-python compile in half the time (141 s for 268 on 2 cores). scripts/setup has CMake read it right after llama.cpp's own
 # project() (CMAKE_PROJECT_llama.cpp_INCLUDE).
 set(LLAMA_BUILD_COMMON OFF)  # for llama.cpp's programs; the Python package forces it on and does not use it
 # The model architectures are 140 small files with the same large headers: compile a dozen at a time.
