@@ -187,6 +187,7 @@ def theirs(args: argparse.Namespace) -> tuple[float, float]:
     """GPTQModel's seconds a block and peak bytes, in a process of its own."""
     given = [f"--{k.replace('_', '-')}={getattr(args, k)}" for k in ("shape", "n_samples", "seq_len")]
     given += [f"--bits={args.bits}", f"--group={args.group}", f"--device={args.device}"]
+    given += [f"--memory={args.memory}"] if args.memory else []
     command = [sys.executable, __file__, "--theirs", f"--blocks={args.blocks}", *given]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

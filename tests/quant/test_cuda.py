@@ -2,7 +2,7 @@
 them give what they give on the CPU, to float32's rounding: a sum in another order may send a weight to
 its other neighbour, and what is behind it makes up for that.
 
-    OMP_NUM_THREADS=1 python -m pytest tests/quant/test_cuda.py tests/quant/test_columns.py
+    OMP_NUM_THREADS=1 python -m pytest -n 12 --dist worksteal tests/quant/test_cuda.py
 """
 
 from dataclasses import replace

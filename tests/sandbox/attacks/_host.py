@@ -159,8 +159,8 @@ def adopt_orphans(yes: bool) -> None:
 def belongings() -> dict[str, list[str]]:
     """Everything that could leak, by kind: what belongs to this process, and what of the machine an
     attack may have made (their files have ``hostile`` in their names)."""
-    own = Path(tempfile.gettempdir())  # other folders may have what other processes of qeval make
-    folders = {own, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")}
+    # Of the folders for temporary files its own: in /tmp others may be at work.
+    kept = {Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/dev/shm")}
     return {
         "processes": descendants(os.getpid()),
         "threads": os.listdir("/proc/self/task"),
@@ -168,8 +168,8 @@ def belongings() -> dict[str, list[str]]:
         "mounts": Path("/proc/self/mountinfo").read_text().splitlines(),
         "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/qeval-{os.getpid()}-*")],
         "files": [
-            *(str(p) for p in own.glob("*qeval*")),
-            *(str(p) for folder in folders for p in folder.glob("*hostile*")),
+            *(str(p) for folder in kept for p in folder.glob("*qeval*")),
+            *(str(p) for folder in kept | {Path("/tmp")} for p in folder.glob("*hostile*")),
         ],
         "POSIX shared memory": [n for n in _listed("/dev/shm") if not n.startswith(TARGET_PREFIX)],
         "System V objects": [
