@@ -4,32 +4,78 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 from qeval.errors import StoreError
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link that leads nowhere",
+}
+NAME_CHARS = 50  # of the target's name in that of its temporary file: a name has at most 255 bytes
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write beside the target, sync, rename: a reader sees the old file or the new one.
 
+    Only a regular file is ever replaced (``regular_target``). It keeps its permissions; a new one has
+    those of the umask.
+
     Raises:
-        StoreError: the folder cannot be written, with the reason and the fix.
+        StoreError: the target is something else, or the folder cannot be written; with the fix.
     """
+    target = regular_target(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:NAME_CHARS]}.{secrets.token_hex(8)}")
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
+                if target.exists():
+                    os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
+                os.fsync(handle)
+            temporary.replace(target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as err:
         raise StoreError(disk_message(path.parent, err)) from err
+
+
+def regular_target(path: Path) -> Path:
+    """The regular file that writing to ``path`` is about, there or not yet; links are followed, so
+    that they stay.
+
+    Raises:
+        StoreError: a device, a pipe, a socket, a folder or a link in a circle, which a rename would
+            replace by a file; or a path that cannot be looked at.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.lstat().st_mode
+        if stat.S_ISREG(mode):
+            return target
+    except (FileNotFoundError, NotADirectoryError):
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists may raise
+            return target
+        mode = path.stat().st_mode  # a link of /proc to what has no name, as /dev/stdout may be
+    except OSError as err:
+        raise StoreError(disk_message(path.parent, err)) from err
+    raise StoreError(not_regular(path, mode))
+
+
+def not_regular(path: Path, mode: int) -> str:
+    """One line for a path that should be a regular file; ``mode`` is its ``st_mode``."""
+    kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return f"{path}: is {kind}: name a regular file"
 
 
 def disk_message(folder: Path, err: OSError) -> str:

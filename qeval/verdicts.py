@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qeval.errors import DataError, StoreError
-from qeval.files import disk_message, write_atomic
+from qeval.files import disk_message, regular_target, write_atomic
 from qeval.sandbox import Limits, Program, Verdict
 from qeval.sandbox.base import Status
 from qeval.tasks.samples import Sample
@@ -66,8 +66,9 @@ class VerdictFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError when the folder cannot be written, DataError for a file of other things."""
-        self._path = path
+        """Raises StoreError when the folder cannot be written or the path is no regular file, DataError
+        for a file of other things."""
+        self._path = path = regular_target(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(path.parent, os.W_OK):  # finish() puts another file in its place

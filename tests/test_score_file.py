@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -159,6 +160,18 @@ def test_where_the_verdicts_are_kept(tmp_path, reader, name, kept):
 def test_the_samples_are_never_overwritten(samples, reader):
     with pytest.raises(UsageError, match=r"--verdicts .*s\.jsonl is the file of the samples"):
         score_file(samples, verdicts=samples)
+
+
+def test_verdicts_never_replace_what_is_no_regular_file(samples, reader):
+    pipe, link = samples.with_name("pipe"), samples.with_name("link")
+    os.mkfifo(pipe)
+    with pytest.raises(StoreError, match="pipe: is a pipe: name a regular file"):
+        score_file(samples, verdicts=pipe)
+    assert pipe.is_fifo()
+    link.symlink_to("kept")
+    for _ in range(2):
+        score_file(samples, verdicts=link)
+        assert link.is_symlink() and samples.with_name("kept").read_text().count("\n") == 6
 
 
 @pytest.mark.parametrize(
