@@ -21,7 +21,9 @@ from qeval.quant.formats import read_json
 from qeval.weights import read_tensors, weight_files
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_NOT_LOADED = ("*.gguf", "*.pth", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*")
 _NOT_CONTENT = {"README.md", "LICENSE", "qeval.json", ".gitattributes", ".gitignore"}
 
 
@@ -167,7 +169,7 @@ def _download(name: str, revision: str | None) -> Path:
         from huggingface_hub import list_repo_files, snapshot_download
     except ImportError as err:
         raise MissingExtraError("huggingface_hub", "hub") from err
-    skip = ["*.gguf", "*.pth", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*"]
+    skip = list(_NOT_LOADED)
     try:
         names = list_repo_files(name, revision=revision)
         skip += ["*.bin"] if any(n.endswith(".safetensors") for n in names) else []
@@ -177,5 +179,28 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=skip))
     except Exception as err:
+        if kept := _cached_commit(name, revision):
+            return kept
         reason = str(err).strip().splitlines()[0]
         raise ModelError(f"{name}: no such folder, and the hub did not give it: {reason}") from err
+
+
+def _cached_commit(name: str, revision: str | None) -> Path | None:
+    """The snapshot of a commit, whole or shortened as git does it, that lies in the hub's cache; None
+    where it does not. A commit's files never change, so it does not matter why the hub gave none.
+    snapshot_download itself looks there for branches and tags only (huggingface_hub 1.33)."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.file_download import repo_folder_name
+
+    if not _COMMIT.match(revision or ""):
+        return None
+    repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    commits = [folder.name for folder in (repo / "snapshots").glob(f"{revision}*")]
+    if len(commits) != 1:
+        return None
+    skip = [*_NOT_LOADED, "*.bin", "*.pt"]  # check_model says whether its weights are whole
+    try:
+        kept = snapshot_download(name, revision=commits[0], ignore_patterns=skip, local_files_only=True)
+    except Exception:  # not all of its files are there
+        return None
+    return Path(kept)

@@ -308,3 +308,68 @@ def test_a_hub_model_without_a_hub_is_one_line(tmp_path):
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "no such folder, and the hub did not give it" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def hub_cache(tiny_llama, tmp_path, monkeypatch) -> Path:
+    """A hub's cache without a hub: org/model, a commit on the branch main and the tag v1, an older one
+    that no name leads to."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--org--model-v1.0"
+    for commit in (NEW, OLD):
+        shutil.copytree(tiny_llama, repo / "snapshots" / commit)
+    for name in ("main", "v1", "refs/pr/1"):
+        (repo / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / "refs" / name).write_text(NEW)
+    return repo
+
+
+NEW, OLD = "0123456789" * 4, "89abcdef01" * 4
+
+
+@pytest.mark.parametrize(
+    ("revision", "commit"),
+    [
+        (None, NEW),
+        ("main", NEW),
+        ("v1", NEW),
+        ("refs/pr/1", NEW),
+        (NEW, NEW),
+        (OLD, OLD),
+        ("89abcdef", OLD),
+    ],
+)
+def test_a_revision_in_the_hubs_cache_is_found_without_the_hub(hub_cache, tmp_path, revision, commit):
+    ref = resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=revision)
+    assert (ref.path, ref.identity) == (
+        hub_cache / "snapshots" / commit,
+        f"hub:org/model-v1.0@{commit}",
+    )
+
+
+@pytest.mark.parametrize("revision", ["v2", "f" * 40, "0123", "89abcdee", "*", "../" + NEW])
+def test_a_revision_that_is_not_there_is_one_line(hub_cache, tmp_path, revision):
+    with pytest.raises(ModelError, match="the hub did not give it") as caught:
+        resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_commit_of_which_a_file_is_missing_is_not_taken_for_whole(hub_cache, tmp_path):
+    """The listing that huggingface_hub keeps beside its snapshots says which files there are."""
+    listing = hub_cache / "trees" / f"{OLD}.json"
+    from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+
+    names = ("config.json", "model.safetensors", "chat_template.jinja", "training_args.bin")
+    entries = {
+        n: TreeCacheEntry(size=1, blob_id="0", lfs_sha256=None, lfs_size=None, xet_hash=None)
+        for n in names
+    }
+    write_tree_cache(str(hub_cache), OLD, entries)
+    assert listing.is_file()
+    with pytest.raises(ModelError, match="the hub did not give it"):
+        resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=OLD)
+    (hub_cache / "snapshots" / OLD / "chat_template.jinja").touch()
+    resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=OLD)
