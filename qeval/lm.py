@@ -32,7 +32,7 @@ class EngineSettings:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "bfloat16"  # of a torch model's weights and compute; llama.cpp reads it from the file
     batch_size: int | None = None  # sequences at once; None: the engine's own choice
-    n_threads: int | None = None  # CPU threads; None: the cores this process may use
+    n_threads: int | None = None  # CPU threads; None, or more than there are: the cores it may use
     trust_remote_code: bool = False  # run code that comes with the model
 
 
@@ -133,7 +133,10 @@ class LM(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the engine chose by itself (kernels); goes into the record's provenance."""
+        """What ran, and what the engine chose by itself; goes into the record's provenance. Asked
+        after the task. Always: ``device`` (``cpu``, ``cuda:0``), ``device_name`` (the GPU's, or the
+        CPU's), ``n_threads`` (of the CPU), ``batch_size`` (most sequences computed at once; None:
+        nothing was) and ``engine_version`` (of the libraries). Others as they apply: ``kernels``."""
         ...
 
     def notes(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def collect() -> dict[str, Any]:
         **_git(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "gpus": _gpus(),
         "host": socket.gethostname(),
         "argv": sys.argv[1:],
@@ -77,7 +77,8 @@ def _git() -> dict[str, Any]:
     return {"git_commit": commit.stdout.strip(), "git_dirty": bool(dirty.stdout.strip())}
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system names it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

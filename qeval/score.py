@@ -12,13 +12,13 @@ long; where it does not pass, the sandbox is not one to score in.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qeval.cores import usable_cores
 from qeval.errors import SandboxError, UsageError
 from qeval.quant.base import Progress
 from qeval.record import Metric
@@ -64,7 +64,7 @@ class Grader:
             DataError: the file at ``path`` holds something else than verdicts.
         """
         self._problems, self._sandbox, self._limits = problems, sandbox, limits
-        self._workers, self._progress = workers or cores(), progress
+        self._workers, self._progress = workers or usable_cores(), progress
         self._file = VerdictFile(path) if path is not None else None
         self._samples: list[Sample] = []
         self._keys: list[str] = []  # of the samples' programs
@@ -333,8 +333,3 @@ def check_k(k: Sequence[int], samples: Mapping[str, int]) -> None:
         raise UsageError(
             f"pass@{max(k)} needs {max(k)} samples a problem, {name} has {fewest}: lower k"
         )
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeval import provenance, registry
 from qeval.artifacts import ArtifactCache
+from qeval.cores import threads
 from qeval.errors import QevalError
 from qeval.files import disk_message, write_atomic
 from qeval.jobs import Job, JobResult
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     job_path, result_path, fd = Path(argv[0]), Path(argv[1]), int(argv[2])
     _die_with_parent(int(argv[3]))
     job = Job.from_json(job_path.read_text(encoding="utf-8"))
+    # Before any library reads it: builds, and what engines do not start themselves, keep to it, too.
+    os.environ["OMP_NUM_THREADS"] = str(threads(job.settings.n_threads))
     result = _guarded(job, _reporter(fd))
     write_atomic(result_path, json.dumps(finite(asdict(result)), allow_nan=False))
     return 0 if result.status == "ok" else 1

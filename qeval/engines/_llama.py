@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qeval import provenance
 from qeval.errors import EngineError, MissingExtraError
 
 Int32 = NDArray[np.int32]
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ: a compile-time constant of llama.cpp
 N_BATCH = 2048  # tokens of one llama_decode call, llama.cpp's own default
+_DEVICE_GPU = 1  # enum ggml_backend_dev_type
 _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5  # enum ggml_log_level
 
 _log: deque[str] = deque(maxlen=40)
@@ -64,6 +66,32 @@ def library() -> Any:
     llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def place(device: str) -> tuple[str, str]:
+    """Where a model asked for ``device`` (``cpu``, ``cuda``, ``cuda:N``) runs, as LM.facts has it:
+    ``cuda:0``, or ``cuda:0,1`` where llama.cpp spreads the layers; and the names of these."""
+    if device == "cpu":
+        return device, provenance.cpu_name()
+    names = _gpus()
+    used = [int(device.partition(":")[2])] if ":" in device else list(range(len(names)))
+    return f"cuda:{','.join(map(str, used))}", ", ".join(dict.fromkeys(names[i] for i in used))
+
+
+def _gpus() -> list[str]:
+    """Of ggml's devices (ggml-backend.h), the GPUs, in the order of ``main_gpu``."""
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    libggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    libggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    count = libggml.ggml_backend_dev_count()
+    devices = [libggml.ggml_backend_dev_get(i) for i in range(count)]
+    gpus = [d for d in devices if libggml.ggml_backend_dev_type(d) == _DEVICE_GPU]
+    return [libggml.ggml_backend_dev_description(d).decode() for d in gpus]
 
 
 def reason(default: str) -> str:

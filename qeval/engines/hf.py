@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qeval import provenance
+from qeval.cores import threads
 from qeval.errors import EngineError
 from qeval.extras import require
 from qeval.lm import Completion, EngineSettings, Ids, Internals, Sampling, StepTrace, Stop
@@ -53,6 +55,7 @@ class HfEngine:
         self._batch_size = settings.batch_size
         self._low_bit_cache = low_bit_cache
         self._notes = notes
+        self._largest_batch: int | None = None
         config = model.config.get_text_config()
         self.max_seq_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.vocab_size = int(config.vocab_size)
@@ -70,8 +73,7 @@ class HfEngine:
         from qeval.engines.packed import load
         from qeval.quant.linears import device_of
 
-        if settings.n_threads is not None:
-            torch.set_num_threads(settings.n_threads)
+        torch.set_num_threads(threads(settings.n_threads))
         device = device_of(settings.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
@@ -156,11 +158,20 @@ class HfEngine:
         )
 
     def facts(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
         from qeval.engines.packed import kernels
 
-        found = kernels(self._model)
+        facts: dict[str, Any] = {
+            **_place(self._device),
+            "n_threads": torch.get_num_threads(),
+            "batch_size": self._largest_batch,
+            "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        }
         chosen: dict[str, Any] = getattr(self._model, "kernel_facts", {})
-        return {**chosen, "kernels": found} if found else {}
+        found = kernels(self._model)
+        return {**facts, **chosen, "kernels": found} if found else facts
 
     def notes(self) -> tuple[str, ...]:
         from qeval.engines.packed import resident_bytes, unpacked_note
@@ -174,8 +185,10 @@ class HfEngine:
         del self._model
 
     def _tensor(self, rows: Sequence[Ids]) -> torch.Tensor:
+        """One forward's input, [len(rows), tokens]; rows of one length."""
         import torch
 
+        self._largest_batch = max(len(rows), self._largest_batch or 0)
         return torch.tensor(rows, dtype=torch.long, device=self._device)
 
     def _new_cache(self) -> RoundedCache | None:
@@ -279,6 +292,16 @@ class HfEngine:
         return (
             2 * int(layers) * int(kv_heads) * int(head_dim) * context * int(self._model.dtype.itemsize)
         )
+
+
+def _place(device: torch.device) -> dict[str, str]:
+    """``device`` and ``device_name``, as LM.facts has them."""
+    import torch
+
+    if device.type != "cuda":
+        return {"device": device.type, "device_name": provenance.cpu_name()}
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return {"device": f"cuda:{index}", "device_name": torch.cuda.get_device_name(index)}
 
 
 class _Ends:

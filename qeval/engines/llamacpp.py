@@ -8,7 +8,6 @@ positions that score; the log-softmax is float32 on the host, a few rows at a ti
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qeval.cores import threads
 from qeval.engines import _llama
 from qeval.engines._llama import Context, Model
 from qeval.engines._slots import Slots
@@ -45,8 +45,9 @@ class LlamaCppEngine:
     def __init__(self, model: Model, settings: EngineSettings) -> None:
         self._model = model
         self._batch_size = settings.batch_size
-        self._n_threads = settings.n_threads or len(os.sched_getaffinity(0))
+        self._n_threads = threads(settings.n_threads)
         self._pool = ThreadPoolExecutor(self._n_threads)
+        self._largest_batch: int | None = None
         self.max_seq_len = model.max_seq_len
         self.vocab_size = model.vocab_size
 
@@ -167,7 +168,14 @@ class LlamaCppEngine:
         )
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        device, name = _llama.place(self._model.device)
+        return {
+            "device": device,
+            "device_name": name,
+            "n_threads": self._n_threads,
+            "batch_size": self._largest_batch,
+            "engine_version": f"llama-cpp-python {_llama.library().__version__}",
+        }
 
     def notes(self) -> tuple[str, ...]:
         return ()
@@ -177,6 +185,7 @@ class LlamaCppEngine:
         self._model.close()
 
     def _context(self, n_seq: int, seq_len: int, *, unified: bool = False) -> Context:
+        self._largest_batch = max(n_seq - unified, self._largest_batch or 0)  # but for the holder
         return Context(
             self._model, n_seq=n_seq, seq_len=seq_len, n_threads=self._n_threads, unified=unified
         )

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator, model_validator
 
 from qeval.calibration import CalibrationOptions
+from qeval.cores import threads
 from qeval.errors import BuildError, did_you_mean
 from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, Options
 
@@ -206,7 +207,7 @@ def _quantize(options: GgufOptions, context: BuildContext, path: Path) -> dict[s
     lib = _llama.library()
     params = lib.llama_model_quantize_default_params()
     params.ftype = TYPES[options.type].ftype
-    params.nthread = context.n_threads or len(os.sched_getaffinity(0))
+    params.nthread = threads(context.n_threads)
     details: dict[str, Any] = {"imatrix": options.uses_imatrix}
     alive: Any = None  # llama.cpp reads the matrix during the call
     if options.uses_imatrix:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from qeval.calibration import Calibration, CalibrationOptions
+from qeval.cores import threads
 from qeval.errors import BuildError
 from qeval.quant.base import Artifact, BuildContext, LayerReport
 
@@ -92,7 +93,7 @@ def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
     """
     import torch._dynamo.config
 
-    workers = max(2, n_threads or len(os.sched_getaffinity(0)))  # with one it refuses to load a model
+    workers = max(2, threads(n_threads))  # with one it refuses to load a model
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(workers))
 
     from qeval.engines.loading import lean_transformers

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from qeval.cores import usable_cores
 from qeval.engines.hf import HfEngine
 from qeval.engines.loading import load_model
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling
+from qeval.provenance import cpu_name
 from qeval.quant.folder import describe_folder
 
 WINDOWS = [[(7 * i + 13 * j) % 512 for i in range(48)] for j in range(5)]
@@ -135,6 +138,21 @@ def test_samples_differ_and_a_seed_repeats_them(lm):
     assert runs[0] == runs[1]
     assert set(runs[0]) == {(0, s) for s in range(6)}
     assert len({tuple(ids) for ids in runs[0].values()}) > 1
+
+
+def test_facts_say_what_ran(tiny_llama):
+    lm = open_lm(tiny_llama, n_threads=10**6)  # no more than there are cores to use
+    assert lm.facts()["batch_size"] is None
+    list(lm.nll([ids[:9] for ids in WINDOWS]))
+    assert lm.facts() == {
+        "device": "cpu",
+        "device_name": cpu_name(),
+        "n_threads": torch.get_num_threads(),
+        "batch_size": 5,
+        "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    assert torch.get_num_threads() <= usable_cores()
+    assert open_lm(tiny_llama, n_threads=1).facts()["n_threads"] == 1 == torch.get_num_threads()
 
 
 def test_memory_counts_the_cache_of_grouped_queries(lm):

@@ -14,15 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeval.engines import llamacpp
+from qeval.cores import usable_cores
+from qeval.engines import _llama, llamacpp
 from qeval.engines._slots import seed_of
 from qeval.engines.llamacpp import LlamaCppEngine, token_nll
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling
+from qeval.provenance import cpu_name
 from qeval.quant.base import Artifact, BuildContext, ModelRef
 from qeval.quant.gguf import Gguf, GgufOptions
 
-pytest.importorskip("llama_cpp")
+llama_cpp = pytest.importorskip("llama_cpp")
 CPU = EngineSettings(device="cpu", n_threads=1)
 IDS = [int(i) for i in np.random.default_rng(0).integers(1, 512, 96)]
 
@@ -271,6 +273,39 @@ def test_prompts_that_cannot_run_are_refused(engine, size):
 def test_seeds_are_31_bits_and_differ():
     seeds = {seed_of(s, p, i) for s in (-1, 0) for p in range(20) for i in range(20)}
     assert len(seeds) == 800 and max(seeds) < 2**31
+
+
+# ---- what ran
+
+
+def test_facts_say_what_ran(tiny_f32):
+    engine = LlamaCppEngine.open(tiny_f32, EngineSettings(device="cpu", n_threads=10**6))
+    assert engine.facts()["batch_size"] is None
+    list(engine.generate(PROMPTS, Sampling(max_new_tokens=2, at_once=3)))
+    assert engine.facts() == {
+        "device": "cpu",
+        "device_name": cpu_name(),
+        "n_threads": usable_cores(),
+        "batch_size": 3,
+        "engine_version": f"llama-cpp-python {llama_cpp.__version__}",
+    }
+    list(engine.nll([IDS] * 5))
+    assert engine.facts()["batch_size"] == 4
+    engine.close()
+
+
+def test_gpus_are_named(monkeypatch):
+    monkeypatch.setattr(_llama, "_gpus", lambda: ["NVIDIA H200", "NVIDIA H200"])
+    assert _llama.place("cuda") == ("cuda:0,1", "NVIDIA H200")
+    assert _llama.place("cuda:1") == ("cuda:1", "NVIDIA H200")
+    monkeypatch.undo()
+    assert all(_llama._gpus()) and len(_llama._gpus()) == _gpu_count()
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count() if _llama.library().llama_supports_gpu_offload() else 0
 
 
 # ---- loading
