@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from qeval.engines.gguf_file import all_parts
+from qeval.engines.gguf_file import read_header as read_gguf_header
 from qeval.errors import MissingExtraError, ModelError
 from qeval.files import write_atomic
 from qeval.quant.base import ModelRef
-from qeval.quant.formats import read_json
+from qeval.quant.folder import check_floats
+from qeval.quant.formats import read_json, recognise
 from qeval.weights import read_tensors, weight_files
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -45,7 +48,8 @@ def resolve_model(
     path = Path(name).expanduser()
     if path.exists():
         check_model(path, need_tokenizer, trust_remote_code)
-        return ModelRef(name, path.resolve(), identify(path, cache_dir), dtype, trust_remote_code)
+        # Not resolved: a snapshot of the hub links to blobs, whose names say neither type nor part.
+        return ModelRef(name, path.absolute(), identify(path, cache_dir), dtype, trust_remote_code)
     if not _HUB_ID.match(name):
         raise ModelError(f"{name}: no such model folder or .gguf file")
     folder = _download(name, revision)
@@ -63,10 +67,13 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
+        read_gguf_header(path)
         return
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: no config.json: not a Hugging Face model folder")
-    read_tensors(path)
+    tensors = read_tensors(path)
+    if recognise(path) is None:
+        check_floats(path, tensors)
     if not trust_remote_code:
         _check_no_code(path / "config.json")
     if not need_tokenizer:
@@ -104,12 +111,16 @@ def _check_no_code(config: Path) -> None:
 
 
 def identify(path: Path, cache_dir: Path) -> str:
-    """``sha256:<hex>`` of a .gguf file, or of a folder's files except documentation.
+    """``sha256:<hex>`` of a .gguf file, all its parts if it is split, or of a folder's files except
+    documentation.
 
     Raises:
         ModelError: a file is not what the hub gave.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    if path.is_file():
+        files = all_parts(path) if path.suffix == ".gguf" else [path]
+    else:
+        files = sorted(p for p in path.iterdir() if p.is_file())
     files = [p for p in files if p.name not in _NOT_CONTENT]
     total = hashlib.sha256()
     for file, digest in zip(files, _hashes(files, cache_dir), strict=True):

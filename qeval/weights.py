@@ -11,6 +11,7 @@ import json
 import math
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|embed_positions|word_embeddings|wte|wpe|embed_in|embed_out|lm_head)$"
 )
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_INTEGERS = re.compile(r"(ids?|index|indices|idx|mask|tid2eid|tracked)$")
 _MAX_HEADER = 100 * 2**20  # the format's own limit
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
@@ -68,6 +71,17 @@ def is_embedding(module: str) -> bool:
     return EMBEDDING.search(module) is not None
 
 
+def is_plausible(tensor: Tensor) -> bool:
+    """Whether a tensor that no format packs can be what its dtype says: weights are floats, and what
+    models hold as integers are positions, indices and masks."""
+    if tensor.dtype in FLOATS:
+        return True
+    last = tensor.name.rpartition(".")[2]
+    if last.endswith(("weight", "_proj")) or (last == "bias" and len(tensor.shape) == 1):
+        return False
+    return tensor.dtype in ("BOOL", "U8", "I64") or _INTEGERS.search(last) is not None
+
+
 def read_header(path: Path) -> list[Tensor]:
     """The tensors of one safetensors file.
 
@@ -85,20 +99,40 @@ def _read_safetensors(path: Path) -> Contents:
         if length > min(_MAX_HEADER, size):
             raise ModelError(f"{path}: not a safetensors file, or cut off in its header")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_object)
+        except KeyError as err:
+            raise ModelError(f"{path}: {err} is in its safetensors header twice: damaged") from err
         except ValueError as err:
             raise ModelError(f"{path}: its safetensors header is not JSON") from err
     try:
         facts = header.pop("__metadata__", None) or {}
-        ranges = {n: (int(t["data_offsets"][0]), int(t["data_offsets"][1])) for n, t in header.items()}
-        tensors = [
-            Tensor(n, t["dtype"], tuple(t["shape"]), b - a, path, 8 + length + a)
-            for (n, t), (a, b) in zip(header.items(), ranges.values(), strict=True)
-        ]
+        tensors = [_entry(name, entry, path, 8 + length) for name, entry in header.items()]
         _check_ranges(path, tensors, 8 + length, size)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as err:
         raise ModelError(f"{path}: its safetensors header is damaged; copy the file again") from err
     return Contents(tensors, facts)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises KeyError for a name that is there twice: a dictionary keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return found
+
+
+def _entry(name: str, entry: dict[str, Any], path: Path, start: int) -> Tensor:
+    """One tensor of a header, whose data begins at ``start``.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not written as the format says.
+    """
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("not whole numbers from 0 on")
+    if not isinstance(entry["dtype"], str):
+        raise TypeError("a dtype is a string")
+    return Tensor(name, entry["dtype"], shape, end - begin, path, start + begin)
 
 
 def _check_ranges(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
@@ -176,8 +210,14 @@ def read_contents(folder: Path) -> Contents:
     from qeval.torch_file import read_torch_file
 
     found = Contents([], {})
+    of: dict[str, Path] = {}
     for file in weight_files(folder):
         part = _read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
+        if twice := next((t.name for t in part.tensors if t.name in of), None):
+            raise ModelError(
+                f"{folder}: {twice} is in {of[twice].name} and in {file.name}: take it out of one"
+            )
+        of |= dict.fromkeys((t.name for t in part.tensors), file)
         found.tensors.extend(part.tensors)
         found.facts.update(part.facts)
     return found

@@ -21,7 +21,15 @@ from qeval.errors import ModelError
 from qeval.models import check_model, identify, resolve_model
 from qeval.quant.folder import describe_folder
 from qeval.torch_file import read_torch_file
-from qeval.weights import linear_shapes, read_data, read_header, read_tensors, weight_files
+from qeval.weights import (
+    Tensor,
+    is_plausible,
+    linear_shapes,
+    read_data,
+    read_header,
+    read_tensors,
+    weight_files,
+)
 
 
 def test_the_header_lists_what_torch_wrote(tiny_llama):
@@ -35,10 +43,12 @@ def test_the_header_lists_what_torch_wrote(tiny_llama):
     assert embeddings == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-def safetensors(tensors: dict[str, tuple], n: int) -> bytes:
+def safetensors(tensors: dict[str, tuple], n: int, *replaced: bytes) -> bytes:
+    """A file of ``n`` bytes of data, one part of its header ``replaced`` by another."""
     header = json.dumps(
         {k: {"dtype": d, "shape": s, "data_offsets": [a, b]} for k, (d, s, a, b) in tensors.items()}
     ).encode()
+    header = header.replace(*replaced) if replaced else header
     return struct.pack("<Q", len(header)) + header + bytes(n)
 
 
@@ -63,6 +73,19 @@ def safetensors(tensors: dict[str, tuple], n: int) -> bytes:
         ),
         (safetensors({"a": ("F32", [2], 0, 8), "b": ("F32", [1], 4, 8)}, 8), "b does not begin where"),
         (safetensors({"a": ("F32", [1], 4, 8)}, 8), "a does not begin where"),
+        (safetensors({"a": ("F32", [-1, -1], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [1], 0.0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [True], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", ["1"], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [1], 4, 0)}, 4), r"a F32 \[1\] has -4 bytes"),
+        (
+            safetensors({"a": ("F32", [1], 0, 4), "aa": ("F32", [1], 4, 8)}, 8, b'"aa"', b'"a"'),
+            "'a' is .* twice",
+        ),
+        (
+            safetensors({"a": ("F32", [1], 0, 4)}, 4, b'"shape"', b'"dtype":"I32","shape"'),
+            "'dtype' is .* twice",
+        ),
         (struct.pack("<Q", 12) + b'{"a": ["x"]}', "header is damaged"),
         (struct.pack("<Q", 9) + b'["a", {}]', "header is damaged"),
     ],
@@ -72,6 +95,71 @@ def test_a_broken_file_is_one_line(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(ModelError, match=message):
         read_header(path)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("label", ["I32", "U32"])
+def test_floats_that_are_labelled_integers_are_refused(tiny_llama, tmp_path, name, label):
+    """Libraries turn such numbers into floats: one tensor moved a PPL from 12.7 to 18.8."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "false"))
+    relabel(folder / "model.safetensors", name, label)
+    with pytest.raises(
+        ModelError, match=rf"model.safetensors: {name} is {label}, and weights are floats"
+    ):
+        resolve_model(str(folder), dtype="float32", cache_dir=tmp_path / "cache")
+    with pytest.raises(ModelError, match=f"{name} is {label}"):
+        describe_folder(folder, "float32")
+
+
+def relabel(file: Path, name: str, label: str) -> None:
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header[name]["dtype"] = label
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "plausible"),
+    [
+        ("a.weight", "F32", (2, 2), True),
+        ("a.weight", "F8_E4M3", (2, 2), True),  # without scales: floats of 8 bits
+        ("a.weight", "I64", (2, 2), False),
+        ("a.weight", "BOOL", (2, 2), False),
+        ("a.weight", "F33", (2, 2), False),
+        ("a.bias", "I16", (2,), False),
+        ("a.experts.gate_up_proj", "I64", (2, 2, 2), False),
+        ("time_decay", "U16", (2,), False),
+        ("h.0.attn.bias", "BOOL", (1, 1, 8, 8), True),  # GPT-2's mask
+        ("h.0.attn.bias", "U8", (1, 1, 8, 8), True),
+        ("embeddings.position_ids", "I64", (1, 8), True),
+        ("gate.tid2eid", "I32", (8, 2), True),
+        ("norm.num_batches_tracked", "I64", (), True),
+    ],
+)
+def test_weights_are_floats_and_tables_need_not_be(name, dtype, shape, plausible):
+    assert is_plausible(Tensor(name, dtype, shape, 0)) == plausible
+
+
+def test_a_bin_of_integers_is_refused_and_one_with_a_mask_is_not(tiny_llama, tmp_path):
+    import torch
+
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    check_model(as_bin(tiny_llama, tmp_path / "mask", **{"model.layers.0.self_attn.bias": mask}))
+    whole = {"model.norm.weight": torch.ones(64, dtype=torch.int32)}
+    with pytest.raises(ModelError, match=r"pytorch_model.bin: model.norm.weight is I32"):
+        check_model(as_bin(tiny_llama, tmp_path / "whole", **whole))
+
+
+def test_a_tensor_in_two_shards_is_refused(tiny_llama, tmp_path):
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "twice"))
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
+    index = {"weight_map": {"model.norm.weight": "a.safetensors", "lm_head.weight": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"lm_head.weight is in a.safetensors and in b.safetensors"):
+        read_tensors(folder)
 
 
 def test_shards_are_read_by_their_index_and_a_missing_one_is_named(tiny_llama, tmp_path):

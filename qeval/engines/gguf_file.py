@@ -8,6 +8,7 @@ vocabularies, and needs nothing installed: the parent process describes checkpoi
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -57,6 +58,9 @@ GGML_TYPES = {
     41: ("Q1_0", 128, 18),
     42: ("Q2_0", 64, 18),
 }
+
+_BLOCKS = {name: block for name, block, _ in GGML_TYPES.values()}
+_INTEGERS = ("I8", "I16", "I32", "I64")
 
 
 @dataclass(frozen=True)
@@ -126,17 +130,67 @@ def read_header(path: Path) -> Header:
     """The header of ``path``; the first part of a split model stands for all of its parts.
 
     Raises:
-        ModelError: the file is not GGUF version 2 or 3, or is cut off; a part is missing.
+        ModelError: the file is not GGUF version 2 or 3, cut off, or its header contradicts itself; it
+            is not the first part; another part is missing, or not of this model.
     """
     header = _read_one(path)
-    others = [_read_one(part) for part in _parts(path, header.metadata.get("split.count", 1))]
-    return Header(header.metadata, header.tensors + tuple(t for h in others for t in h.tensors))
+    parts = _other_parts(path, header.metadata)
+    tensors = list(header.tensors)
+    for number, part in enumerate(parts, 2):
+        other = _read_one(part)
+        if (other.metadata.get("split.no"), other.metadata.get("split.count")) != (
+            number - 1,
+            len(parts) + 1,
+        ):
+            raise ModelError(f"{part}: is not part {number} of {len(parts) + 1}, by its header")
+        tensors += other.tensors
+    wanted = header.metadata.get("split.tensors.count", len(tensors)) if parts else len(tensors)
+    if wanted != len(tensors):
+        raise ModelError(
+            f"{path}: its parts hold {len(tensors)} tensors, not {wanted}: one is of another model"
+        )
+    _check_once(path, [t.name for t in tensors])
+    return Header(header.metadata, tuple(tensors))
 
 
-def _parts(path: Path, count: int) -> list[Path]:
-    """The other parts of ``name-00001-of-00003.gguf``."""
-    stem = path.name.partition("-00001-of-")[0]
-    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
+def all_parts(path: Path) -> list[Path]:
+    """``path`` and the other parts of a split model.
+
+    Raises:
+        ModelError: ``path`` is not the first of them, or one is missing.
+    """
+    return [path, *_other_parts(path, _read_one(path).metadata)]
+
+
+def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    """Those of ``name-00001-of-00003.gguf``, as llama.cpp looks for them (``llama_split_path``)."""
+    count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
+    if type(count) is not int or type(number) is not int or count <= 1:
+        return []
+    ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
+    named = [
+        path.with_name(path.name.removesuffix(ending) + f"-{i:05d}-of-{count:05d}.gguf")
+        for i in range(1, count + 1)
+    ]
+    if number:
+        first = f", {named[0]}" if path.name.endswith(ending) else ""
+        raise ModelError(f"{path}: part {number + 1} of {count}: give the first part{first}")
+    if path != named[0]:
+        raise ModelError(
+            f"{path}: the first of {count} parts, which llama.cpp finds by their names: call it "
+            f"{path.stem}{ending}, and the others like it"
+        )
+    for i, part in enumerate(named[1:], 2):
+        if not part.is_file():
+            raise ModelError(f"{path}: its part {i} of {count} is missing: {part}")
+    return named[1:]
+
+
+def _check_once(path: Path, names: list[str]) -> None:
+    """Raises ModelError for a name that is there twice: readers take the one or the other."""
+    if len(set(names)) < len(names):
+        name = Counter(names).most_common(1)[0][0]
+        raise ModelError(f"{path}: {name} is in its header twice: damaged")
 
 
 def _read_one(path: Path) -> Header:
@@ -145,18 +199,42 @@ def _read_one(path: Path) -> Header:
             magic, version, n_tensors, n_values = struct.unpack("<4sIQQ", file.read(24))
             if magic != b"GGUF" or version not in (2, 3):
                 raise ModelError(f"{path}: is not a GGUF file of version 2 or 3")
-            metadata = {_string(file): _value(file) for _ in range(n_values)}
+            values = [(_string(file), _value(file)) for _ in range(n_values)]
             tensors = [_tensor(file) for _ in range(n_tensors)]
-            alignment = metadata.get("general.alignment", 32)
-            data = -(-file.tell() // alignment) * alignment
+            header_ends = file.tell()
     except OSError as err:
         raise ModelError(f"{path}: cannot be read ({err.strerror})") from err
     except (struct.error, KeyError) as err:
         raise ModelError(f"{path}: the GGUF header is cut off or damaged") from err
-    needed = data + max((offset + t.n_bytes for t, offset in tensors), default=0)
-    if path.stat().st_size < needed:
-        raise ModelError(f"{path}: truncated: {path.stat().st_size} bytes of {needed}; get it again")
+    _check_once(path, [name for name, _ in values])
+    metadata = dict(values)
+    _check_tensors(path, tensors, metadata.get("general.alignment", 32), header_ends)
     return Header(metadata, tuple(t for t, _ in tensors))
+
+
+def _check_tensors(
+    path: Path, tensors: list[tuple[Tensor, int]], alignment: int, header_ends: int
+) -> None:
+    """Raises ModelError where the tensors do not lie one behind the other inside the file, are of a
+    shape that their type cannot hold, or are weights in integers, which no operation takes."""
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise ModelError(f"{path}: general.alignment is {alignment!r}: damaged")
+    end = 0  # from the start of all data
+    for t, offset in tensors:
+        if t.kind in _INTEGERS and t.name.endswith((".weight", ".bias")):
+            raise ModelError(f"{path}: {t.name} is {t.kind}, and weights are floats: a false header")
+        if t.shape and t.shape[-1] % _BLOCKS[t.kind]:
+            raise ModelError(
+                f"{path}: {t.name} {t.kind} {list(t.shape)}: rows are not whole blocks: damaged"
+            )
+        if offset != end:
+            raise ModelError(f"{path}: {t.name} does not begin where the one before it ends: damaged")
+        end += -(-t.n_bytes // alignment) * alignment
+    needed = -(-header_ends // alignment) * alignment
+    needed += tensors[-1][1] + tensors[-1][0].n_bytes if tensors else 0
+    size = path.stat().st_size
+    if tensors and size < needed:
+        raise ModelError(f"{path}: truncated: {size} bytes of {needed}; get it again")
 
 
 def _read(file: BinaryIO, code: str, count: int = 1) -> tuple[Any, ...]:

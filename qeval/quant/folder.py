@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from qeval.errors import ModelError
 from qeval.quant.base import Artifact
 from qeval.quant.formats import describe_packed, recognise
-from qeval.weights import DTYPE_BYTES, read_tensors
+from qeval.weights import DTYPE_BYTES, Tensor, is_plausible, read_tensors
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".index.json")
 _PACKED = (".qweight", ".weight_packed", ".W_q", ".SCB", "._weight_qdata", ".weight.absmax")
@@ -36,12 +37,7 @@ def describe_folder(path: Path, dtype: str) -> Artifact:
     if recognise(path) is not None:
         return describe_packed(path)
     tensors = read_tensors(path)
-    packed = next((t.name for t in tensors if t.name.endswith(_PACKED)), None)
-    if packed:
-        raise ModelError(
-            f"{path}: {packed} is packed, but config.json has no quantization_config to say how: "
-            "take the one that came with these weights"
-        )
+    check_floats(path, tensors)
     n_embedding = sum(t.n_elements for t in tensors if t.is_embedding)
     n_rest = sum(t.n_elements for t in tensors) - n_embedding
     width = DTYPE_BYTES[dtype]
@@ -54,3 +50,23 @@ def describe_folder(path: Path, dtype: str) -> Artifact:
         bpw=8.0 * width,
         bpw_file=8.0 * width,
     )
+
+
+def check_floats(path: Path, tensors: Sequence[Tensor]) -> None:
+    """What a model folder without a quantization_config holds.
+
+    Raises:
+        ModelError: packed weights, or weights in a type that is no float: libraries turn such numbers
+            into floats, whatever they were.
+    """
+    for t in tensors:
+        if t.name.endswith(_PACKED):
+            raise ModelError(
+                f"{path}: {t.name} is packed, but config.json has no quantization_config to say how: "
+                "take the one that came with these weights"
+            )
+        if not is_plausible(t):
+            raise ModelError(
+                f"{t.file}: {t.name} is {t.dtype}, and weights are floats: its header is false, or "
+                "config.json lacks the quantization_config that says how they are packed"
+            )

@@ -19,7 +19,7 @@ from qeval.extras import require
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.packed_tensors import PackedLinear, packed_linears
 from qeval.quant.packing import check_half_precision
-from qeval.weights import Tensor, is_embedding, read_contents
+from qeval.weights import Tensor, is_embedding, is_plausible, read_contents
 
 KERNELS_FOR = ("gptq", "awq")
 """Formats that run on GPTQModel's kernels, of which a spec may name one."""
@@ -98,6 +98,8 @@ def describe_packed(folder: Path) -> Artifact:
     packed = packed_linears(folder, contents, found.name, found.num_bits, found.details)
     owner = {t.name: p.name for p in packed for t in p.tensors}
     rest = [t for t in contents.tensors if t.name not in owner]
+    if false := next((t for t in rest if not is_plausible(t)), None):
+        raise ModelError(f"{false.file}: {false.name} is {false.dtype}, and no part of {found.label}")
     total = sum(t.n_bytes for t in contents.tensors)
     embedding = sum(t.n_bytes for t in rest if t.is_embedding)
     embedding += sum(p.n_bytes for p in packed if is_embedding(p.name))

@@ -19,6 +19,7 @@ from qeval.weights import Contents, Tensor, read_data
 Parts = dict[str, Tensor]  # a module's tensors by the rest of their names
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_WORDS = ("I32", "U32", "I64", "I16", "I8", "U8")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _modules(contents: Contents, suffixes: tuple[str, ...]) -> dict[str, Parts]:
 def _gptq(m: _Module) -> _Found:
     """qweight [in * bits / 32, out], qzeros [groups, out * bits / 32], scales [groups, out], and g_idx
     [in] (not by auto-round)."""
-    q, scales = m.parts["qweight"], m.parts["scales"]
+    q, scales = m.parts["qweight"], _floats(m, "scales")
     word = _word_bits(q)
     n_out = q.shape[1]
     bits = m.check_bits(_whole(word * m.parts["qzeros"].shape[1], n_out))
@@ -118,7 +119,7 @@ def _gptq(m: _Module) -> _Found:
 
 def _awq(m: _Module) -> _Found:
     """qweight [in, out * bits / 32], qzeros [groups, out * bits / 32], scales [groups, out]."""
-    q, n_out = m.parts["qweight"], m.parts["scales"].shape[1]
+    q, n_out = m.parts["qweight"], _floats(m, "scales").shape[1]
     bits = m.check_bits(_whole(_word_bits(q) * q.shape[1], n_out))
     if m.parts["qzeros"].shape[1] != q.shape[1]:
         raise ValueError("qweight and qzeros are of different widths")
@@ -148,6 +149,8 @@ def _compressed(m: _Module) -> _Found:
 def _bitsandbytes(m: _Module) -> _Found:
     """weight int8 [out, in] with SCB; or uint8 [n / 2, 1] whose shape is in the JSON of quant_state."""
     weight = m.parts["weight"]
+    if "SCB" in m.parts:
+        _floats(m, "SCB")
     for name, part in m.parts.items():
         if ".quant_state." in name:
             state = json.loads(read_data(part))
@@ -194,7 +197,18 @@ def _element_kind(tensor: Tensor) -> str:
     return "fp8" if tensor.dtype in _FP8 else f"int{8 * tensor.n_bytes // tensor.n_elements}"
 
 
+def _floats(m: _Module, part: str) -> Tensor:
+    """Raises ValueError where a part that holds floats says that it is anything else."""
+    tensor = m.parts[part]
+    if tensor.dtype not in _FLOATS:
+        raise ValueError(f"{part} is {tensor.dtype}")
+    return tensor
+
+
 def _word_bits(tensor: Tensor) -> int:
+    """Raises ValueError where a part that holds packed integers says that it is floats."""
+    if tensor.dtype not in _WORDS:
+        raise ValueError(f"{tensor.name.rpartition('.')[2]} is {tensor.dtype}")
     return _whole(8 * tensor.n_bytes, tensor.n_elements)
 
 
