@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qeval.data import Corpus, DataSource
 from qeval.errors import DataError
 from qeval.quant.base import Options
 from qeval.tokenizer import Tokenizer
 
+MOST_TOKENS = 2**25  # 128 times the usual
 DOCUMENT_SETS = ("c4", "c4-train", "c4-excerpt")
 JOINS = {"ptb": "\n\n", "ptb-test": " "}  # everything else: "\n\n"
 
@@ -28,7 +29,13 @@ class CalibrationOptions(Options):
     dataset: str = "c4-train"
     n_samples: int = Field(default=128, ge=1)
     seq_len: int = Field(default=2048, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)  # numpy's range; random takes -1 for 1
+
+    @model_validator(mode="after")
+    def _bounded(self) -> CalibrationOptions:
+        if (n := self.n_samples * self.seq_len) > MOST_TOKENS:
+            raise ValueError(f"n_samples x seq_len is {n:,} tokens, the most is {MOST_TOKENS:,}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def run_spec(
         _print_plan(chosen, store.latest(), ArtifactCache(settings.cache_dir))
         return Outcome(0, None)
     with store.lock():
-        _keep_spec(path, store.folder)
+        _keep_spec(experiment, store.folder)
         done = store.latest()
         pending = [cell for cell in chosen if not is_done(cell, done)]
         _preflight(pending, settings)
@@ -172,11 +172,11 @@ def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache
     say(f"{len(cells)} cells, {n_done} done")
 
 
-def _keep_spec(path: Path, folder: Path) -> None:
+def _keep_spec(experiment: Experiment, folder: Path) -> None:
     """A copy of the spec beside its results, for whoever reads them later."""
     from qeval.files import write_atomic
 
-    write_atomic(folder / "spec.yaml", path.read_text(encoding="utf-8"))
+    write_atomic(folder / "spec.yaml", experiment.text)
 
 
 def score_samples(

@@ -68,9 +68,20 @@ class SandboxError(QevalError):
     pass
 
 
+def one_line(text: str) -> str:
+    """A message as one printable line: what was more lines side by side, control characters escaped."""
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
+
+
+def short(text: str, limit: int = 100) -> str:
+    """What somebody wrote, cut for a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``'; did you mean X?'`` for the closest known word, else the known words, as a clause."""
-    choices = sorted(known)
+    choices = sorted(set(known))
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"

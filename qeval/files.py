@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and the errors of full and read-only disks in one line."""
+"""Writing files whole or not at all, reading them with limits, and the errors of disks in one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from qeval.errors import StoreError
+from qeval.errors import QevalError, StoreError, short
+from qeval.units import human_bytes
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -76,6 +78,44 @@ def not_regular(path: Path, mode: int) -> str:
     """One line for a path that should be a regular file; ``mode`` is its ``st_mode``."""
     kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
     return f"{path}: is {kind}: name a regular file"
+
+
+STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def open_regular(path: Path, error: type[QevalError], *, streams: bool = False) -> BinaryIO:
+    """A regular file, open for reading: a device may have no end, and at a pipe even opening may wait.
+    ``streams``: what the shell hands over (``/dev/stdin``, ``<(command)``) is taken, too.
+
+    Raises:
+        error: it is not there, something else, or cannot be opened.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not (streams and str(path).startswith(STREAMS)):
+            raise error(not_regular(path, mode))
+        return path.open("rb")
+    except FileNotFoundError as err:
+        raise error(f"{path}: no such file") from err
+    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+        reason = err.strerror if isinstance(err, OSError) else str(err)
+        raise error(f"{short(str(path))}: cannot be read ({reason})") from err
+
+
+def read_bytes(path: Path, limit: int, error: type[QevalError], *, streams: bool = False) -> bytes:
+    """The content of a file of at most ``limit`` bytes.
+
+    Raises:
+        error: as ``open_regular``; or the file is longer.
+    """
+    with open_regular(path, error, streams=streams) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as err:
+            raise error(f"{path}: cannot be read ({err.strerror})") from err
+    if len(data) > limit:
+        raise error(f"{path}: over {human_bytes(limit)}, the most that is read of such a file")
+    return data
 
 
 def disk_message(folder: Path, err: OSError) -> str:

@@ -9,29 +9,35 @@ a command line.
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from qeval import registry
-from qeval.errors import SpecError, UsageError, did_you_mean
+from qeval.errors import UsageError, did_you_mean, short
 from qeval.quant.base import Options
 from qeval.quant.running import KEYS, Running
+from qeval.yaml_file import KeyPath, YamlFile
 
+T = TypeVar("T")
 Dtype = Literal["float32", "float16", "bfloat16"]
-KeyPath = tuple[str | int, ...]
+LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
+_LONGEST_NAME = 255  # bytes of a folder's name
+_MOST_ENTRIES, _MOST_CELLS = 1000, 100_000  # of a section with its grids expanded, and of a spec
 
 
 class ModelEntry(Options):
     """One model: ``- bigcode/starcoder2-15b`` is short for ``- {id: bigcode/starcoder2-15b}``."""
 
-    id: str  # hub id, local folder, or a .gguf file
+    id: str = Field(min_length=1)  # hub id, local folder, or a .gguf file
     revision: str | None = None  # branch, tag or commit on the hub
     dtype: Dtype | None = None  # None: the spec's
     trust_remote_code: bool = False
@@ -51,21 +57,22 @@ class Spec(Options):
     data_dir: str | None = None
     cache_dir: str | None = None
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    batch_size: int | None = Field(default=None, ge=1)
-    n_threads: int | None = Field(default=None, ge=1)
-    timeout: float | None = Field(default=86400.0, gt=0)  # seconds a job may take; None: no limit
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    n_threads: int | None = Field(default=None, ge=1, le=4096)
+    timeout: float | None = Field(default=86400.0, gt=0, le=LONGEST_S)  # of a job; None: no limit
 
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, value: str) -> str:
-        if not value or "/" in value or value.startswith("."):
+        plain = value.isprintable() and value == value.strip() and len(value.encode()) <= _LONGEST_NAME
+        if not value or "/" in value or value.startswith(".") or not plain:
             raise ValueError("must be a plain name: it becomes the folder results/<name>")
         return value
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if value in ("auto", "cpu", "cuda") or (value.startswith("cuda:") and value[5:].isdigit()):
+        if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
             return value
         raise ValueError("must be auto, cpu, cuda or cuda:N")
 
@@ -112,51 +119,7 @@ class Experiment:
     tasks: tuple[TaskEntry, ...]
     baseline: str | None  # a label of quantizations, or None
     settings: Spec
-
-
-class _Source:
-    """The YAML text with the line of every key, to name it in errors."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            text = path.read_text(encoding="utf-8")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            self.data = yaml.safe_load(text)
-        except FileNotFoundError as err:
-            raise SpecError(f"{path}: no such file") from err
-        except (OSError, UnicodeDecodeError) as err:
-            raise SpecError(f"{path}: cannot be read ({err})") from err
-        except yaml.YAMLError as err:
-            mark = getattr(err, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise SpecError(f"{where}: not valid YAML: {getattr(err, 'problem', err)}") from err
-        if not isinstance(self.data, dict):
-            raise SpecError(f"{path}: the top level must be a mapping with name, models, ...")
-        self._lines: dict[KeyPath, int] = {}
-        self._walk(root, ())
-
-    def _walk(self, node: Any, where: KeyPath) -> None:
-        self._lines.setdefault(where, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                inner = (*where, key.value)
-                if inner in self._lines:
-                    raise SpecError(
-                        f"{self.path}:{key.start_mark.line + 1}: {key.value!r} stands twice"
-                    )
-                self._lines[inner] = key.start_mark.line + 1
-                self._walk(value, inner)
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                self._walk(value, (*where, i))
-
-    def error(self, where: KeyPath, message: str) -> SpecError:
-        known = where
-        while known not in self._lines:
-            known = known[:-1]
-        key = ".".join(str(part) for part in where if isinstance(part, str))
-        return SpecError(f"{self.path}:{self._lines[known]}: {key + ': ' if key else ''}{message}")
+    text: str  # of the file, to keep beside the results
 
 
 def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
@@ -166,25 +129,49 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
     Raises:
         SpecError: with file, line, key and fix, for the first thing that is wrong.
     """
-    source = _Source(path)
+    source = YamlFile(path)
     overrides = overrides or {}
     spec: Spec = _validate(source, (), Spec, {**source.data, **overrides})
     models = _models(source, spec)
-    for name in spec.defaults:
-        if name not in registry.names("methods") and name not in registry.names("tasks"):
-            known = [*registry.names("methods"), *registry.names("tasks")]
-            raise source.error(("defaults", name), f"no such method or task{did_you_mean(name, known)}")
-    quantizations = _distinct_labels(tuple(_quantizations(source, spec)))
-    tasks = tuple(_tasks(source, spec))
+    for name, given in spec.defaults.items():
+        _check_defaults(source, name, given)
+    quantizations = _distinct_labels(_bounded(source, "quantizations", _quantizations(source, spec)))
+    tasks = _bounded(source, "tasks", _tasks(source, spec))
+    if (n := len(models) * len(quantizations) * len(tasks)) > _MOST_CELLS:
+        raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
     if "limit" in overrides:
         tasks = tuple(replace(t, limit=spec.limit) for t in tasks)
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
     _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
     baseline = _baseline(source, spec, quantizations)
-    return Experiment(spec.name, models, quantizations, tasks, baseline, spec)
+    return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
 
 
-def _models(source: _Source, spec: Spec) -> tuple[ModelEntry, ...]:
+def _check_defaults(source: YamlFile, name: str, given: dict[str, Any]) -> None:
+    """Raises SpecError for a name or a key that is not known, also where no entry uses it. Values are
+    checked with the entries that they become part of."""
+    where = ("defaults", name)
+    groups: list[registry.Group] = [g for g in ("methods", "tasks") if name in registry.names(g)]
+    if not groups:
+        known = [*registry.names("methods"), *registry.names("tasks")]
+        raise source.error(where, f"no such method or task{did_you_mean(short(name), known)}")
+    options = registry.lookup(groups[0], name).Options
+    beside = _BESIDE["quantizations" if groups[0] == "methods" else "tasks"]
+    known = [*_field_names(options), *beside]
+    for key in given:
+        if key not in known:
+            raise source.error((*where, key), f"unknown key{did_you_mean(short(key), known)}")
+
+
+def _field_names(options: type[Options]) -> Iterator[str]:
+    """The keys that options take, a field's other names among them."""
+    for name, info in options.model_fields.items():
+        yield name
+        if isinstance(info.validation_alias, AliasChoices):
+            yield from (str(choice) for choice in info.validation_alias.choices)
+
+
+def _models(source: YamlFile, spec: Spec) -> tuple[ModelEntry, ...]:
     entries = []
     for i, raw in enumerate(spec.models):
         if isinstance(raw, str):
@@ -192,11 +179,21 @@ def _models(source: _Source, spec: Spec) -> tuple[ModelEntry, ...]:
         if not isinstance(raw, dict):
             raise source.error(("models", i), "must be a hub id, a folder, or a mapping with `id`")
         entries.append(_validate(source, ("models", i), ModelEntry, raw))
+    found = _bounded(source, "models", entries)
     _no_repeats(source, "models", entries)
-    return tuple(entries)
+    return found
 
 
-def _quantizations(source: _Source, spec: Spec) -> Iterator[Quantization]:
+def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, ...]:
+    """The entries of a section. Raises SpecError where there are too many."""
+    found = tuple(itertools.islice(entries, _MOST_ENTRIES + 1))
+    if len(found) > _MOST_ENTRIES:
+        what = f"over {_MOST_ENTRIES:,} entries, each combination of a grid counted: split the spec"
+        raise source.error((section,), what)
+    return found
+
+
+def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
     for i, raw in enumerate(spec.quantizations):
         beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
         bare = {k: v for k, v in raw.items() if k not in beside} if beside else raw
@@ -221,7 +218,7 @@ def _quantizations(source: _Source, spec: Spec) -> Iterator[Quantization]:
                 yield Quantization(name, options, running.label(method.label(options)), running)
 
 
-def _ways(source: _Source, where: KeyPath, key: str, given: Any) -> list[Any]:
+def _ways(source: YamlFile, where: KeyPath, key: str, given: Any) -> list[Any]:
     """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
     number is short for ``num_bits``, and a list is of numbers or mappings; None: not quantized, as with
     16 bits."""
@@ -233,7 +230,7 @@ def _ways(source: _Source, where: KeyPath, key: str, given: Any) -> list[Any]:
     return [None if options.num_bits == 16 else options for options in found]
 
 
-def _tasks(source: _Source, spec: Spec) -> Iterator[TaskEntry]:
+def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
     for i, raw in enumerate(spec.tasks):
         where, name, given = _entry(source, "tasks", i, raw)
         task = _named(source, where, "tasks", name)
@@ -251,13 +248,14 @@ class _TaskCommon(Options):
     """Keys that every task takes beside its own options."""
 
     limit: int | None = Field(default=None, ge=1)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0, le=LONGEST_S)
 
 
 _COMMON = frozenset(_TaskCommon.model_fields)
+_BESIDE: dict[str, Iterable[str]] = {"tasks": _COMMON, "quantizations": KEYS}
 
 
-def _entry(source: _Source, section: str, i: int, raw: Any) -> tuple[KeyPath, str, Any]:
+def _entry(source: YamlFile, section: str, i: int, raw: Any) -> tuple[KeyPath, str, Any]:
     """``none`` or ``{rtn: {...}}`` -> where it stands, its name, its options (None: none given)."""
     if isinstance(raw, str):
         return (section, i), raw, None
@@ -268,7 +266,7 @@ def _entry(source: _Source, section: str, i: int, raw: Any) -> tuple[KeyPath, st
     raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
 
 
-def _named(source: _Source, where: KeyPath, group: registry.Group, name: str) -> Any:
+def _named(source: YamlFile, where: KeyPath, group: registry.Group, name: str) -> Any:
     try:
         return registry.lookup(group, name)()
     except UsageError as err:
@@ -276,7 +274,7 @@ def _named(source: _Source, where: KeyPath, group: registry.Group, name: str) ->
 
 
 def _expand(
-    source: _Source, where: KeyPath, cls: type[Options], given: dict[str, Any]
+    source: YamlFile, where: KeyPath, cls: type[Options], given: dict[str, Any]
 ) -> Iterator[Options]:
     """One Options for each combination of the lists given to options that take one value."""
     axes = {}
@@ -285,43 +283,63 @@ def _expand(
         if grid and not value:
             raise source.error((*where, key), "is an empty list")
         axes[key] = value if grid else [value]
+    if (n := math.prod(map(len, axes.values()))) > _MOST_ENTRIES:
+        raise source.error(where, f"a grid of {n:,} combinations, the most is {_MOST_ENTRIES:,}")
     for combination in itertools.product(*axes.values()):
         yield _validate(source, where, cls, dict(zip(axes, combination, strict=True)))
 
 
 def _takes_list(cls: type[Options], key: str) -> bool:
     field = cls.model_fields.get(key)
-    if field is None:
-        return False
-    annotation = field.annotation
+    return field is not None and any(
+        typing.get_origin(m) in (list, tuple) for m in _members(field.annotation)
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one that it is."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    members = typing.get_args(annotation) if union else (annotation,)
-    return any(typing.get_origin(m) in (list, tuple) for m in members)
+    return typing.get_args(annotation) if union else (annotation,)
 
 
-def _validate(source: _Source, where: KeyPath, cls: type[Any], data: Any) -> Any:
+def _validate(source: YamlFile, where: KeyPath, cls: type[Any], data: Any) -> Any:
     try:
         return cls.model_validate(data)
     except ValidationError as err:
         first = err.errors()[0]
-        inner = tuple(p for p in first["loc"] if isinstance(p, int) or p in _keys(data))
+        keys = _keys(data)
+        inner = tuple(p for p in first["loc"] if isinstance(p, int) or p in keys)
         path = (*where, *(inner or first["loc"][:1]))
         if first["type"] == "extra_forbidden":
-            word = str(first["loc"][-1])
-            known = [*cls.model_fields, *_beside(where)]
-            raise source.error(path, f"unknown key{did_you_mean(word, known)}") from err
-        message = first["msg"].removeprefix("Value error, ")
+            word, around = str(first["loc"][-1]), _class_at(cls, first["loc"][:-1])
+            known = [*_field_names(around), *(_beside(where) if around is cls else ())]
+            raise source.error(path, f"unknown key{did_you_mean(short(word), known)}") from err
         if first["type"] == "missing":
-            raise source.error(where, f"the key {first['loc'][-1]!r} is missing") from err
-        shown = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+            gone = first["loc"][-1]
+            raise source.error((*where, *inner), f"the key {gone!r} is missing") from err
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if first["type"] == "value_error" else f" (got {short(repr(first['input']))})"
+        if first["type"] == "string_type" and isinstance(first["input"], int | float):
+            shown += ": put it in quotes"
         raise source.error(path, message[0].lower() + message[1:] + shown) from err
+
+
+def _class_at(cls: type[Options], loc: Iterable[str | int]) -> type[Options]:
+    """The options that hold a place of a validation error: ``cls``, or those inside it."""
+    for part in loc:
+        info = cls.model_fields.get(str(part))
+        inner = [m for m in _members(info.annotation) if _is_options(m)] if info else []
+        cls = inner[0] if inner else cls
+    return cls
+
+
+def _is_options(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Options)
 
 
 def _beside(where: KeyPath) -> Iterable[str]:
     """The keys that every entry of a section takes beside its own options."""
-    if len(where) != 3:
-        return ()
-    return {"tasks": _COMMON, "quantizations": KEYS}.get(str(where[0]), ())
+    return _BESIDE.get(str(where[0]), ()) if len(where) == 3 else ()
 
 
 def _keys(data: Any) -> set[str]:
@@ -331,22 +349,28 @@ def _keys(data: Any) -> set[str]:
     return set().union(*(_keys(v) for v in data)) if isinstance(data, list) else set()
 
 
-def _no_repeats(source: _Source, section: str, items: list[Any]) -> None:
+def _no_repeats(source: YamlFile, section: str, items: list[Any]) -> None:
     for i, item in enumerate(items):
-        if item in items[:i]:
-            first = items.index(item) + 1
-            raise source.error((section,), f"entry {i + 1} repeats entry {first} (after grids)")
+        first = items.index(item)
+        if first < i:
+            raise source.error((section,), f"entry {i + 1} repeats entry {first + 1} (after grids)")
 
 
 def _distinct_labels(entries: tuple[Quantization, ...]) -> tuple[Quantization, ...]:
     """Labels as the methods give them; where two rows share one, the options that differ are added."""
+    flat = [_flat(q) for q in entries]
+    rows = Counter((q.method, q.label) for q in entries)
+    same = Counter(
+        (q.method, q.label, key, repr(value))
+        for q, options in zip(entries, flat, strict=True)
+        for key, value in options.items()
+    )
     out = []
-    for q in entries:
-        twins = [_flat(t) for t in entries if t.label == q.label and t.method == q.method]
+    for q, options in zip(entries, flat, strict=True):
         extra = [
             f"{key}={value}"
-            for key, value in _flat(q).items()
-            if any(t.get(key) != value for t in twins)
+            for key, value in options.items()
+            if same[q.method, q.label, key, repr(value)] < rows[q.method, q.label]
         ]
         out.append(replace(q, label=f"{q.label} ({', '.join(extra)})" if extra else q.label))
     return tuple(out)
@@ -359,7 +383,7 @@ def _flat(q: Quantization) -> dict[str, Any]:
     return {**q.options.model_dump(), **inner}
 
 
-def _baseline(source: _Source, spec: Spec, entries: tuple[Quantization, ...]) -> str | None:
+def _baseline(source: YamlFile, spec: Spec, entries: tuple[Quantization, ...]) -> str | None:
     wanted = spec.baseline or "none"
     plain = [q for q in entries if not q.running]
     for q in (*plain, *(entries if spec.baseline else ())):

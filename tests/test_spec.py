@@ -200,6 +200,91 @@ def test_rows_that_differ_in_a_detail_of_them_are_told_apart(tmp_path):
         ("dtype: float32", "defaults: {rnt: {}}", "defaults.rnt: no such method or task; did you"),
         ("dtype: float32", "device: gpu", "spec.yaml:3: device: must be auto, cpu, cuda or cuda:N"),
         ("dtype: float32", "timeout: -1", "spec.yaml:3: timeout: "),
+        ("dtype: float32", "timeout: .nan", "spec.yaml:3: timeout: input should be a finite number"),
+        ("dtype: float32", "timeout: .inf", "spec.yaml:3: timeout: input should be a finite number"),
+        ("dtype: float32", "timeout: 1e300", "spec.yaml:3: timeout: input should be less than"),
+        (
+            "dtype: float32",
+            "device: 'cuda:²'",
+            "spec.yaml:3: device: must be auto, cpu, cuda or cuda:N",
+        ),
+        ("dtype: float32", "device: 'cuda:99999999999'", "spec.yaml:3: device: must be auto, cpu"),
+        ("dtype: float32", "n_threads: 100000000000", "spec.yaml:3: n_threads: input should be less"),
+        ("dtype: float32", "batch_size: 100000000000", "spec.yaml:3: batch_size: input should be less"),
+        ("dtype: float32", "defaults: {rtn: {foo: 1}}", "spec.yaml:3: defaults.rtn.foo: unknown key"),
+        ("dtype: float32", "defaults: {speed: {repeat: 1}}", "did you mean 'repeats'?"),
+        ("dtype: float32", "limit: 2001-13-45", "limit: input should be a valid integer (got '2001-13"),
+        ("models: [some/model]", "models: ['']", "models.id: string should have at least 1 character"),
+        (
+            "models: [some/model]",
+            "models: [{id: 3}]",
+            "models.id: input should be a valid string (got 3)",
+        ),
+        ("name: t", "name: 2.0", "name: input should be a valid string (got 2.0): put it in quotes"),
+        ("name: t", f"name: {'a' * 256}", "spec.yaml:1: name: must be a plain name"),
+        ("name: t", f"name: {'é' * 128}", "spec.yaml:1: name: must be a plain name"),
+        ("name: t", 'name: "a\\nb"', "spec.yaml:1: name: must be a plain name"),
+        ("name: t", "name: 'a '", "spec.yaml:1: name: must be a plain name"),
+        (
+            "  - speed",
+            "  - speed: {batch_sizes: [0]}",
+            "tasks.speed.batch_sizes: input should be greater",
+        ),
+        (
+            "  - speed",
+            "  - speed: {repeats: 1000000000000}",
+            "tasks.speed.repeats: input should be less",
+        ),
+        (
+            "  - speed",
+            "  - humaneval: {n_samples: 1000000000000, temperature: 0.8}",
+            "spec.yaml:10: tasks.humaneval.n_samples: input should be less than or equal to 10000",
+        ),
+        (
+            "  - speed",
+            "  - humaneval: {timeout_s: .inf}",
+            "tasks.humaneval.timeout_s: input should be a finite number (got inf)",
+        ),
+        (
+            "  - speed",
+            "  - humaneval: {n_samples: 2, temperature: 1e-300}",
+            "tasks.humaneval: temperature: under 0.001 logits overflow: 0 is greedy",
+        ),
+        (
+            "- gguf: Q8_0",
+            "- gptq: {backend: laboratory, calibration: {dataset: pydoc, seedd: 1}}",
+            "spec.yaml:7: quantizations.gptq.calibration.seedd: unknown key; did you mean 'seed'?",
+        ),
+        (
+            "- gguf: Q8_0",
+            "- gptq: {backend: laboratory, calibration: {num_bits: 1}}",
+            "calibration.num_bits: unknown key; known: dataset, n_samples, seed, seq_len",
+        ),
+        (
+            "- gguf: Q8_0",
+            "- gptq: {calibration: {n_samples: 1000000000000}}",
+            "quantizations.gptq.calibration: n_samples x seq_len is 2,048,000,000,000,000 tokens, the",
+        ),
+        (
+            "- gguf: Q8_0",
+            "- gptq: {calibration: {seed: -1}}",
+            "quantizations.gptq.calibration.seed: input should be greater than or equal to 0 (got -1)",
+        ),
+        (
+            "[4, 8]",
+            f"[{', '.join(['4'] * 2000)}]",
+            "spec.yaml:6: quantizations.rtn: a grid of 2,000 combinations, the most is 1,000",
+        ),
+        (
+            "models: [some/model]",
+            f"models: [{', '.join(f'm{i}' for i in range(1001))}]",
+            "spec.yaml:2: models: over 1,000 entries, each combination of a grid counted",
+        ),
+        (
+            "- gguf: Q8_0",
+            f"- gguf: '{'Q' * 5000}'",
+            "spec.yaml:7: quantizations.gguf.type: unknown GGUF type 'QQQQQ",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(tmp_path, old, new, message):
@@ -210,6 +295,19 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, old, new, message):
     assert message in text
     assert "\n" not in text
     assert text.startswith(str(tmp_path / "spec.yaml"))
+    assert len(text) < 700 + len(str(tmp_path))
+
+
+def test_a_spec_has_a_bounded_number_of_cells(tmp_path):
+    models = ", ".join(f"m{i}" for i in range(1000))
+    rows = "rtn: {num_bits: [2, 3, 4, 5, 6, 7, 8], group_size: [8, 16, 32, 64, 128]}"
+    with pytest.raises(SpecError, match=r"spec.yaml:1: 190,000 cells, the most is 100,000: split it"):
+        load(tmp_path, GOOD.replace("[some/model]", f"[{models}]").replace("gguf: Q8_0", rows))
+
+
+def test_a_number_may_be_written_with_an_exponent(tmp_path):
+    text = GOOD.replace("  - speed", "  - humaneval: {n_samples: 2, temperature: 1, top_p: 1e-3}")
+    assert load(tmp_path, text).tasks[-1].options.top_p == 0.001
 
 
 def test_a_missing_file_and_a_list_at_the_top(tmp_path):

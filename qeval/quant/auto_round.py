@@ -24,7 +24,9 @@ class AutoRoundOptions(Options):
     num_bits: Literal[2, 3, 4, 8] = 4
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = True
-    iters: int = Field(default=200, ge=0)  # steps of tuning a block; 0: rounded without reading data
+    iters: int = Field(
+        default=200, ge=0, le=100_000
+    )  # steps of tuning a block; 0: rounded without reading data
     calibration: CalibrationOptions = CalibrationOptions()
 
     @field_validator("group_size")

@@ -21,9 +21,10 @@ Progress = Callable[[int, int, str], None]
 
 
 class Options(BaseModel):
-    """Strict, frozen options of a method or task: an unknown key or a wrong type is an error."""
+    """Strict, frozen options of a method or task: an unknown key, a wrong type, infinity and NaN are
+    errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """What enters a cell's key. Options that hold a path override this with the content's hash."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class QuantEaseOptions(LaboratoryOptions):
-    sweeps: int = Field(default=30, ge=1)  # over all columns
+    sweeps: int = Field(default=30, ge=1, le=10_000)  # over all columns
     relax: bool = True  # every third sweep does not round
     init: Literal["rtn", "gptq"] = "rtn"  # gptq: with act_order, groups stay consecutive inputs
     percdamp: float = Field(default=0.01, gt=0, lt=1)  # of init: gptq

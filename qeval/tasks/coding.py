@@ -34,18 +34,19 @@ if TYPE_CHECKING:
 
 SAMPLES_FILE = "samples.jsonl"
 VERDICTS_FILE = "verdicts.jsonl"
+_COLDEST = 1e-3
 
 
 class CodingOptions(Options):
     """A benchmark's own options are a subclass that says which modes it has."""
 
-    n_samples: int = Field(1, ge=1)  # completions per problem
+    n_samples: int = Field(1, ge=1, le=10_000)  # completions per problem
     k: list[int] = Field([1], min_length=1)
-    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    temperature: float = Field(0.0, ge=0, le=100)  # 0: greedy
     top_p: float | None = Field(None, gt=0, le=1)  # None: 0.95 when sampling
-    max_new_tokens: int | None = Field(None, ge=1)  # None: the mode's own
+    max_new_tokens: int | None = Field(None, ge=1, le=1_000_000)  # None: the mode's own
     mode: str | None = None  # None: instruct where the model has a chat template, else base
-    timeout_s: float = Field(Limits.timeout_s, gt=0)
+    timeout_s: float = Field(Limits.timeout_s, gt=0, le=86_400)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -54,6 +55,8 @@ class CodingOptions(Options):
             raise ValueError(f"k: {min(self.k)} is not a number of samples: give 1 or more")
         if max(self.k) > self.n_samples:
             raise ValueError(f"k: {max(self.k)} needs n_samples: {max(self.k)} or more")
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature: under {_COLDEST:g} logits overflow: 0 is greedy")
         if self.greedy and self.n_samples > 1:
             raise ValueError(
                 "n_samples over 1 needs a temperature over 0 (greedy samples are all equal)"

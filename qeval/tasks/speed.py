@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from qeval.data import DataSource
 
 
+MOST = 10_000_000  # tokens
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+
+
 class SpeedOptions(Options):
-    prefill_tokens: int = Field(default=2048, ge=2)  # cut to what the model's maximum leaves
-    decode_prompt: int = Field(default=128, ge=1)  # prompt tokens before decoding
-    new_tokens: int = Field(default=64, ge=2)
-    batch_sizes: list[int] = Field(default=[1, 8], min_length=1)  # of decoding
-    repeats: int = Field(default=3, ge=1)
+    prefill_tokens: int = Field(default=2048, ge=2, le=MOST)  # cut to what the model's maximum leaves
+    decode_prompt: int = Field(default=128, ge=1, le=MOST)  # prompt tokens before decoding
+    new_tokens: int = Field(default=64, ge=2, le=MOST)
+    batch_sizes: list[BatchSize] = Field(default=[1, 8], min_length=1)  # of decoding
+    repeats: int = Field(default=3, ge=1, le=1000)
 
 
 class Speed:
