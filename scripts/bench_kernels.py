@@ -62,11 +62,13 @@ def main() -> None:
                 reason = str(err).partition(f"{kernel}: ")[2][:150]
                 print(f"| {name} | {kernel} | refused: {reason} | | | |", flush=True)
                 continue
-            error = "" if exact is None else f"{relative(logits(model, ids), exact):.2e}"
+            distance = "" if exact is None else f"{relative(logits(model, ids), exact):.2e}"
             speed = milliseconds(model, ids)
             held = resident_bytes(model) / (artifact.weight_bytes + artifact.embedding_bytes)
             layer = type(dict(model.named_modules())[artifact.layers[0].name]).__name__
-            print(f"| {name} | {kernel} | {layer} | {error} | {held:.2f} | {speed:.2f} |", flush=True)
+            print(
+                f"| {name} | {kernel} | {layer} | {distance} | {held:.2f} | {speed:.2f} |", flush=True
+            )
             del model
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -80,11 +82,12 @@ def replace_kernel(artifact: Any, kernel: str) -> Any:
 
 @torch.inference_mode()
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids, use_cache=False).logits.float().cpu()
+    result: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float().cpu()
+    return result
 
 
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return ((found - exact).norm() / exact.norm()).item()
+    return float((found - exact).norm() / exact.norm())
 
 
 @torch.inference_mode()

@@ -284,8 +284,8 @@ def bench(args: argparse.Namespace, layer: Layer, programs: dict[str, Reference]
     theirs = their_results(layer, chosen, programs)
     for index, (row, rules) in enumerate(chosen):
         solution, seconds = ours(row, layer, rules)
-        beside = [name for name in row.references if name in programs]
-        for name in beside or [None]:
+        beside: list[str | None] = [name for name in row.references if name in programs]
+        for name in beside or [None]:  # None: no program to compare with
             found = theirs[name, index] if name else None
             print(table_row(row, rules, layer, name, found, solution, seconds), flush=True)
 
@@ -294,7 +294,7 @@ def their_results(
     layer: Layer, chosen: Sequence[tuple[Row, GridRules]], programs: dict[str, Reference]
 ) -> dict[tuple[str, int], Result | str]:
     """By program and index in ``chosen``; one process a program."""
-    results = {}
+    results: dict[tuple[str, int], Result | str] = {}
     for name, program in programs.items():
         wanted = [i for i, (row, _) in enumerate(chosen) if name in row.references]
         jobs = [{**vars(chosen[i][1]), **chosen[i][0].references[name]} for i in wanted]

@@ -114,8 +114,8 @@ def another_return(problem: dict[str, str], rng: random.Random) -> str:
     values = [value for value in returned(ast.parse(head + body), problem["entry_point"]) if value]
     value = rng.choice(values)
     lines = (head + body).encode().splitlines(keepends=True)  # ast counts bytes
-    start = sum(map(len, lines[: value.lineno - 1])) + value.col_offset
-    end = sum(map(len, lines[: value.end_lineno - 1])) + value.end_col_offset  # type: ignore[operator]
+    start = len(b"".join(lines[: value.lineno - 1])) + value.col_offset
+    end = len(b"".join(lines[: value.end_lineno - 1])) + value.end_col_offset  # type: ignore[operator]
     text = (head + body).encode()
     old = text[start:end].decode()
     new = rng.choice(["None", "0", "[]", f"not ({old})", f"({old}, {old})", f"str({old})"])

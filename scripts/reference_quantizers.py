@@ -128,7 +128,7 @@ def main() -> None:
         sys.path.insert(0, told["source"])
     if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda *_: None
-        torch.cuda.Event = _NoEvent  # type: ignore[misc]
+        torch.cuda.Event = _NoEvent  # type: ignore[misc, assignment]
     with torch.no_grad(), redirect_stdout(sys.stderr):
         results = PROGRAMS[told["program"]](told)
     torch.save(results, folder / "out.pt")
