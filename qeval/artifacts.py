@@ -7,7 +7,6 @@ and what a long build keeps to go on from (``.unfinished-*``).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -76,6 +75,8 @@ class ArtifactCache:
             lock = (self.folder / f".lock-{key[:16]}").open("w")  # stays: unlinking would race
         except OSError as err:
             raise StoreError(disk_message(self.folder, err)) from err
+        import fcntl  # not on every system; only building needs a lock
+
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.sweep(key)

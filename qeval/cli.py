@@ -32,10 +32,44 @@ KINDS = ("weight", "input", "key", "value")  # tensor_stats/rows.py has both; a 
 STATISTICS = ("absmax", "std", "kurtosis", "outlier", "sqnr")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Debuggable(click.Command):
+    """Also takes ``--debug``, which the help of ``qeval`` shows, wherever a user puts it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        how = {"is_flag": True, "expose_value": False, "hidden": kwargs.get("name") != "cli"}
+        about = "Show tracebacks, those of a run's workers included."
+        self.params.append(click.Option(["--debug"], help=about, **how))
+
+
+class _Group(_Debuggable, click.Group):
+    command_class = _Debuggable
+    group_class = type  # its groups are like it
+
+
+def _cache_dir(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
+    """The folder of a group that works on the cache, for its commands; a command's own wins."""
+    from qeval.artifacts import default_cache_dir
+
+    if value is not None or context.obj is None:
+        context.obj = (value or default_cache_dir()).expanduser().resolve()
+    return value
+
+
+CACHE_DIR = click.option(
+    "--cache-dir",
+    type=FOLDER,
+    callback=_cache_dir,
+    expose_value=False,
+    help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].",
+)
+
+
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """Which quantization of a language model to run, and what it costs."""
 
 
@@ -45,7 +79,12 @@ def cli(debug: bool) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Print the cells and what is done or cached; run nothing."
 )
-@click.option("--only", multiple=True, metavar="PATTERN", help="Only cells whose name has this in it.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only cells with this in their name, method or task (repeat).",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="First N windows or problems of every task.")
 @click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
 @click.option(
@@ -65,10 +104,13 @@ def run(
     interruption.
     """
     from qeval.commands import run_spec
+    from qeval.results import say
 
-    outcome = run_spec(spec, results, dry_run=dry_run, only=only, **over)
+    outcome = run_spec(spec, results, dry_run=dry_run, only=only, debug=_debug(), **over)
     if outcome.records is not None and not no_table:
         _print_table(outcome.records, "text", {})
+    if outcome.last_line:
+        say(outcome.last_line)
     sys.exit(outcome.exit_code)
 
 
@@ -185,18 +227,21 @@ def stats(models: tuple[str, ...], **options: Any) -> None:
 
 @cli.command(name="list")
 @click.argument("what", type=click.Choice(["methods", "engines", "tasks", "cells"]))
-@click.argument("path", type=FOLDER, required=False)
-def list_(what: str, path: Path | None) -> None:
-    """List the registered methods, engines or tasks with their options, or the cells of PATH (a spec,
-    or a results folder: then with their keys)."""
-    from qeval.commands import list_cells, list_registered
+@click.argument("which", metavar="[NAME]", required=False)
+def list_(what: Any, which: str | None) -> None:
+    """List the registered methods, engines or tasks with their options, or only the one called NAME.
+
+    Of cells NAME is a spec, or a results folder: then their keys are there, too.
+    """
+    from qeval.catalog import catalog
+    from qeval.commands import list_cells
 
     if what != "cells":
-        click.echo(list_registered(what))
-    elif path is None:
+        click.echo(catalog(what, which))
+    elif which is None:
         raise UsageError("qeval list cells: name a spec file or a results folder")
     else:
-        click.echo(list_cells(path))
+        click.echo(list_cells(Path(which)))
 
 
 @cli.command()
@@ -257,16 +302,13 @@ def data_verify(data_dir: Path | None) -> None:
 
 
 @cli.group()
-@click.option("--cache-dir", type=FOLDER, help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].")
-@click.pass_context
-def cache(context: click.Context, cache_dir: Path | None) -> None:
+@CACHE_DIR
+def cache() -> None:
     """The cache of quantized models."""
-    from qeval.artifacts import default_cache_dir
-
-    context.obj = cache_dir or default_cache_dir()
 
 
 @cache.command(name="list")
+@CACHE_DIR
 @click.pass_obj
 def cache_list(cache_dir: Path) -> None:
     """List the cached models with size and last use."""
@@ -279,6 +321,7 @@ def cache_list(cache_dir: Path) -> None:
 @click.argument("keys", nargs=-1)
 @click.option("--older-than", type=float, metavar="DAYS", help="Those not used for so many days.")
 @click.option("--all", "everything", is_flag=True, help="All of them.")
+@CACHE_DIR
 @click.pass_obj
 def cache_remove(
     cache_dir: Path, keys: tuple[str, ...], older_than: float | None, everything: bool
@@ -290,13 +333,9 @@ def cache_remove(
 
 
 @cli.group()
-@click.option("--cache-dir", type=FOLDER, help="[default: QEVAL_CACHE_DIR, ~/.cache/qeval].")
-@click.pass_context
-def env(context: click.Context, cache_dir: Path | None) -> None:
+@CACHE_DIR
+def env() -> None:
     """Environments of their own, for libraries that need an old stack (AutoGPTQ, AutoAWQ)."""
-    from qeval.artifacts import default_cache_dir
-
-    context.obj = (cache_dir or default_cache_dir()).expanduser().resolve()
 
 
 @env.command(name="create")
@@ -308,6 +347,7 @@ def env(context: click.Context, cache_dir: Path | None) -> None:
     help="Use torch and other packages of that interpreter; only what does not fit is installed.",
 )
 @click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
+@CACHE_DIR
 @click.pass_obj
 def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
     """Make the environment NAME (`qeval env list` shows the names).
@@ -321,6 +361,7 @@ def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
 
 
 @env.command(name="list")
+@CACHE_DIR
 @click.pass_obj
 def env_list(cache_dir: Path) -> None:
     """List the environments: state, Python, size, place, and what each is for."""
@@ -331,6 +372,7 @@ def env_list(cache_dir: Path) -> None:
 
 @env.command(name="remove")
 @click.argument("names", nargs=-1, required=True)
+@CACHE_DIR
 @click.pass_obj
 def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
     """Remove environments by their NAMES."""
@@ -371,7 +413,7 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
 def main() -> None:
     """Entry point of the ``qeval`` program."""
     signal.signal(signal.SIGTERM, _interrupt)
-    with _one_line_errors("--debug" in sys.argv):
+    with _one_line_errors(_debug()):
         try:
             cli.main(standalone_mode=False)
         except click.ClickException as err:
@@ -379,6 +421,11 @@ def main() -> None:
             sys.exit(err.exit_code)
         except click.exceptions.Exit as err:
             sys.exit(err.exit_code)
+
+
+def _debug() -> bool:
+    """Asked before the command line is understood, since that may be what fails."""
+    return "--debug" in sys.argv
 
 
 def _interrupt(*_: Any) -> None:

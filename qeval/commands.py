@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from qeval import registry
 from qeval.artifacts import ArtifactCache, default_cache_dir
 from qeval.cells import Cell, plan
+from qeval.devices import device_name
 from qeval.errors import UsageError
 from qeval.models import resolve_model
 from qeval.quant.base import ModelRef
 from qeval.record import Record
-from qeval.results import FAILED, cell_name, read_results, say, warn
+from qeval.results import FAILED, cell_name, failed_cells, failures_line, read_results, say, warn
 from qeval.spec import Experiment, load_spec
 from qeval.store import Store, latest
 from qeval.units import human_bytes
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``records`` are those of the spec's cells; None for a dry run."""
+    """``records`` are those of the spec's cells; None for a dry run. ``last_line``: what failed, and
+    where the logs are; empty where nothing did."""
 
     exit_code: int
     records: list[Record] | None
+    last_line: str = ""
 
 
 def run_spec(
@@ -46,8 +48,10 @@ def run_spec(
     cache_dir: Path | None = None,
     device: str | None = None,
     allow_weak_sandbox: bool = False,
+    debug: bool = False,
 ) -> Outcome:
-    """Plan the spec, do what has no ok record yet, return the records of all its cells."""
+    """Plan the spec, do what has no ok record yet, return the records of all its cells. ``debug``
+    prints the tracebacks of workers that fail."""
     from qeval.executor import LocalExecutor
     from qeval.progress import Progress
     from qeval.runner import Runner, is_done
@@ -67,14 +71,16 @@ def run_spec(
         pending = [cell for cell in chosen if not is_done(cell, done)]
         _preflight(pending, settings)
         say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
-        with Progress(len(pending)) as progress:
+        with Progress(len(pending), store.folder if debug else None) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
-            new = Runner(store, executor, settings, progress).run(pending)
+            Runner(store, executor, settings, progress).run(pending)
         keys = {cell.key for cell in cells}
         records = [r for r in store.read() if r.kind == "build" or r.key in keys]
         warn(store.warnings)
-    failed = any(r.status not in ("ok", "skipped") for r in new)
-    return Outcome(FAILED if failed else 0, records)
+    failed = failed_cells(records)
+    return (
+        Outcome(FAILED, records, failures_line(failed, store.folder)) if failed else Outcome(0, records)
+    )
 
 
 def _preflight(cells: list[Cell], settings: RunSettings) -> None:
@@ -137,21 +143,25 @@ def _models(experiment: Experiment, cache_dir: Path) -> list[ModelRef]:
 
 
 def _select(cells: list[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """Cells whose name (model · quantization · task) contains or matches any of the patterns."""
+    """Cells of which any of the patterns is a part of the name (model · quantization · task), or the
+    method or the task, or matches these whole.
+
+    Raises:
+        UsageError: no cell is.
+    """
     if not patterns:
         return cells
-    chosen = [
-        c
-        for c in cells
-        if any(
-            p.lower() in c.name.lower() or fnmatch.fnmatch(c.name.lower(), p.lower()) for p in patterns
-        )
-    ]
+    chosen = [c for c in cells if any(_is_meant(c, pattern.lower()) for pattern in patterns)]
     if not chosen:
         raise UsageError(
             f"--only {' '.join(patterns)}: no cell has that in its name, such as {cells[0].name!r}"
         )
     return chosen
+
+
+def _is_meant(cell: Cell, pattern: str) -> bool:
+    names = (cell.name, cell.row.quantization.method, cell.task.task)
+    return any(pattern in name.lower() or fnmatch.fnmatch(name.lower(), pattern) for name in names)
 
 
 def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache) -> None:
@@ -227,13 +237,18 @@ def model_statistics(
     """The table of one model or of two. ``options`` are those of the task tensor_stats.
 
     Raises:
-        UsageError: more than two models; a picture or a file of two; no matplotlib for a picture.
+        UsageError: no such device; more than two models; a picture or a file of two; no matplotlib
+            for a picture.
     """
     from qeval.extras import require
     from qeval.lm import EngineSettings
     from qeval.report.layers import lines, render
     from qeval.tensor_stats.measure import How, statistics
 
+    try:
+        device_name(device)
+    except ValueError as err:
+        raise UsageError(f"--device {device}: {err}") from err
     if len(models) > 2:
         raise UsageError("qeval stats: give one model, or two to compare")
     if len(models) == 2 and (png or save):
@@ -249,35 +264,6 @@ def model_statistics(
         draw(png, found[0], sort or "sqnr")
         say(f"wrote {png}")
     return render(fmt, found, lines(found, kinds=kinds, sort=sort, top=top), sort)
-
-
-def list_registered(group: Any) -> str:
-    """One line a name; for methods and tasks, a line for each option with its default."""
-    lines = []
-    for name in registry.names(group):
-        found = registry.lookup(group, name)
-        lines.append(f"{name}: {_summary(sys.modules[found.__module__].__doc__)}")
-        if group == "engines":
-            lines.append(f"    offers {', '.join(sorted(found.capabilities))}")
-            continue
-        for key, info in found.Options.model_fields.items():
-            default = (
-                "required"
-                if info.is_required()
-                else f"default {info.get_default(call_default_factory=True)!r}"
-            )
-            kind = (
-                getattr(info.annotation, "__name__", None)
-                if isinstance(info.annotation, type)
-                else None
-            )
-            lines.append(f"    {key}: {kind or str(info.annotation).replace('typing.', '')}, {default}")
-    return "\n".join(lines)
-
-
-def _summary(doc: str | None) -> str:
-    first = (doc or "").strip().split("\n\n")[0].replace("\n", " ")
-    return first.split(":", 1)[-1].strip() if first.startswith("`") else first
 
 
 def list_cells(path: Path) -> str:

@@ -67,7 +67,9 @@ class LocalExecutor:
         result = _collect(process.returncode, result_file, log_file, timeout if timed_out else None)
         end = time.time()
         return replace(
-            result, timing={"start": start, "end": end, **result.timing, "wall_s": end - start}
+            result,
+            timing={"start": start, "end": end, **result.timing, "wall_s": end - start},
+            log=str(log_file),
         )
 
 
@@ -146,7 +148,7 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 def _collect(code: int, result_file: Path, log_file: Path, timeout: float | None) -> JobResult:
     """The worker's own result; where it left none, what its end says, with the log's last lines."""
     if timeout is not None:
-        return JobResult("timeout", f"stopped after the timeout of {timeout:g} s; log: {log_file}")
+        return JobResult("timeout", f"stopped after the timeout of {timeout:g} s")
     try:
         return JobResult(**json.loads(result_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

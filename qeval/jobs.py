@@ -56,8 +56,9 @@ class JobResult:
     """What a worker found. ``payload`` is the Artifact's JSON (build) or the metrics (eval)."""
 
     status: Literal["ok", "failed", "oom", "timeout", "killed"]
-    error: str | None = None
+    error: str | None = None  # one line; the traceback is in the log
     payload: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    log: str | None = None  # the file with all that the worker and its libraries printed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +13,21 @@ from qeval.record import Metric, Record
 from qeval.results import cell_name, say
 from qeval.units import human_seconds
 
+_TRACEBACK = "Traceback (most recent call last):"
+_CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
+_TAIL = 20  # lines of a log without a traceback
+
 
 class Progress:
-    """A Listener for Runner: two bars on a terminal (all cells, this job), else one line a job."""
+    """A Listener for Runner: two bars on a terminal (all cells, this job), else one line a job.
 
-    def __init__(self, n_cells: int) -> None:
+    ``logs_in``: the results folder, to print what the logs of failed jobs say last; None: not.
+    """
+
+    def __init__(self, n_cells: int, logs_in: Path | None = None) -> None:
         self._n_cells = n_cells
+        self._logs_in = logs_in
+        self._printed: set[str] = set()
         self._done = 0
         self._start = time.monotonic()
         self._title = ""
@@ -50,12 +61,22 @@ class Progress:
 
     def build_ended(self, record: Record) -> None:
         self._line(f"{self._title}: {_outcome(record)}")
+        self._why(record)
 
     def cell_ended(self, record: Record) -> None:
         self._done += 1
         if self._bars is not None:
             self._bars.update(self._all, completed=self._done)
         self._line(f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
+        self._why(record)
+
+    def _why(self, record: Record) -> None:
+        """With ``logs_in``: the traceback of a job that failed, once (a build serves many cells)."""
+        if self._logs_in is None or record.log is None or record.status in ("ok", "skipped"):
+            return
+        if record.log not in self._printed:
+            self._printed.add(record.log)
+            self._print(last_traceback(self._logs_in / record.log))
 
     def _left(self) -> str:
         """Time left, as if the other cells took as long as these did on average."""
@@ -66,11 +87,28 @@ class Progress:
         return f", about {human_seconds(each * remaining)} left"
 
     def _line(self, text: str) -> None:
-        line = f"[{self._done}/{self._n_cells}] {text}"
+        self._print(f"[{self._done}/{self._n_cells}] {text}")
+
+    def _print(self, text: str) -> None:
         if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
+
+
+def last_traceback(log: Path) -> str:
+    """The last traceback in a worker's log, exceptions that led to it included; without one, what the
+    log ends with."""
+    text = log.read_text(encoding="utf-8", errors="replace").rstrip()
+    blocks = text.split("\n\n")
+    found = [i for i, block in enumerate(blocks) if _TRACEBACK in block]
+    if not found:
+        return "\n".join(text.splitlines()[-_TAIL:])
+    first = found[-1]
+    while first >= 2 and _CHAINED.search(blocks[first - 1]) and _TRACEBACK in blocks[first - 2]:
+        first -= 2
+    text = "\n\n".join(blocks[first:])
+    return text[text.index(_TRACEBACK) :]
 
 
 def _outcome(record: Record) -> str:

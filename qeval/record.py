@@ -75,6 +75,7 @@ class Record:
     timing: dict[str, float] = field(default_factory=dict)  # seconds
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    log: str | None = None  # of the worker, with its traceback; path relative to the results folder
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from qeval.record import Record
 from qeval.store import latest, read_many
 
 FAILED = 3  # exit code: some cells failed
+_LOGS = 3  # named in one line
 
 
 def results_folders(paths: Sequence[Path]) -> list[Path]:
@@ -40,9 +41,20 @@ def find_record(prefix: str, paths: Sequence[Path]) -> Record:
     return pick(read_results(paths), prefix)
 
 
-def failed_cells(records: Sequence[Record]) -> bool:
+def failed_cells(records: Sequence[Record]) -> list[Record]:
+    """The newest record of every cell that has neither a number nor a reason to have none."""
     evals = latest(r for r in records if r.kind == "eval").values()
-    return any(r.status not in ("ok", "skipped") for r in evals)
+    return [r for r in evals if r.status not in ("ok", "skipped")]
+
+
+def failures_line(failed: Sequence[Record], folder: Path) -> str:
+    """How many cells failed, and where their logs are."""
+    logs = list(dict.fromkeys(str(folder / r.log) for r in failed if r.log))
+    shown = ", ".join(logs[:_LOGS]) + (f" and {len(logs) - _LOGS} more" if len(logs) > _LOGS else "")
+    cells = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
+    return f"{cells} failed" + (
+        f"; log: {shown}" if len(logs) == 1 else f"; logs: {shown}" if logs else ""
+    )
 
 
 def cell_name(cell: dict[str, Any]) -> str:

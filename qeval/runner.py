@@ -85,7 +85,14 @@ class Runner:
             return Record("eval", cell.key, cell.describe(), "skipped", error=reason)
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
-            return Record("eval", cell.key, cell.describe(), status, error=f"build failed: {failure}")
+            return Record(
+                "eval",
+                cell.key,
+                cell.describe(),
+                status,
+                error=f"build failed: {failure}",
+                log=failure.log if failure else None,
+            )
         simulated = "simulated weights" if artifact.simulated else ""
         if cell.row.quantization.running:
             simulated = "simulated activations or KV cache"
@@ -138,7 +145,7 @@ class Runner:
             "model": {"id": job.model.id, "identity": job.model.identity, "dtype": job.model.dtype},
             "quantization": {"name": job.name, "label": label, "options": job.options},
         }
-        record = _record("build", job.key, cell, result)
+        record = _record("build", job.key, cell, result, self.store.folder)
         artifact = None
         if result.status == "ok":
             built = Artifact.from_json(result.payload)
@@ -146,7 +153,7 @@ class Runner:
         self.store.append(record)
         self.listener.build_ended(record)
         if artifact is None:
-            raise _BuildFailed(result)
+            raise _BuildFailed(result, record.log)
         return artifact
 
     def _evaluate(self, cell: Cell, artifact: Artifact) -> Record:
@@ -169,7 +176,7 @@ class Runner:
             **self._common(cell.row.model),
         )
         result = self._run(job, cell.task.timeout)
-        return _record("eval", cell.key, cell.describe(), result, artifact, self.store.folder.resolve())
+        return _record("eval", cell.key, cell.describe(), result, self.store.folder, artifact)
 
     def _common(self, model: ModelRef) -> dict[str, Any]:
         s = self.settings
@@ -182,9 +189,10 @@ class Runner:
 
 
 class _BuildFailed(Exception):
-    def __init__(self, result: JobResult) -> None:
+    def __init__(self, result: JobResult, log: str | None) -> None:
         super().__init__(result.error)
         self.status = result.status
+        self.log = log
 
 
 def interpreter(method: Any, options: Any, cache_dir: Path) -> Path | None:
@@ -217,14 +225,12 @@ def _record(
     key: str,
     cell: dict[str, Any],
     result: JobResult,
+    folder: Path,
     artifact: Artifact | None = None,
-    root: Path | None = None,
 ) -> Record:
     """A worker's result as a record; paths of files become relative to the results folder."""
-    found = result.payload if kind == "eval" else {}
-    files = (
-        {n: str(Path(p).relative_to(root)) for n, p in found.get("files", {}).items()} if root else {}
-    )
+    found, root = result.payload if kind == "eval" else {}, folder.resolve()
+    files = {name: _inside(path, root) for name, path in found.get("files", {}).items()}
     return Record(
         kind=kind,
         key=key,
@@ -238,4 +244,10 @@ def _record(
         timing=result.timing,
         provenance=result.provenance,
         error=result.error,
+        log=_inside(result.log, root) if result.log else None,
     )
+
+
+def _inside(path: str, root: Path) -> str:
+    """Relative to the results folder, where it lies in there."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import types
 import typing
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from qeval import registry
+from qeval.devices import device_name
 from qeval.errors import UsageError, did_you_mean, short
 from qeval.quant.base import Options
 from qeval.quant.running import KEYS, Running
@@ -32,6 +32,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
 _LONGEST_NAME = 255  # bytes of a folder's name
 _MOST_ENTRIES, _MOST_CELLS = 1000, 100_000  # of a section with its grids expanded, and of a spec
+_SECTIONS = ("models", "quantizations", "tasks")
 
 
 class ModelEntry(Options):
@@ -72,9 +73,7 @@ class Spec(Options):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
-            return value
-        raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return device_name(value)
 
     @field_validator("models", "quantizations", "tasks")
     @classmethod
@@ -128,9 +127,11 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
 
     Raises:
         SpecError: with file, line, key and fix, for the first thing that is wrong.
+        UsageError: an override is; with its option.
     """
     source = YamlFile(path)
     overrides = overrides or {}
+    _check_options(overrides)
     spec: Spec = _validate(source, (), Spec, {**source.data, **overrides})
     models = _models(source, spec)
     for name, given in spec.defaults.items():
@@ -145,6 +146,19 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
     _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
     baseline = _baseline(source, spec, quantizations)
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
+
+
+def _check_options(overrides: dict[str, Any]) -> None:
+    """The values of the command line, by themselves, so that an error names the option."""
+    try:
+        Spec.model_validate({"name": "-", **{key: ["-"] for key in _SECTIONS}, **overrides})
+    except ValidationError as err:
+        first = err.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"--{option} {short(str(first['input']))}: {message[0].lower()}{message[1:]}"
+        ) from err
 
 
 def _check_defaults(source: YamlFile, name: str, given: dict[str, Any]) -> None:
@@ -237,22 +251,22 @@ def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
         if given is not None and not isinstance(given, dict):
             raise source.error(where, f"takes a mapping of options, not {given!r}")
         merged = {**spec.defaults.get(name, {}), **(given or {})}
-        common = _validate(source, where, _TaskCommon, {k: merged[k] for k in _COMMON & merged.keys()})
-        own = {k: v for k, v in merged.items() if k not in _COMMON}
+        common = _validate(source, where, TaskCommon, {k: merged[k] for k in COMMON & merged.keys()})
+        own = {k: v for k, v in merged.items() if k not in COMMON}
         for options in _expand(source, where, task.Options, own):
             limit = common.limit or spec.limit
             yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
 
 
-class _TaskCommon(Options):
+class TaskCommon(Options):
     """Keys that every task takes beside its own options."""
 
     limit: int | None = Field(default=None, ge=1)
     timeout: float | None = Field(default=None, gt=0, le=LONGEST_S)
 
 
-_COMMON = frozenset(_TaskCommon.model_fields)
-_BESIDE: dict[str, Iterable[str]] = {"tasks": _COMMON, "quantizations": KEYS}
+COMMON = frozenset(TaskCommon.model_fields)
+_BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": KEYS}
 
 
 def _entry(source: YamlFile, section: str, i: int, raw: Any) -> tuple[KeyPath, str, Any]:

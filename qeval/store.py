@@ -7,7 +7,6 @@ else; the next append starts on a line of its own. ``lock`` keeps a second run o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -85,6 +84,8 @@ class Store:
             os.close(fd)
 
     def _take(self, fd: int) -> None:
+        import fcntl  # not on every system; reading needs no lock
+
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)

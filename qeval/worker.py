@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qeval import provenance, registry
 from qeval.artifacts import ArtifactCache
@@ -40,6 +41,8 @@ _PR_SET_PDEATHSIG = 1
 def main(argv: Sequence[str]) -> int:
     job_path, result_path, fd = Path(argv[0]), Path(argv[1]), int(argv[2])
     _die_with_parent(int(argv[3]))
+    faulthandler.enable()  # a crash in a library's C code says where, in the log
+    faulthandler.register(signal.SIGTERM, chain=True)  # and so does a job that its timeout ends
     job = Job.from_json(job_path.read_text(encoding="utf-8"))
     # Before any library reads it: builds, and what engines do not start themselves, keep to it, too.
     os.environ["OMP_NUM_THREADS"] = str(threads(job.settings.n_threads))
@@ -53,18 +56,23 @@ def _guarded(job: Job, progress: Progress) -> JobResult:
     start = time.time()
     try:
         return _build(job, progress) if job.kind == "build" else _evaluate(job, progress)
-    except QevalError as err:
-        status, error = ("oom" if "out of memory" in str(err).lower() else "failed"), str(err)
-    except OSError as err:
-        status, error = "failed", disk_message(job.out, err) if err.errno else str(err)
     except Exception as err:
-        status = "oom" if _is_oom(err) else "failed"
-        error = f"{type(err).__name__}: {(str(err).strip().splitlines() or [''])[0]}"
-        if "No space left on device" in error:  # libraries that write for themselves
-            error = disk_message(job.out, OSError(errno.ENOSPC, error))
-    traceback.print_exc()
+        traceback.print_exception(err)  # to the log
+        status, error = _explained(err, job)
     timing = {"start": start, "end": time.time()}
-    return JobResult(status, error, timing=timing, provenance=provenance.collect())  # type: ignore[arg-type]
+    return JobResult(status, error, timing=timing, provenance=provenance.collect())
+
+
+def _explained(err: Exception, job: Job) -> tuple[Literal["failed", "oom"], str]:
+    """The status that an exception gives a job, and its one line."""
+    if isinstance(err, QevalError):
+        return "oom" if "out of memory" in str(err).lower() else "failed", str(err)
+    if isinstance(err, OSError):
+        return "failed", disk_message(job.out, err) if err.errno else str(err)
+    error = f"{type(err).__name__}: {(str(err).strip().splitlines() or [''])[0]}"
+    if "No space left on device" in error:  # libraries that write for themselves
+        error = disk_message(job.out, OSError(errno.ENOSPC, error))
+    return "oom" if _is_oom(err) else "failed", error
 
 
 def _is_oom(err: Exception) -> bool:

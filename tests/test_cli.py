@@ -1,5 +1,7 @@
 """The command line: exit codes, one-line errors, help, and what each command prints."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import click
 import pytest
 
 from qeval.cli import cli
+from qeval.registry import BUILT_IN
 
 
 def qeval(*args, **kwargs):
@@ -96,3 +99,111 @@ def test_a_results_file_of_a_newer_qeval(tmp_path):
 def test_a_third_partys_plugin_is_listed(plugin):
     out = qeval("list", "methods").stdout
     assert "copy: " in out
+
+
+def test_debug_and_the_cache_folder_are_taken_where_users_put_them(tmp_path):
+    for args in (
+        ("--debug", "run", "no.yaml"),
+        ("run", "--debug", "no.yaml"),
+        ("run", "no.yaml", "--debug"),
+    ):
+        done = qeval(*args, cwd=tmp_path)
+        assert "Traceback" in done.stderr and done.returncode == 2
+    for args in (("cache", "--debug", "list"), ("cache", "list", "--debug")):
+        assert qeval(*args).returncode == 0
+    a, b = tmp_path / "a", tmp_path / "b"
+    for group in ("cache", "env"):
+        assert str(a) in qeval(group, "--cache-dir", a, "list").stdout
+        assert str(a) in qeval(group, "list", "--cache-dir", a).stdout
+        both = qeval(group, "--cache-dir", b, "list", "--cache-dir", a).stdout
+        assert str(a) in both and str(b) not in both
+    assert qeval("cache", "remove", "--all", "--cache-dir", a).returncode == 0
+
+
+def test_every_command_takes_debug():
+    for name in commands():
+        command = cli
+        for word in name.split():
+            command = command.commands[word]
+        assert "--debug" in {option for parameter in command.params for option in parameter.opts}, name
+
+
+@pytest.mark.parametrize("option", ["tpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:²"])
+def test_an_options_error_names_the_option_and_not_the_file(option, tmp_path):
+    spec = tmp_path / "s.yaml"
+    spec.write_text("name: s\nmodels: [m]\nquantizations: [none]\ntasks: [speed]\n")
+    done = qeval("run", spec, "--device", option)
+    assert done.returncode == 2
+    assert done.stderr == f"qeval: --device {option}: must be auto, cpu, cuda or cuda:N\n"
+    done = qeval("stats", "m", "--device", option)
+    assert done.returncode == 2
+    assert f"--device {option}: must be auto, cpu, cuda or cuda:N" in done.stderr
+    spec.write_text(f"device: '{option}'\n" + spec.read_text())
+    assert qeval("run", spec).stderr.startswith(f"qeval: {spec}:1: device: must be auto")
+
+
+def test_list_speaks_the_specs_language():
+    out = qeval("list", "methods").stdout
+    for python in (
+        "Optional",
+        "Literal",
+        "Union",
+        "NoneType",
+        "None",
+        "True",
+        "False",
+        "'",
+        "class",
+        "~",
+    ):
+        assert python not in re.sub(r"^\S.*$", "", out, flags=re.M), python
+    assert "\n    type: nf4 | fp4 | null, default null\n" in out
+    assert "\n    num_blocks: int or null, default null, >= 1\n" in out
+    assert (
+        "calibration: {dataset, n_samples, seq_len, seed}, default {dataset: c4-train, n_samples: 128"
+        in out
+    )
+    assert "\n    activations: bits, or {num_bits, granularity, symmetric}" in out
+    assert "\n    kv_cache: bits, or {num_bits, group_size}" in out
+    tasks = qeval("list", "tasks").stdout
+    assert "\n    dataset or datasets: text, required\n" in tasks
+    assert tasks.count("\n    limit: int or null, default the spec's, >= 1\n") == len(BUILT_IN["tasks"])
+    assert "\n    batch_sizes: list of int, default [1, 8]" in tasks
+
+
+def test_list_of_one_name():
+    out = qeval("list", "methods", "gptq").stdout
+    assert out.startswith("gptq: ") and "act_order" in out and "\nawq: " not in out
+    assert qeval("list", "engines", "hf").stdout.count("offers") == 1
+    done = qeval("list", "tasks", "perplexty")
+    assert done.returncode == 2
+    assert "unknown task 'perplexty'; did you mean 'perplexity'?" in done.stderr
+
+
+def test_reading_results_needs_no_locks(tmp_path):
+    """As on a system without fcntl and the other modules of POSIX."""
+    record = {
+        "schema_version": 1,
+        "kind": "eval",
+        "key": "abc",
+        "status": "ok",
+        "cell": {
+            "model": {"id": "m", "dtype": "float32"},
+            "quantization": {"name": "none", "label": "none", "options": {}},
+            "task": {"name": "speed", "label": "speed", "options": {}},
+        },
+    }
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    code = (
+        "import sys\n"
+        "for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp', 'pty', 'syslog'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['qeval', *sys.argv[1:]]\n"
+        "from qeval.cli import main\n"
+        "main()"
+    )
+    for args in (["table"], ["show", "abc"], ["list", "cells"]):
+        command = [sys.executable, "-c", code, *args, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "speed" in done.stdout

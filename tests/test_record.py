@@ -69,3 +69,12 @@ def test_did_you_mean():
     assert did_you_mean("num_bit", ["num_bits", "x"]) == "; did you mean 'num_bits'?"
     assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
     assert did_you_mean("zzz", []) == ""
+
+
+def test_a_record_of_0_1_0_has_no_log():
+    assert (
+        Record.from_json(
+            {"schema_version": 1, "kind": "eval", "key": "k", "cell": {}, "status": "ok"}
+        ).log
+        is None
+    )

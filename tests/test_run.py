@@ -15,6 +15,9 @@ import pytest
 from qeval.commands import run_spec
 from qeval.errors import DataError, MissingExtraError, ModelError, SandboxError, StoreError, UsageError
 from qeval.record import Record
+from qeval.report.describe import describe
+from qeval.report.render import render
+from qeval.report.rows import build_table
 from qeval.store import Store, latest
 
 SPEC = """\
@@ -123,6 +126,82 @@ def test_however_a_job_ends_it_is_recorded_and_the_run_goes_on(toy, how, status,
     assert "\n" not in (bad.error or "")
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (
+            "raise",
+            ["Traceback (most recent call last)", "in run", "ZeroDivisionError: division by zero"],
+        ),
+        ("oom", ["Traceback (most recent call last)", "MemoryError"]),
+        ("segfault", ["Fatal Python error: Segmentation fault", "in run"]),
+        ("wait", ["most recent call first", "in run"]),
+        ("refuse", ["FileNotFoundError: [Errno 2]", "EngineError: it cannot"]),
+    ],
+)
+def test_the_log_says_where_a_cell_failed_and_everything_names_the_log(toy, capsys, how, words):
+    limit = ", timeout: 3" if how == "wait" else ""
+    outcome = run_spec(toy(tasks=f"misbehave: {{how: {how}{limit}}}; {QUICK}"))
+    bad, good = evals()
+    text = (Path("results/toy") / bad.log).read_text()
+    for word in words:
+        assert word in text
+    assert "NoneType: None" not in text
+    assert bad.log == f"jobs/eval-{bad.key[:16]}.log"
+    assert f"\nlog           {bad.log}\n" in describe(bad)
+    assert f"(log: {bad.log})" in render(build_table(outcome.records), "text")
+    assert outcome.last_line == f"1 cell failed; log: results/toy/{bad.log}"
+    assert "Traceback" not in capsys.readouterr().err
+    assert "log:" not in render(build_table([good]), "text")
+
+
+def test_cells_of_a_failed_build_name_its_log(toy):
+    outcome = run_spec(toy(quantizations="copy: {fail: true}; copy: {num_bits: 6, die: true}"))
+    (first, second) = evals()
+    builds = {r.key: r for r in outcome.records if r.kind == "build"}
+    assert sorted(r.log for r in builds.values()) == sorted([first.log, second.log])
+    assert "BuildError: this one never works" in (Path("results/toy") / first.log).read_text()
+    logs = f"results/toy/{first.log}, results/toy/{second.log}"
+    assert outcome.last_line == f"2 cells failed; logs: {logs}"
+
+
+def test_debug_prints_the_workers_traceback_once(toy, capsys):
+    quantizations = "copy: {fail: true}; copy: 4"
+    run_spec(toy(tasks=f"{QUICK}; misbehave: {{how: refuse}}", quantizations=quantizations), debug=True)
+    err = capsys.readouterr().err
+    assert err.count("BuildError: this one never works: use another\n") == 1
+    assert err.count("EngineError: it cannot\n") == 1
+    assert err.count("FileNotFoundError: [Errno 2]") == 1  # what it came from
+    assert err.count("Traceback (most recent call last)") == 3
+
+
+def test_a_table_with_failed_cells_ends_with_3(toy):
+    spec = toy(tasks=f"misbehave: {{how: raise}}; {QUICK}")
+    assert run_spec(spec, only=["misbehave ok"]).exit_code == 0
+    assert run_spec(spec, only=["raise"]).exit_code == 3
+    outcome = run_spec(spec, only=["misbehave ok"])  # nothing to do, but the table has what failed
+    assert outcome.exit_code == 3
+    assert outcome.last_line.startswith("1 cell failed; log: results/toy/jobs/eval-")
+    done = subprocess.run(
+        [sys.executable, "-m", "qeval", "run", str(spec), "--only", "misbehave ok"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == f"qeval: {outcome.last_line}"
+    assert "failed" in done.stdout
+
+
+def test_a_spec_from_a_pipe_is_kept_with_the_umasks_permissions(toy, tmp_path):
+    spec = toy()
+    command = f"umask 027; cat {spec} | {sys.executable} -m qeval run /dev/stdin"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept = Path("results/toy/spec.yaml")
+    assert kept.read_text() == spec.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_job_that_hangs_is_killed_with_its_whole_group(toy):
     spec = toy(tasks="misbehave: {how: hang, timeout: 3}")
     assert run_spec(spec).exit_code == 3
@@ -153,9 +232,6 @@ def test_a_failed_build_fails_its_row_only_and_leaves_no_artifact(toy, tmp_path)
 
 
 def test_a_model_of_nan_is_marked_broken_and_the_table_is_printed(toy):
-    from qeval.report.render import render
-    from qeval.report.rows import build_table
-
     outcome = run_spec(toy(tasks=PPL, quantizations="copy: 0"))
     (record,) = evals()
     assert record.metrics[0].value is None
@@ -186,6 +262,17 @@ def test_dry_run_runs_nothing(toy, capsys):
     assert run_spec(toy(), dry_run=True).records is None
     assert not Path("results").exists()
     assert "build, run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", ["misbehave", "MISBEHAVE fine", "copy8", "COPY", "* · copy8 · *"])
+def test_only_takes_what_the_columns_and_rows_say(toy, pattern):
+    run_spec(toy(tasks=f"misbehave: {{how: fine}}; {PPL}"), only=[pattern])
+    assert "misbehave fine" in [r.cell["task"]["label"] for r in evals()]
+
+
+def test_only_takes_a_tasks_name(toy):
+    run_spec(toy(tasks=f"{QUICK}; {PPL}"), only=["perplexity"])
+    assert [r.cell["task"]["label"] for r in evals()] == ["gptq/file:text.txt@32"]
 
 
 def test_only_chooses_cells_by_name(toy):
@@ -350,9 +437,6 @@ def test_ctrl_c_twice(toy):
 
 def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     """The table after kill -9 and a second run equals that of an unbroken run."""
-    from qeval.report.render import render
-    from qeval.report.rows import build_table
-
     spec = toy(
         tasks=f"{QUICK}; misbehave: {{how: hang, marker: 'hung'}}", quantizations="copy: 8; copy: 4"
     )

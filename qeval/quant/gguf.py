@@ -1,4 +1,4 @@
-"""Method ``gguf``: Hugging Face folder -> GGUF -> quantized, both steps by llama.cpp itself.
+"""`gguf`: Hugging Face folder -> GGUF -> quantized, both steps by llama.cpp itself.
 
 The float file comes from llama.cpp's ``convert_hf_to_gguf.py`` in a subprocess, the quantized ones from
 ``llama_model_quantize`` in process: what ``llama-quantize`` calls, so the files are those a user gets.

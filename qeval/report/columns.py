@@ -92,14 +92,16 @@ def starcoder2_columns(quality: Sequence[Column], known: set[str]) -> list[Colum
 
 
 def select(columns: Sequence[Column], patterns: Sequence[str]) -> list[Column]:
-    """The columns that match names or globs (``ppl``, ``ppl*c4*``, ``vram_*``), in that order.
+    """The columns that match names or globs (``ppl``, ``ppl*c4*``, ``vram_*``), in that order. A word
+    that heads columns means these, and not others that have it as a name.
 
     Raises:
         UsageError: a pattern matches no column of these records.
     """
     chosen: dict[str, Column] = {}
     for pattern in patterns:
-        hits = [c for c in columns if _matches(c, pattern)]
+        headed = [c for c in columns if c.title.lower() == pattern.lower()]
+        hits = headed or [c for c in columns if _matches(c, pattern)]
         if not hits:
             known = {c.name for c in columns}
             raise UsageError(f"no column {pattern!r} in these results{did_you_mean(pattern, known)}")

@@ -54,6 +54,7 @@ def describe(record: Record) -> str:
 def _asked(record: Record) -> list[str]:
     facts = {"key": record.key, "kind": record.kind, "status": record.status}
     facts |= {"error": record.error} if record.error else {}
+    facts |= {"log": record.log} if record.log else {}
     facts |= {name: _short(value) for name, value in record.cell.items()}
     return _pairs(facts)
 

@@ -42,21 +42,24 @@ def grid(table: Table) -> Grid:
 
 
 def _full(table: Table) -> Grid:
-    several, dtypes = len(table.models) > 1, table.dtypes
+    several, with_dtype = len(table.models) > 1, len(table.dtypes) > 1
     first: tuple[tuple[str, ...], ...] = (("quantization",),)
-    if len(dtypes) > 1:
+    if with_dtype:
         first += (("dtype",),)
-    title = "" if several or not table.rows else table.models[0]
-    if title and len(dtypes) == 1:
-        title += f", {dtypes[0]}"
+    title = "" if several or not table.rows else _titled(table, table.models[0])
     sections = []
     for model in table.models:
-        rows = [_row(table, row, len(dtypes) > 1) for row in table.rows if row.model == model]
-        heading = f"{model}, {dtypes[0]}" if len(dtypes) == 1 else model
-        sections.append(Section(heading if several else "", tuple(rows)))
+        rows = [_row(table, row, with_dtype) for row in table.rows if row.model == model]
+        sections.append(Section(_titled(table, model) if several else "", tuple(rows)))
     headers = first + tuple(_header(c) for c in table.columns)
     right = (False,) * len(first) + tuple(c.kind in ("memory", "time") for c in table.columns)
     return Grid(title, headers, right, tuple(sections))
+
+
+def _titled(table: Table, model: str) -> str:
+    """A model with its dtype, where no column says that."""
+    dtypes = table.dtypes_of(model) if len(table.dtypes) == 1 else ()
+    return ", ".join([model, *dtypes])
 
 
 def _header(column: Column) -> tuple[str, ...]:
@@ -70,7 +73,7 @@ def _header(column: Column) -> tuple[str, ...]:
 def _row(table: Table, row: Row, with_dtype: bool) -> tuple[GridCell, ...]:
     cells = [GridCell((_label(row),), "label")]
     if with_dtype:
-        cells.append(GridCell((row.dtype,)))
+        cells.append(GridCell((row.dtype or "–",)))
     return (*cells, *(_cell(column, row.entries[column.id]) for column in table.columns))
 
 

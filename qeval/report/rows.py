@@ -151,7 +151,7 @@ def _row(
             entries[c.id] = Entry(status=NONE)
     return Row(
         model=shown_as[0],
-        dtype=str(source.model.get("dtype", "?")),
+        dtype=source.dtype,
         quantization=shown_as[1],
         baseline=source.baseline,
         simulated=source.simulated,
@@ -177,8 +177,7 @@ def _entry(
     if record.status == "skipped" and source.costs_as_float:
         return Entry(status=NONE)  # the legend's line on simulated rows says why
     if record.status != "ok":
-        reason = f"{record.status}: {record.error or 'no reason recorded'}"
-        return Entry(status=record.status, notes=notes.numbers([reason]))
+        return Entry(status=record.status, notes=notes.numbers([_reason(record)]))
     if found.metric is None or (source.costs_as_float and column.unit in col.COST_UNITS):
         return Entry(status=NONE)
     said = _own_notes(found, source)
@@ -187,6 +186,13 @@ def _entry(
         said.append(f"no difference shown: {change}")
         change = None
     return replace(_value(found.metric), difference=change, notes=notes.numbers(said))
+
+
+def _reason(record: Record) -> str:
+    """Why there is no number, and where the job's log is, relative to the results folder."""
+    error = next(iter((record.error or "").strip().splitlines()), "no reason recorded")
+    log = f" (log: {record.log})" if record.log and record.status != "skipped" else ""
+    return f"{record.status}: {error}{log}"
 
 
 def _own_notes(found: _Found, source: Source) -> list[str]:

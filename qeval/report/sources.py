@@ -34,6 +34,12 @@ class Source:
         return self.evals[0].cell.get("model") or {}
 
     @cached_property
+    def dtype(self) -> str:
+        """Of the float model; "" for a .gguf file, which the spec's dtype does not change."""
+        gguf = str(self.model.get("id")).endswith(".gguf")
+        return "" if gguf else str(self.model.get("dtype", "?"))
+
+    @cached_property
     def quantization(self) -> dict[str, Any]:
         return self.evals[0].cell.get("quantization") or {}
 

@@ -46,7 +46,7 @@ class Entry:
 @dataclass(frozen=True)
 class Row:
     model: str
-    dtype: str
+    dtype: str  # "" where the model is a .gguf file, which has types of its own
     quantization: str
     baseline: bool
     simulated: bool  # its weights are floats that carry the rounding
@@ -73,4 +73,7 @@ class Table:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(row.dtype for row in self.rows))
+        return tuple(dict.fromkeys(row.dtype for row in self.rows if row.dtype))
+
+    def dtypes_of(self, model: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.dtype for row in self.rows if row.dtype and row.model == model))

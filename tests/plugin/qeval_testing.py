@@ -6,6 +6,7 @@ tested in milliseconds a job. The task misbehaves in every way a job can end.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qeval.errors import BuildError
+from qeval.errors import BuildError, EngineError
 from qeval.quant.base import Artifact, Method, Options
 from qeval.record import MemoryReport, Metric
 from qeval.tasks.base import TaskResult
@@ -95,6 +96,13 @@ class NgramEngine:
         pass
 
 
+def _refuse():
+    try:
+        Path("/no/such/file").read_bytes()
+    except OSError as err:
+        raise EngineError("it cannot") from err
+
+
 class MisbehaveOptions(Options):
     how: str = "ok"
     marker: str | None = None  # a file: the first run misbehaves, later ones are ok
@@ -130,6 +138,9 @@ class Misbehave:
             "exit": lambda: os._exit(7),
             "raise": lambda: 1 / 0,
             "oom": lambda: np.empty(2**60, np.uint8),
+            "segfault": lambda: ctypes.string_at(0),
+            "wait": lambda: time.sleep(600),
+            "refuse": _refuse,
             "garbage": lambda: print("\x00" * 100, flush=True),
         }
         actions.get(how, lambda: None)()

@@ -8,6 +8,7 @@ import pytest
 
 from qeval.errors import UsageError
 from qeval.record import MemoryReport, Metric, Record
+from qeval.report.render import render
 from qeval.report.rows import build_table
 
 GIB = 2**30
@@ -319,3 +320,36 @@ def test_no_records_make_an_empty_table():
 def test_no_baseline_is_said(record, ppl):
     records = [record(q, metrics=[ppl([1.0])]) for q in ("Q8_0", "Q5_K_M")]
     assert "no row is a baseline: no differences are shown" in build_table(records).legend
+
+
+def test_a_gguf_model_has_no_dtype_in_its_title(record, ppl):
+    gguf = [record(metrics=[ppl([3.0, 3.1])], model="models/m-Q8_0.gguf")]
+    assert render(build_table(gguf), "text").splitlines()[0] == "models/m-Q8_0.gguf"
+    assert build_table(gguf).dtypes == ()
+    floats = [record(metrics=[ppl([3.0, 3.1])])]
+    assert render(build_table(floats), "text").splitlines()[0] == "org/model, bfloat16"
+    both = render(build_table([*gguf, *floats]), "markdown")
+    assert "| **models/m-Q8_0.gguf** |" in both and "| **org/model, bfloat16** |" in both
+    several = [*gguf, *floats, record(metrics=[ppl([3.0, 3.1])], dtype="float16", model="other")]
+    lines = render(build_table(several), "markdown").splitlines()
+    assert next(line for line in lines if line.startswith("| none")).startswith("| none | – |")
+
+
+def test_a_word_that_heads_a_column_is_that_column(small):
+    def asked(*names):
+        return [c.title for c in build_table(small, wide=True, columns=list(names)).columns]
+
+    assert asked("weights") == ["weights"]
+    assert asked("Weights", "layers") == ["weights", "layers"]
+    assert asked("size") == ["weights"]
+    assert asked("weight*") == ["weights", "layers"]
+    assert asked("decode") == ["decode"]
+    for column in build_table(small, wide=True).columns:
+        assert {c.title for c in build_table(small, columns=[column.title]).columns} == {column.title}
+
+
+def test_a_failed_cells_note_names_its_log(record, ppl):
+    failed = {"status": "failed", "error": "no\nmore lines", "log": "jobs/eval-0.log"}
+    records = [record(metrics=[ppl([3.0, 3.1])]), record("Q8_0", **failed), record("Q5_K_M", **failed)]
+    notes = build_table(records).footnotes
+    assert notes == ("failed: no (log: jobs/eval-0.log)",)
