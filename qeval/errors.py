@@ -6,6 +6,7 @@
     │   └── MissingExtraError 2  a package is not installed; names the command that installs it
     ├── ModelError        1  a model folder or checkpoint is missing, truncated or of no known format
     ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
+    ├── HubError          1  the hub gave no model or file; says whether it refused
     ├── StoreError        1  a results folder cannot be read, written or locked
     ├── EnvError          1  an environment (`qeval env`) cannot be made; names the log
     ├── BuildError        1  a method cannot quantize this model (recorded per cell, the run goes on)
@@ -46,6 +47,15 @@ class ModelError(QevalError):
 
 class DataError(QevalError):
     pass
+
+
+class HubError(QevalError):
+    """``refused``: the hub answered, and said no; else it was out of reach or too busy."""
+
+    def __init__(self, place: object, reason: str, *, refused: bool = False) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
+        self.refused = refused
 
 
 class StoreError(QevalError):

@@ -13,20 +13,24 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qeval.engines.gguf_file import all_parts
 from qeval.engines.gguf_file import read_header as read_gguf_header
-from qeval.errors import MissingExtraError, ModelError
+from qeval.errors import HubError, ModelError
+from qeval.extras import require
 from qeval.files import write_atomic
 from qeval.quant.base import ModelRef
 from qeval.quant.folder import check_floats
 from qeval.quant.formats import read_json, recognise
 from qeval.weights import read_tensors, weight_files
 
+if TYPE_CHECKING:
+    from qeval.hub import Plan
+
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
+_SHA1 = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_NOT_LOADED = ("*.gguf", "*.pth", "*.onnx", "*.msgpack", "*.h5", "*.ot", "original/*")
 _NOT_CONTENT = {"README.md", "LICENSE", "qeval.json", ".gitattributes", ".gitignore"}
 
 
@@ -47,14 +51,24 @@ def resolve_model(
     """
     path = Path(name).expanduser()
     if path.exists():
+        if revision:
+            raise ModelError(
+                f"{name} lies here, and revision {revision!r} is for a model of the hub: leave "
+                "`revision` out, or rename the folder"
+            )
         check_model(path, need_tokenizer, trust_remote_code)
         # Not resolved: a snapshot of the hub links to blobs, whose names say neither type nor part.
         return ModelRef(name, path.absolute(), identify(path, cache_dir), dtype, trust_remote_code)
-    if not _HUB_ID.match(name):
-        raise ModelError(f"{name}: no such model folder or .gguf file")
-    folder = _download(name, revision)
+    _check_hub_id(name)
+    from qeval.hub import download_model
+
+    try:
+        folder = download_model(name, revision)
+    except HubError as err:
+        raise ModelError(_not_here(name, revision, err)) from err
     check_model(folder, need_tokenizer, trust_remote_code)
     _hashes(weight_files(folder), cache_dir)
+    _check_small_files(folder)
     return ModelRef(name, folder, f"hub:{name}@{folder.name}", dtype, trust_remote_code)
 
 
@@ -149,10 +163,7 @@ def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
                 known[sign] = hashlib.file_digest(handle, "sha256").hexdigest()
         wanted = _hub_sha256(file)
         if wanted and known[sign] != wanted:
-            raise ModelError(
-                f"{file}: corrupted: its sha256 is {known[sign]}, the hub's {wanted}: delete "
-                f"{file.resolve()} and download it again"
-            )
+            raise ModelError(_corrupted(file, "sha256", known[sign], wanted))
         out.append(known[sign])
     if len(known) > before:
         write_atomic(store, json.dumps(known, indent=0))
@@ -162,8 +173,9 @@ def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
 def _hub_sha256(file: Path) -> str | None:
     """What the hub said a large file's sha256 is: the name of the blob that a snapshot links to, or the
     second line of what `hf download --local-dir` noted; None for files of the user's own."""
-    if file.is_symlink() and _SHA256.match(file.resolve().name):
-        return file.resolve().name
+    blob = _blob(file)
+    if blob is not None:
+        return blob if _SHA256.match(blob) else None
     note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
     if not note.is_file():
         return None
@@ -175,43 +187,61 @@ def _hub_sha256(file: Path) -> str | None:
     return etag if unchanged and _SHA256.match(etag) else None
 
 
-def _download(name: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import list_repo_files, snapshot_download
-    except ImportError as err:
-        raise MissingExtraError("huggingface_hub", "hub") from err
-    skip = list(_NOT_LOADED)
-    try:
-        names = list_repo_files(name, revision=revision)
-        skip += ["*.bin"] if any(n.endswith(".safetensors") for n in names) else []
-        skip += [] if "qmodel.pt" in names else ["*.pt"]  # hqq's weights
-    except Exception:  # no hub (each layer has its own exceptions): what is on this disk must do
-        skip += ["*.bin"]
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=skip))
-    except Exception as err:
-        if kept := _cached_commit(name, revision):
-            return kept
-        reason = str(err).strip().splitlines()[0]
-        raise ModelError(f"{name}: no such folder, and the hub did not give it: {reason}") from err
+def _blob(file: Path) -> str | None:
+    """The name of the blob that a snapshot's file links to: its sha256, or a small file's id in git.
+    No further: a blob may itself lead to a store that all repositories share, under another hash."""
+    while file.is_symlink():
+        file = file.parent / file.readlink()
+        if file.parent.name == "blobs":
+            return file.name
+    return None
 
 
-def _cached_commit(name: str, revision: str | None) -> Path | None:
-    """The snapshot of a commit, whole or shortened as git does it, that lies in the hub's cache; None
-    where it does not. A commit's files never change, so it does not matter why the hub gave none.
-    snapshot_download itself looks there for branches and tags only (huggingface_hub 1.33)."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.file_download import repo_folder_name
+def _check_small_files(folder: Path) -> None:
+    """Raises ModelError for a configuration or tokenizer that is not the commit's: those are named by
+    their id in git, the sha1 of "blob", the length, a NUL and the content."""
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        blob = _blob(file)
+        if blob is None or not _SHA1.match(blob):
+            continue
+        data = file.read_bytes()
+        found = hashlib.sha1(b"blob %d\x00" % len(data) + data, usedforsecurity=False).hexdigest()
+        if found != blob:
+            raise ModelError(_corrupted(file, "git id", found, blob))
 
-    if not _COMMIT.match(revision or ""):
+
+def _corrupted(file: Path, what: str, found: str, wanted: str) -> str:
+    return (
+        f"{file}: corrupted: its {what} is {found}, the hub's {wanted}: delete {file.resolve()} and "
+        "download it again"
+    )
+
+
+def planned_download(name: str, revision: str | None = None) -> Plan | None:
+    """What ``resolve_model`` would download, asked of the hub without a download; None for what is a
+    folder or file here.
+
+    Raises:
+        ModelError: the hub refuses it, or it is no name of a model.
+        MissingExtraError: a hub's model, and huggingface_hub is not installed.
+    """
+    if Path(name).expanduser().exists():
         return None
-    repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    commits = [folder.name for folder in (repo / "snapshots").glob(f"{revision}*")]
-    if len(commits) != 1:
-        return None
-    skip = [*_NOT_LOADED, "*.bin", "*.pt"]  # check_model says whether its weights are whole
+    _check_hub_id(name)
+    from qeval.hub import planned_model
+
     try:
-        kept = snapshot_download(name, revision=commits[0], ignore_patterns=skip, local_files_only=True)
-    except Exception:  # not all of its files are there
-        return None
-    return Path(kept)
+        return planned_model(name, revision)
+    except HubError as err:
+        raise ModelError(_not_here(name, revision, err)) from err
+
+
+def _check_hub_id(name: str) -> None:
+    if not _HUB_ID.match(name):
+        raise ModelError(f"{name}: no such model folder or .gguf file (a hub's model is ORG/NAME)")
+    require("hub", "huggingface_hub")
+
+
+def _not_here(name: str, revision: str | None, err: HubError) -> str:
+    where = f"{name} @{revision}" if revision else name
+    return f"{where}: no such folder, and the hub did not give it: {err.reason}"
