@@ -4,6 +4,8 @@
     ├── UsageError        2  the command line asks for something impossible
     │   ├── SpecError     2  the YAML does; names file, line and key
     │   └── MissingExtraError 2  a package is not installed; names the command that installs it
+    ├── PreflightError    1  a run would not get to its end: all that is in the way, a line each
+    ├── SeveralErrors     1  what several checks of one thing found
     ├── ModelError        1  a model folder or checkpoint is missing, truncated or of no known format
     ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
     ├── HubError          1  the hub gave no model or file; says whether it refused
@@ -19,7 +21,8 @@ Messages name the file, the key and the fix, in one line. A traceback is shown o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
 class QevalError(Exception):
@@ -38,7 +41,18 @@ class SpecError(UsageError):
 
 class MissingExtraError(UsageError):
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package!r} is not installed: pip install 'qeval[{extra}]'")
+        self.fact, self.extra = f"the package {package!r} is not installed", extra
+        super().__init__(f"{self.fact}: {install_command([extra])}")
+
+
+class PreflightError(QevalError):
+    pass
+
+
+class SeveralErrors(QevalError):
+    def __init__(self, errors: Sequence[QevalError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
 
 
 class ModelError(QevalError):
@@ -82,6 +96,25 @@ def one_line(text: str) -> str:
     """A message as one printable line: what was more lines side by side, control characters escaped."""
     joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
+
+
+def install_command(extras: Iterable[str]) -> str:
+    """What brings the packages of these extras of qeval."""
+    return f"pip install 'qeval[{','.join(sorted(set(extras)))}]'"
+
+
+def raise_all(*checks: Callable[[], Any]) -> None:
+    """Make every check. Raises what one of them raised, or a SeveralErrors of what several did."""
+    found: dict[str, QevalError] = {}
+    for check in checks:
+        try:
+            check()
+        except QevalError as err:
+            found.setdefault(str(err), err)
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    if found:
+        raise SeveralErrors(list(found.values()))
 
 
 def short(text: str, limit: int = 100) -> str:

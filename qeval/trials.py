@@ -85,12 +85,13 @@ def _the_driver_sees_one() -> bool:
 
 def gptqmodel() -> Trial:
     """The kernels that load a 4-bit GPTQ layer here, each by name."""
-    from qeval.engines.gptqmodel import BACKENDS, ORDER
+    from qeval.engines.gptqmodel import BACKENDS
     from qeval.quant.gptqmodel_build import import_gptqmodel
+    from qeval.quant.packing import KERNELS
 
     source = FloatLayer()
     library = import_gptqmodel(1, source.device)
-    order = ORDER[source.device.type]
+    order = KERNELS[source.device.type]
 
     def candidate(kernel: str) -> Candidate:
         backend = getattr(library.BACKEND, BACKENDS["gptq"][kernel])

@@ -18,6 +18,7 @@ from qeval.errors import EngineError
 from qeval.lm import EngineSettings
 from qeval.quant.base import Artifact
 from qeval.quant.folder import copy_side_files
+from qeval.quant.packing import KERNELS
 from qeval.weights import weight_files
 
 BACKENDS = {
@@ -36,7 +37,6 @@ BACKENDS = {
         "torch": "AWQ_TORCH",
     },
 }
-ORDER = {"cuda": ("marlin", "exllama", "triton", "torch"), "cpu": ("aten", "torch")}
 
 
 def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
@@ -49,7 +49,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
 
     kind = artifact.details["format"]["name"]
     asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
-    candidates = ORDER[device.type] if asked == "auto" else (asked,)
+    candidates = KERNELS[device.type] if asked == "auto" else (asked,)
     library = import_gptqmodel(settings.n_threads, device)
     with _safetensors(artifact.path) as folder:
         model, facts = _on_a_kernel(library, kind, candidates, folder, settings, device)

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from qeval.calibration import CalibrationOptions
-from qeval.errors import BuildError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import BuildError, raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 _BATCH = 8  # windows a step, the library's default
 
@@ -48,14 +48,24 @@ class AutoRound(Method):
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         return f"AutoRound W{options.num_bits}A16{group}" + " asym" * (not options.symmetric)
 
+    def packages(self, options: AutoRoundOptions) -> tuple[Packages, ...]:
+        return (Packages("auto-round", ("torch", "transformers", "accelerate", "auto_round")),)
+
+    def reads(self, options: AutoRoundOptions) -> CalibrationOptions | None:
+        return options.calibration if options.iters else None
+
+    def weight_bits(self, options: AutoRoundOptions, dtype: str) -> float:
+        return options.num_bits
+
     def preflight(self, options: AutoRoundOptions, model: ModelRef) -> None:
-        from qeval.extras import require
         from qeval.quant.packing import check_half_precision, check_widths
 
-        require("auto-round", "torch", "transformers", "accelerate", "auto_round")
-        check_half_precision("auto-round", model)
         # The library leaves linears of other widths as they are, without a word.
-        check_widths("auto-round", model, options.group_size, inputs_of=32, outputs_of=32)
+        raise_all(
+            lambda: self.check_packages(options),
+            lambda: check_half_precision("auto-round", model),
+            lambda: check_widths("auto-round", model, options.group_size, inputs_of=32, outputs_of=32),
+        )
 
     def build(self, options: AutoRoundOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library refuses the model."""

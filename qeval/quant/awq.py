@@ -14,9 +14,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.export import Format, check_export, execution, preflight
-from qeval.quant.packing import Kernel, check_half_precision, check_widths
+from qeval.errors import raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.quant.export import (
+    GPTQMODEL,
+    Format,
+    check_export,
+    execution,
+    packages,
+    preflight,
+    weight_bits,
+)
+from qeval.quant.packing import Kernel, check_half_precision, check_kernel, check_widths
 
 _BY = {"gptqmodel": "", "auto-awq": " (AutoAWQ)", "laboratory": " (laboratory)"}
 GROUPS = (-1, 16, 32, 64, 128)
@@ -79,15 +88,31 @@ class Awq(Method):
     def environment(self, options: AwqOptions) -> str | None:
         return "auto-awq" if options.backend == "auto-awq" else None
 
-    def preflight(self, options: AwqOptions, model: ModelRef) -> None:
-        from qeval.extras import require
+    def packages(self, options: AwqOptions) -> tuple[Packages, ...]:
+        return packages(options) if options.backend == "laboratory" else (GPTQMODEL,)
 
+    def reads(self, options: AwqOptions) -> CalibrationOptions:
+        return options.calibration
+
+    def simulates(self, options: AwqOptions) -> bool:
+        return options.backend == "laboratory" and options.format != "gptq"
+
+    def weight_bits(self, options: AwqOptions, dtype: str) -> float:
+        return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
+
+    def check_device(self, options: AwqOptions, device: str) -> None:
+        if not self.simulates(options):
+            check_kernel("awq", options.kernel, device)
+
+    def preflight(self, options: AwqOptions, model: ModelRef) -> None:
         if options.backend == "laboratory":
             preflight("awq", options, model)
             return
-        require("gptqmodel", "gptqmodel")  # both backends' checkpoints run on its kernels
-        check_half_precision("awq", model)
-        check_widths("awq", model, options.group_size, inputs_of=1, outputs_of=8)  # 8 to an int32
+        raise_all(
+            lambda: self.check_packages(options),  # both backends' checkpoints run on its kernels
+            lambda: check_half_precision("awq", model),
+            lambda: check_widths("awq", model, options.group_size, outputs_of=8),  # 8 to an int32
+        )
 
     def build(self, options: AwqOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library refuses the model."""

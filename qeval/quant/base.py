@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+from qeval.errors import raise_all
 
 if TYPE_CHECKING:
     from qeval.calibration import Calibration, CalibrationOptions
@@ -34,6 +37,13 @@ class Options(BaseModel):
         """The options that change how the weights run and not what they are (a kernel): in the cell's
         key, not in the artifact's. The engine finds them in ``artifact.details["execution"]``."""
         return {}
+
+
+class Packages(NamedTuple):
+    """An extra of qeval, and the modules by which it is recognised."""
+
+    extra: str
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,10 +147,40 @@ class Method(Protocol):
         it would round them twice."""
         return False
 
+    def packages(self, options: Any) -> tuple[Packages, ...]:
+        """What must be installed here, beside the engine's own."""
+        return ()
+
+    def check_packages(self, options: Any) -> None:
+        """Raises MissingExtraError for a package of these that is not there."""
+        from qeval.extras import require
+
+        raise_all(*(partial(require, p.extra, *p.modules) for p in self.packages(options)))
+
+    def reads(self, options: Any) -> CalibrationOptions | None:
+        """The calibration text that build() asks for; None: none."""
+        return None
+
+    def simulates(self, options: Any) -> bool:
+        """Whether its artifacts are float weights that carry the rounding, where that is known before
+        they are built."""
+        return False
+
+    def weight_bits(self, options: Any, dtype: str) -> float:
+        """The fewest bits that build() writes for a weight of a linear layer, for the space on the
+        disk; 0: not known before. ``dtype``: the model's."""
+        return 0.0
+
+    # The next two are called in the parent before any job and import nothing heavy. What they find is
+    # raised as a QevalError; errors.raise_all() makes several checks and raises what all of them find.
+
     def preflight(self, options: Any, model: ModelRef) -> None:
-        """Called in the parent before any job, for each row that is to be built. Raises QevalError for
-        what can be known without loading the model: a package that is not installed, a layer
-        whose shape the format cannot hold (``weights.linear_shapes``). Imports nothing heavy."""
+        """What can be known of a row that is to be built without loading the model: a package that is
+        not installed, a layer whose shape the format cannot hold (``weights.linear_shapes``)."""
+        return
+
+    def check_device(self, options: Any, device: str) -> None:
+        """Whether it can be built and run on ``device``: ``cpu``, or ``cuda`` of whatever number."""
         return
 
     def build(self, options: Any, context: BuildContext) -> Artifact: ...

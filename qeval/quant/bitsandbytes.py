@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 
 class BitsAndBytesOptions(Options):
@@ -54,12 +55,16 @@ class BitsAndBytes(Method):
     def rounds_activations(self, options: BitsAndBytesOptions) -> bool:
         return options.num_bits == 8
 
+    def packages(self, options: BitsAndBytesOptions) -> tuple[Packages, ...]:
+        return (Packages("bitsandbytes", ("torch", "transformers", "accelerate", "bitsandbytes")),)
+
+    def weight_bits(self, options: BitsAndBytesOptions, dtype: str) -> float:
+        return options.num_bits
+
     def preflight(self, options: BitsAndBytesOptions, model: ModelRef) -> None:
-        from qeval.extras import require
         from qeval.quant.packing import check_folder
 
-        require("bitsandbytes", "torch", "transformers", "accelerate", "bitsandbytes")
-        check_folder("bitsandbytes", model)
+        raise_all(lambda: self.check_packages(options), lambda: check_folder("bitsandbytes", model))
 
     def build(self, options: BitsAndBytesOptions, context: BuildContext) -> Artifact:
         """Raises EngineError where transformers cannot load the model."""

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
-from qeval.errors import BuildError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import BuildError, raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 _GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")
 _ALGORITHMS: dict[str, tuple[str, ...]] = {
@@ -95,15 +95,25 @@ class CompressedTensors(Method):
     def rounds_activations(self, options: CompressedTensorsOptions) -> bool:
         return options.scheme in ("W8A8", "FP8")
 
+    def packages(self, options: CompressedTensorsOptions) -> tuple[Packages, ...]:
+        modules = ("torch", "transformers", "accelerate", "compressed_tensors", "llmcompressor")
+        return (Packages("compressed-tensors", modules),)
+
+    def reads(self, options: CompressedTensorsOptions) -> CalibrationOptions | None:
+        return options.reads
+
+    def weight_bits(self, options: CompressedTensorsOptions, dtype: str) -> float:
+        return 4 if options.scheme.startswith("W4") else 8
+
     def preflight(self, options: CompressedTensorsOptions, model: ModelRef) -> None:
-        from qeval.extras import require
         from qeval.quant.packing import check_folder, check_widths
 
-        needed = ("torch", "transformers", "accelerate", "compressed_tensors", "llmcompressor")
-        require("compressed-tensors", *needed)
-        check_folder("compressed-tensors", model)
-        if options.group:
-            check_widths(f"compressed-tensors {options.scheme}", model, options.group)
+        def check_shapes() -> None:
+            check_folder("compressed-tensors", model)
+            if options.group:
+                check_widths(f"compressed-tensors {options.scheme}", model, options.group)
+
+        raise_all(lambda: self.check_packages(options), check_shapes)
 
     def build(self, options: CompressedTensorsOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where a recipe does not know the architecture."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 from qeval import __version__
-from qeval.errors import UsageError
-from qeval.quant.base import ModelRef
-from qeval.quant.packing import Kernel, check_half_precision, check_widths
-from qeval.weights import read_tensors
+from qeval.errors import UsageError, raise_all
+from qeval.quant.base import ModelRef, Packages
+from qeval.quant.packing import Kernel, check_half_precision, check_kernel, check_widths
+from qeval.weights import DTYPE_BYTES, read_tensors
 
+GPTQMODEL = Packages("gptqmodel", ("gptqmodel",))  # its kernels run what is packed
 GPTQ_BITS = (2, 3, 4, 8)
 GPTQ_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)  # those of GPTQModel's kernels
 
@@ -63,8 +64,14 @@ def preflight(method: str, options: Exported, model: ModelRef) -> None:
         check_widths(method, model, options.group_size)
         return
     named = f"{method}, format: gptq"
-    preflight_gptq(named, options.group_size, model, "leave format out")
-    if any(".experts." in tensor.name for tensor in read_tensors(model.path)):
+    raise_all(
+        lambda: preflight_gptq(named, options.group_size, model, "leave format out"),
+        lambda: _check_dense(named, model),
+    )
+
+
+def _check_dense(named: str, model: ModelRef) -> None:
+    if model.path.is_dir() and any(".experts." in tensor.name for tensor in read_tensors(model.path)):
         raise UsageError(
             f"{named}: {model.id} is a mixture of experts, and only dense models are packed: "
             "leave format out"
@@ -81,11 +88,30 @@ def preflight_gptq(method: str, group_size: int, model: ModelRef, otherwise: str
     """
     from qeval.extras import require
 
-    require("gptqmodel", "gptqmodel")
-    check_half_precision(method, model)
     # 32 integers fill num_bits whole int32, along the inputs (weights) and the outputs (zeros).
-    more = {"otherwise": otherwise} if otherwise else {}
-    check_widths(method, model, group_size, inputs_of=32, outputs_of=32, **more)
+    raise_all(
+        lambda: require(GPTQMODEL.extra, *GPTQMODEL.modules),
+        lambda: check_half_precision(method, model),
+        lambda: check_widths(
+            method, model, group_size, inputs_of=32, outputs_of=32, otherwise=otherwise
+        ),
+    )
+
+
+def packages(options: Exported) -> tuple[Packages, ...]:
+    """For ``Method.packages``."""
+    return (GPTQMODEL,) if options.format == "gptq" else ()
+
+
+def weight_bits(options: Exported, dtype: str) -> float:
+    """For ``Method.weight_bits``: simulated weights are floats."""
+    return options.num_bits if options.format == "gptq" else 8.0 * DTYPE_BYTES[dtype]
+
+
+def check_device(method: str, options: Exported, device: str) -> None:
+    """For ``Method.check_device``."""
+    if options.format == "gptq":
+        check_kernel(method, options.kernel, device)
 
 
 def gptq_config(options: Exported, act_order: bool = False) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -23,8 +24,17 @@ from pydantic import field_validator, model_validator
 
 from qeval.calibration import CalibrationOptions
 from qeval.cores import threads
-from qeval.errors import BuildError, did_you_mean
-from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, Options
+from qeval.errors import BuildError, did_you_mean, raise_all
+from qeval.quant.base import (
+    Artifact,
+    BuildContext,
+    LayerReport,
+    Method,
+    ModelRef,
+    Options,
+    Packages,
+)
+from qeval.quant.packing import check_folder
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,23 @@ class Gguf(Method):
     def label(self, options: GgufOptions) -> str:
         return f"{options.type}+imatrix" if options.uses_imatrix else options.type
 
+    def packages(self, options: GgufOptions) -> tuple[Packages, ...]:
+        """llama.cpp's converter imports torch and transformers."""
+        return (
+            Packages("gguf", ("llama_cpp", "gguf")),
+            Packages("hf", ("torch", "transformers")),
+        )
+
+    def reads(self, options: GgufOptions) -> CalibrationOptions | None:
+        return (options.calibration or CalibrationOptions()) if options.uses_imatrix else None
+
+    def weight_bits(self, options: GgufOptions, dtype: str) -> float:
+        found = re.search(r"\d+", options.type)  # Q5_K_M has 5, and a little more
+        return float(found[0]) if found else 0.0
+
+    def preflight(self, options: GgufOptions, model: ModelRef) -> None:
+        raise_all(lambda: self.check_packages(options), lambda: check_folder("gguf", model))
+
     def base(self, options: GgufOptions, dtype: str) -> dict[str, Any] | None:
         """Quantized types are made from this method's own file in the model's dtype."""
         if options.is_float:
@@ -160,8 +187,7 @@ def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:
     from qeval.llama_tools import SCRIPT, converter_folder
 
     model = context.model.path
-    if not model.is_dir():
-        raise BuildError(f"{model}: gguf needs a Hugging Face folder; use 'checkpoint: {model}'")
+    check_folder("gguf", context.model)
     folder = converter_folder(context.cache_dir)
     arguments = [str(model), "--outfile", str(path), "--outtype", options.type.lower()]
     if options.pre_tokenizer is None:

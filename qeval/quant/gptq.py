@@ -13,17 +13,21 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qeval.calibration import CalibrationOptions
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import UsageError
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 from qeval.quant.export import (
     GPTQ_BITS,
     GPTQ_GROUPS,
+    GPTQMODEL,
     Format,
     check_export,
     execution,
+    packages,
     preflight,
     preflight_gptq,
+    weight_bits,
 )
-from qeval.quant.packing import Kernel
+from qeval.quant.packing import Kernel, check_kernel
 
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
 
@@ -83,6 +87,24 @@ class Gptq(Method):
 
     def environment(self, options: GptqOptions) -> str | None:
         return "auto-gptq" if options.backend == "auto-gptq" else None
+
+    def packages(self, options: GptqOptions) -> tuple[Packages, ...]:
+        return packages(options) if options.backend == "laboratory" else (GPTQMODEL,)
+
+    def reads(self, options: GptqOptions) -> CalibrationOptions:
+        return options.calibration
+
+    def simulates(self, options: GptqOptions) -> bool:
+        return options.backend == "laboratory" and options.format != "gptq"
+
+    def weight_bits(self, options: GptqOptions, dtype: str) -> float:
+        return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
+
+    def check_device(self, options: GptqOptions, device: str) -> None:
+        if options.backend == "auto-gptq" and device != "cuda":
+            raise UsageError("gptq: AutoGPTQ quantizes on CUDA only: use backend: gptqmodel")
+        if not self.simulates(options):
+            check_kernel("gptq", options.kernel, device)
 
     def preflight(self, options: GptqOptions, model: ModelRef) -> None:
         if options.backend == "laboratory":

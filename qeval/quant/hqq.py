@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from qeval.errors import BuildError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import BuildError, raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 
 class HqqOptions(Options):
@@ -33,26 +33,14 @@ class Hqq(Method):
     def label(self, options: HqqOptions) -> str:
         return f"HQQ W{options.num_bits}A16g{options.group_size}" + " axis 0" * (options.axis == 0)
 
-    def preflight(self, options: HqqOptions, model: ModelRef) -> None:
-        from qeval.extras import require
-        from qeval.quant.packing import check_folder, check_widths, refuse_shapes
-        from qeval.weights import linear_shapes
+    def packages(self, options: HqqOptions) -> tuple[Packages, ...]:
+        return (Packages("hqq", ("torch", "transformers", "accelerate", "hqq")),)
 
-        require("hqq", "torch", "transformers", "accelerate", "hqq")
-        check_folder("hqq", model)
-        group = options.group_size
-        if options.axis == 1:
-            check_widths("hqq", model, group)
-        shapes = linear_shapes(model.path).items()
-        # A byte holds weights of 2, 4 or 8 different groups; of axis 0, of different places in a group.
-        per_byte = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}[options.num_bits]
-        wrong = {
-            name: (out, into)
-            for name, (out, into) in shapes
-            if out * into % group or (group if options.axis == 0 else out * into // group) % per_byte
-        }
-        needs = f"a number of weights that {group} divides, packed {per_byte} to a byte"
-        refuse_shapes("hqq", wrong, needs, "another group_size, or num_bits: 8")
+    def weight_bits(self, options: HqqOptions, dtype: str) -> float:
+        return options.num_bits
+
+    def preflight(self, options: HqqOptions, model: ModelRef) -> None:
+        raise_all(lambda: self.check_packages(options), lambda: _check_shapes(options, model))
 
     def build(self, options: HqqOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the model has no nn.Linear layers."""
@@ -82,3 +70,23 @@ class Hqq(Method):
         folder = context.out / "model"
         AutoHQQHFModel.save_quantized(model, str(folder))
         return finish(folder, context, "hqq")
+
+
+def _check_shapes(options: HqqOptions, model: ModelRef) -> None:
+    """Raises UsageError for a .gguf file, and for layers that the library cannot pack."""
+    from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+    from qeval.weights import linear_shapes
+
+    check_folder("hqq", model)
+    group = options.group_size
+    if options.axis == 1:
+        check_widths("hqq", model, group)
+    # A byte holds weights of 2, 4 or 8 different groups; of axis 0, of different places in a group.
+    per_byte = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}[options.num_bits]
+    wrong = {
+        name: (out, into)
+        for name, (out, into) in linear_shapes(model.path).items()
+        if out * into % group or (group if options.axis == 0 else out * into // group) % per_byte
+    }
+    needs = f"a number of weights that {group} divides, packed {per_byte} to a byte"
+    refuse_shapes("hqq", wrong, needs, "another group_size, or num_bits: 8")

@@ -15,6 +15,12 @@ Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
 """auto: the first that takes the weights: on CUDA marlin, exllama, triton, torch; on the CPU aten,
 torch. aten is torch's own int4 product on the CPU; torch unpacks to floats for every product."""
 
+KERNELS: Mapping[str, tuple[Kernel, ...]] = {
+    "cuda": ("marlin", "exllama", "triton", "torch"),
+    "cpu": ("aten", "torch"),
+}
+"""Those of each kind of device, in the order in which they are tried."""
+
 Shapes = Mapping[str, tuple[int, int]]
 """Linears by name: [out_features, in_features]."""
 
@@ -36,10 +42,23 @@ def check_half_precision(method: str, model: ModelRef) -> None:
         )
 
 
+def check_kernel(method: str, kernel: Kernel, device: str) -> None:
+    """Raises UsageError for a kernel that ``device`` (``cpu`` or ``cuda``) has not."""
+    kernels = KERNELS[device]
+    if kernel not in ("auto", *kernels):
+        raise UsageError(
+            f"{method}: kernel: {kernel} does not run on {device.replace('cuda', 'CUDA')}: "
+            f"use {' or '.join(kernels)}, or leave it out"
+        )
+
+
 def check_folder(method: str, model: ModelRef) -> None:
-    """Raises UsageError for a .gguf file, which no torch library quantizes."""
+    """Raises UsageError for a .gguf file, which no method quantizes."""
     if model.path.is_file():
-        raise UsageError(f"{method}: {model.id} is a .gguf file: it needs the float model's folder")
+        raise UsageError(
+            f"{method}: {model.id} is a .gguf file: it needs the float model's folder; none and "
+            "checkpoint take the file as it is"
+        )
 
 
 def check_widths(
@@ -49,11 +68,11 @@ def check_widths(
     *,
     inputs_of: int = 1,
     outputs_of: int = 1,
-    otherwise: str = "this format cannot hold them",
+    otherwise: str = "",
 ) -> None:
     """Raises UsageError that names every linear whose widths the format cannot hold: inputs that are
     not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in; and a
-    group size that fits, or what to do ``otherwise``."""
+    group size that fits, or what to do ``otherwise``; "": nothing."""
     check_folder(method, model)
     shapes = {n: s for n, s in linear_shapes(model.path).items() if not is_router(n)}
     group = inputs_of if group_size == -1 else group_size
@@ -67,7 +86,7 @@ def check_widths(
         f"{method}: group_size {group_size}",
         wrong,
         needs + f", outputs of {outputs_of}" * (outputs_of > 1),
-        f"group_size {groups[0]} fits" if fits else otherwise,
+        f"group_size {groups[0]} fits" if fits else otherwise or "this format cannot hold them",
     )
 
 

@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.calibration import CalibrationOptions
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.quant.export import (
+    Format,
+    check_device,
+    check_export,
+    execution,
+    gptq_config,
+    packages,
+    preflight,
+    weight_bits,
+)
 from qeval.quant.laboratory import LaboratoryOptions, build
 from qeval.quant.packing import Kernel
 
@@ -57,6 +67,21 @@ class QuantEase(Method):
         kept = f" +{options.outliers * 100:g}% {kind}" if options.outliers else ""
         packed = " packed" if options.format == "gptq" else ""
         return f"{start}QuantEase {options.grid_label()}{kept}{packed}"
+
+    def reads(self, options: QuantEaseOptions) -> CalibrationOptions:
+        return options.calibration
+
+    def simulates(self, options: QuantEaseOptions) -> bool:
+        return options.format != "gptq"
+
+    def weight_bits(self, options: QuantEaseOptions, dtype: str) -> float:
+        return weight_bits(options, dtype)
+
+    def packages(self, options: QuantEaseOptions) -> tuple[Packages, ...]:
+        return packages(options)
+
+    def check_device(self, options: QuantEaseOptions, device: str) -> None:
+        check_device("quantease", options, device)
 
     def preflight(self, options: QuantEaseOptions, model: ModelRef) -> None:
         preflight("quantease", options, model)

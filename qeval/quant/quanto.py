@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from qeval.errors import BuildError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import BuildError, raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 _NAMES = {"int8": "W8A16", "int4": "W4A16", "int2": "W2A16", "float8": "FP8 W8A16"}
 
@@ -30,12 +30,18 @@ class Quanto(Method):
     def label(self, options: QuantoOptions) -> str:
         return f"quanto {_NAMES[options.weights]}"
 
+    def packages(self, options: QuantoOptions) -> tuple[Packages, ...]:
+        return (
+            Packages("quanto", ("torch", "transformers", "accelerate", "optimum", "optimum.quanto")),
+        )
+
+    def weight_bits(self, options: QuantoOptions, dtype: str) -> float:
+        return {"int2": 2, "int4": 4}.get(options.weights, 8)
+
     def preflight(self, options: QuantoOptions, model: ModelRef) -> None:
-        from qeval.extras import require
         from qeval.quant.packing import check_folder
 
-        require("quanto", "torch", "transformers", "accelerate", "optimum", "optimum.quanto")
-        check_folder("quanto", model)
+        raise_all(lambda: self.check_packages(options), lambda: check_folder("quanto", model))
 
     def build(self, options: QuantoOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library finds nothing to quantize."""

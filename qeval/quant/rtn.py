@@ -11,8 +11,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from qeval.quant.base import Artifact, BuildContext, LayerReport, Method, ModelRef, Options
-from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.quant.base import (
+    Artifact,
+    BuildContext,
+    LayerReport,
+    Method,
+    ModelRef,
+    Options,
+    Packages,
+)
+from qeval.quant.export import (
+    Format,
+    check_device,
+    check_export,
+    execution,
+    gptq_config,
+    packages,
+    preflight,
+    weight_bits,
+)
 from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
@@ -53,6 +70,18 @@ class Rtn(Method):
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         packed = " packed" if options.format == "gptq" else ""
         return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}{packed}"
+
+    def simulates(self, options: RtnOptions) -> bool:
+        return options.format != "gptq"
+
+    def weight_bits(self, options: RtnOptions, dtype: str) -> float:
+        return weight_bits(options, dtype)
+
+    def packages(self, options: RtnOptions) -> tuple[Packages, ...]:
+        return packages(options)
+
+    def check_device(self, options: RtnOptions, device: str) -> None:
+        check_device("rtn", options, device)
 
     def preflight(self, options: RtnOptions, model: ModelRef) -> None:
         if options.format == "gptq":

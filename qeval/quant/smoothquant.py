@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.export import Format, check_export, execution, gptq_config, preflight
+from qeval.calibration import CalibrationOptions
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.quant.export import (
+    Format,
+    check_device,
+    check_export,
+    execution,
+    gptq_config,
+    packages,
+    preflight,
+    weight_bits,
+)
 from qeval.quant.laboratory import LaboratoryOptions, build
 from qeval.quant.packing import Kernel
 
@@ -52,6 +62,21 @@ class SmoothQuant(Method):
         grid = grid.replace(" sym", "") if options.symmetric else f"{grid} asym"
         packed = " packed" if options.format == "gptq" else ""
         return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}{packed}"
+
+    def reads(self, options: SmoothQuantOptions) -> CalibrationOptions:
+        return options.calibration
+
+    def simulates(self, options: SmoothQuantOptions) -> bool:
+        return options.format != "gptq"
+
+    def weight_bits(self, options: SmoothQuantOptions, dtype: str) -> float:
+        return weight_bits(options, dtype)
+
+    def packages(self, options: SmoothQuantOptions) -> tuple[Packages, ...]:
+        return packages(options)
+
+    def check_device(self, options: SmoothQuantOptions, device: str) -> None:
+        check_device("smoothquant", options, device)
 
     def preflight(self, options: SmoothQuantOptions, model: ModelRef) -> None:
         preflight("smoothquant", options, model)

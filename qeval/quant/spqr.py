@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from qeval.calibration import CalibrationOptions
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
 from qeval.quant.laboratory import LaboratoryOptions, build, preflight
+from qeval.weights import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from qeval.quant.blocks import Solve
@@ -42,6 +44,15 @@ class Spqr(Method):
         order = " act-order" if options.act_order else ""
         dense = " no outliers" if options.outlier_threshold is None else ""
         return f"SpQR {options.grid_label()}{order}{dense}"
+
+    def reads(self, options: SpqrOptions) -> CalibrationOptions:
+        return options.calibration
+
+    def simulates(self, options: SpqrOptions) -> bool:
+        return True
+
+    def weight_bits(self, options: SpqrOptions, dtype: str) -> float:
+        return 8.0 * DTYPE_BYTES[dtype]
 
     def preflight(self, options: SpqrOptions, model: ModelRef) -> None:
         preflight("spqr", options.group_size, model)

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from qeval.errors import BuildError, UsageError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
+from qeval.errors import BuildError, QevalError, UsageError, raise_all
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
+_CAPABILITIES = {"int4wo": (8, 0), "fp8dyn": (8, 9)}  # the least, of schemes that need a CUDA GPU
+_INSTEAD = {"int4wo": "int8wo", "fp8dyn": "fp8wo"}  # what runs everywhere
 _INT4_GROUPS = (32, 64, 128, 256)  # what tinygemm's kernel takes
 
 
@@ -53,24 +55,22 @@ class TorchAo(Method):
     def rounds_activations(self, options: TorchAoOptions) -> bool:
         return options.scheme.endswith("dyn")
 
-    def preflight(self, options: TorchAoOptions, model: ModelRef) -> None:
-        from qeval.extras import require
-        from qeval.quant.packing import check_folder, check_widths, refuse_shapes
-        from qeval.weights import linear_shapes
+    def packages(self, options: TorchAoOptions) -> tuple[Packages, ...]:
+        return (Packages("torchao", ("torch", "transformers", "accelerate", "torchao")),)
 
-        require("torchao", "torch", "transformers", "accelerate", "torchao")
-        check_folder("torchao", model)
-        if options.scheme == "int4wo" and model.dtype != "bfloat16":
-            raise UsageError(
-                f"torchao int4wo: its kernel computes in bfloat16, not {model.dtype} ({model.id}): "
-                "set dtype: bfloat16"
-            )
-        if options.group:
-            check_widths(f"torchao {options.scheme}", model, options.group)
-        if options.scheme == "fp8dyn":
-            shapes = linear_shapes(model.path).items()
-            wrong = {name: shape for name, shape in shapes if shape[0] % 16 or shape[1] % 16}
-            refuse_shapes("torchao fp8dyn", wrong, "widths that are multiples of 16", "use fp8wo")
+    def weight_bits(self, options: TorchAoOptions, dtype: str) -> float:
+        return 4 if options.scheme == "int4wo" else 8
+
+    def check_device(self, options: TorchAoOptions, device: str) -> None:
+        if device == "cpu":
+            refuse_cpu(options.scheme, UsageError)
+
+    def preflight(self, options: TorchAoOptions, model: ModelRef) -> None:
+        raise_all(
+            lambda: self.check_packages(options),
+            lambda: _check_dtype(options, model),
+            lambda: _check_shapes(options, model),
+        )
 
     def build(self, options: TorchAoOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the device has no kernel of the scheme."""
@@ -94,21 +94,50 @@ class TorchAo(Method):
         return finish(folder, context, "torchao")
 
 
+def _check_dtype(options: TorchAoOptions, model: ModelRef) -> None:
+    if options.scheme == "int4wo" and model.dtype != "bfloat16":
+        raise UsageError(
+            f"torchao int4wo: its kernel computes in bfloat16, not {model.dtype} ({model.id}): "
+            "set dtype: bfloat16"
+        )
+
+
+def _check_shapes(options: TorchAoOptions, model: ModelRef) -> None:
+    from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+    from qeval.weights import linear_shapes
+
+    check_folder("torchao", model)
+    if options.group:
+        check_widths(f"torchao {options.scheme}", model, options.group)
+    if options.scheme == "fp8dyn":
+        shapes = linear_shapes(model.path).items()
+        wrong = {name: shape for name, shape in shapes if shape[0] % 16 or shape[1] % 16}
+        refuse_shapes("torchao fp8dyn", wrong, "widths that are multiples of 16", "use fp8wo")
+
+
+def refuse_cpu(scheme: str, error: type[QevalError]) -> None:
+    """Raises ``error`` for a scheme that runs on CUDA only."""
+    if scheme in _CAPABILITIES:
+        raise error(f"{_wanted(scheme)}, the CPU has no kernel of it: use scheme: {_INSTEAD[scheme]}")
+
+
 def check_device(scheme: str, device: Any) -> None:
     """Raises BuildError where ``device`` (a torch.device) has no kernel of the scheme, with its compute
     capability; before the model is loaded."""
     import torch
 
-    needed = {"int4wo": (8, 0), "fp8dyn": (8, 9)}.get(scheme)
-    if needed is None:
-        return
-    wanted = f"torchao {scheme}: needs a CUDA GPU of compute capability {needed[0]}.{needed[1]}"
-    instead = {"int4wo": "int8wo", "fp8dyn": "fp8wo"}[scheme]
     if device.type != "cuda":
-        raise BuildError(f"{wanted}, the CPU has no kernel of it: use scheme: {instead}")
-    found = torch.cuda.get_device_capability(device)
-    if found < needed:
-        raise BuildError(f"{wanted}, this one has {found[0]}.{found[1]}: use scheme: {instead}")
+        refuse_cpu(scheme, BuildError)
+    elif scheme in _CAPABILITIES:
+        found = torch.cuda.get_device_capability(device)
+        if found < _CAPABILITIES[scheme]:
+            has = f"this one has {found[0]}.{found[1]}"
+            raise BuildError(f"{_wanted(scheme)}, {has}: use scheme: {_INSTEAD[scheme]}")
+
+
+def _wanted(scheme: str) -> str:
+    major, minor = _CAPABILITIES[scheme]
+    return f"torchao {scheme}: needs a CUDA GPU of compute capability {major}.{minor}"
 
 
 def _configuration(options: TorchAoOptions) -> Any:
