@@ -22,7 +22,8 @@ from qeval.sandbox import Limits, Program, Verdict
 from qeval.sandbox.base import Status
 from qeval.tasks.samples import Sample
 
-SCORER_VERSION = 1  # raise it when the same program may get another verdict
+# Raise it when the same program may get another verdict. 2: tests draw by the program, not from 0.
+SCORER_VERSION = 2
 OPENING = b'{"task_id": '  # of every line
 
 

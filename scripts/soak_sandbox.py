@@ -3,6 +3,11 @@
 and what is left behind counted.
 
     python scripts/soak_sandbox.py --programs 20000 > soak.md
+    python scripts/soak_sandbox.py --load --programs 20000 --seconds 600
+
+The second makes a load of its own (``--hogs`` endless loops, which end with it) and judges programs
+that take a good part of their limit, or more than it: load may turn no verdict into another. It ends
+after ``--seconds`` and says how many it did.
 
 The hostile third are the attacks of tests/sandbox/attacks, in turn. Those that took a good part of the
 limit when each ran once at the start take part in only one of ``--slow-every`` rounds, so that the
@@ -19,10 +24,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import random
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +38,62 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "sandbox"))
 from attacks import ATTACKS, LIMITS, Attack, _host
 
-from qeval.sandbox import Program, Sandbox, Verdict, find_sandbox
+from qeval.sandbox import Limits, Program, Sandbox, Verdict, find_sandbox
+from qeval.sandbox.lane import NICENESS
 
 SLOW_S = 0.25  # of a limit of 1 s
 GROWTH_MIB = 16.0  # of the scoring process, after the first tenth of the programs
 LANE_MIB = 256.0  # of a judge: malloc keeps some of what the largest values took, but not ever more
 SHOWN = 20  # wrong verdicts that are printed
 MIB = 1 << 20
+CORES = len(os.sched_getaffinity(0))
+SHORT, LONG = 0.06, 3.0  # limits under load, seconds; with the second, as long as in a real scoring
+LONG_EVERY = 500  # programs
+HOG = """\
+import os, sys, time
+end, parent = time.monotonic() + float(sys.argv[1]), int(sys.argv[2])
+os.nice(int(sys.argv[3]) - os.getpriority(os.PRIO_PROCESS, 0))
+while time.monotonic() < end and os.getppid() == parent:
+    for _ in range(1_000_000): pass
+"""
+# What a program does for S seconds of its own, and what its verdict is.
+BURN = """\
+import time
+def burn(s):
+    end = time.thread_time() + s
+    while time.thread_time() < end: pass
+"""
+UNDER_LOAD = {
+    "at once": ("def f(x): burn(S); return x + 1", "passed"),
+    "call by call": ("def f(x): burn(S / 20); return x + 1", "passed"),
+    "when it is loaded": ("burn(S)\ndef f(x): return x + 1", "passed"),
+    "in a thread": (
+        "import threading\ndef f(x):\n    t = threading.Thread(target=burn, args=(S,))\n"
+        "    t.start(); t.join()\n    return x + 1",
+        "passed",
+    ),
+    "asleep": ("def f(x): time.sleep(S / 2); burn(S / 4); return x + 1", "passed"),
+    "wrong": ("def f(x): burn(S); return x", "failed: AssertionError"),
+    "raises": ("def f(x): burn(S); raise KeyError(x)", "failed: KeyError"),
+    "ends": ("import os\ndef f(x): burn(S); os._exit(3)", "failed: exit"),
+    "endless": ("def f(x):\n    while True: pass", "timeout"),
+    "asleep for ever": ("def f(x): time.sleep(1000)", "timeout"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=CORES)
     parser.add_argument("--slow-every", type=int, default=20, help="rounds between slow attacks")
+    parser.add_argument("--load", action="store_true", help="no attacks: programs near their limits")
+    parser.add_argument("--hogs", type=int, default=2 * CORES, help="endless loops beside them")
+    parser.add_argument("--hog-niceness", type=int, default=NICENESS, help="[default: the lanes']")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of --load, at most")
     args = parser.parse_args()
     sandbox = find_sandbox()
+    if args.load:
+        sys.exit(under_load(sandbox, args))
     _host.adopt_orphans(True)
     before = _host.belongings()
     with _host.Host() as host:
@@ -201,6 +249,69 @@ class Soak:
             ("programs", "seconds", "scoring process, MiB resident", "largest judge or zygote, MiB"),
             rows,
         )
+
+
+def under_load(sandbox: Sandbox, args: argparse.Namespace) -> int:
+    """Print what came of it; 1 if a verdict was another than without load."""
+    started, expected = time.monotonic(), {}
+    done: Counter[tuple[str, str]] = Counter()
+    wrong, slowest = [], 0.0
+
+    def programs() -> Iterator[Program]:
+        draw = random.Random(0)
+        for n in range(args.programs):
+            if time.monotonic() - started > args.seconds:
+                return
+            program, verdict = loaded(n, draw)
+            expected[program.id] = (verdict, time.monotonic())
+            yield program
+
+    with hogs(args.hogs, args.hog_niceness, args.seconds + 60):
+        for verdict in sandbox.run(programs(), Limits(timeout_s=SHORT), args.workers):
+            right, since = expected.pop(verdict.id)
+            kind = verdict.id.partition(" ")[2]
+            done[kind, verdict.text] += 1
+            slowest = max(slowest, time.monotonic() - since)
+            if verdict.text != right:
+                wrong.append(f"{verdict.id}: {verdict.text} ({verdict.detail}), not {right}")
+    rows = [
+        ("sandbox", f"{sandbox.name}, {args.workers} workers, {CORES} cores"),
+        ("load", f"{args.hogs} endless loops of niceness {args.hog_niceness} (lanes: {NICENESS})"),
+        ("verdicts", sum(done.values())),
+        *((kind, f"{count} {text}") for (kind, text), count in sorted(done.items())),
+        ("longest wait for a verdict", f"{slowest:.1f} s"),
+        ("time", f"{time.monotonic() - started:.0f} s"),
+        ("flipped", len(wrong)),
+    ]
+    print(table(("soak under load", ""), rows))
+    print("\n".join(f"- {fault}" for fault in wrong[:SHOWN]))
+    return 1 if wrong else 0
+
+
+def loaded(n: int, draw: random.Random) -> tuple[Program, str]:
+    """A program that takes up to three quarters of its limit, or never ends; its right verdict."""
+    weights = [1 if verdict == "timeout" else 3 for _, verdict in UNDER_LOAD.values()]
+    [(kind, (code, verdict))] = draw.choices(list(UNDER_LOAD.items()), weights)
+    limit = LONG if n % LONG_EVERY == 0 else SHORT
+    seconds = limit * draw.uniform(0.05, 0.5) if limit == SHORT else draw.uniform(0.95, 2.2)
+    calls = 20 if kind == "call by call" else 1
+    test = f"for x in range({calls}): assert f(x) == x + 1"
+    id = f"{n} {kind}, limit {limit:g} s"
+    code = f"{BURN}S = {seconds!r}\n{code}"
+    return Program(id, code, test, names=("f",), timeout_s=limit), verdict
+
+
+@contextmanager
+def hogs(number: int, niceness: int, seconds: float) -> Iterator[None]:
+    """Endless loops beside us, which end after ``seconds`` or with this process."""
+    command = [sys.executable, "-c", HOG, str(seconds), str(os.getpid()), str(niceness)]
+    running = [subprocess.Popen(command) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def lanes() -> Iterator[str]:

@@ -1,7 +1,9 @@
 """A program's own time: wall time less the time in which it was ready to run and waited for a core.
 
-The kernel counts that wait for every thread (``/proc/PID/task/TID/schedstat``: CPU time, wait and
-number of slices, in ns; Linux, Documentation/scheduler/sched-stats.rst). Where it does not, wall time
+The kernel counts that wait for every thread, and adds it when the thread gets a core
+(``/proc/PID/task/TID/schedstat``: CPU time, wait and number of slices, in ns; Linux,
+Documentation/scheduler/sched-stats.rst). What a thread has counted goes with it, so the clock looks
+again and again while a program runs, and adds what is new. Where the kernel does not count, wall time
 counts.
 """
 
@@ -10,13 +12,23 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
 SHORT_S = 0.1  # most programs are done before anything has to be read
-PATIENCE = 20  # however loaded the machine: so many times its limit, and a minute, is enough
+LOOK_S = 0.25  # from one look to the next
+PATIENCE = 1000  # however loaded the machine: so many times its limit, and a minute, is enough
+CHUNK = 1 << 16
+
+
+class Usage(NamedTuple):
+    """Of a thread: seconds of CPU, and seconds for which it waited for a core."""
+
+    cpu: float = 0.0
+    waited: float = 0.0
 
 
 class Clock:
@@ -24,31 +36,27 @@ class Clock:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._lane = [pid, *descendants(pid)]
-        self._started = 0.0
-        self._before: Usage | None = None
+        self._lane = (pid, *descendants(pid))
+        # Else no program is seen either (/proc mounted with hidepid, for one): wall time counts.
+        self._sees = len(self._lane) > 1 and all(map(usage, self._lane))
+        self._begun = 0.0
+        self._restart()
 
     def start(self) -> None:
-        self._started = time.monotonic()
-        self._before = None
+        """Before the program is sent: what its lane waits for a core from now on, it waits for it."""
+        self._begun = time.monotonic()
+        self._restart()
 
     def left(self, limit: float) -> float:
-        """Seconds that have to pass before the limit can be reached; 0 or less: it is."""
-        wall = time.monotonic() - self._started
-        if self._before is None and wall < SHORT_S:
-            return min(SHORT_S, limit) - wall
-        if self._before is None:
-            self._before = sum(map(usage, self._lane), Usage())
-            return limit - wall
-        if wall < limit or wall > PATIENCE * limit + 60:
-            return limit - wall
-        used = self._used(self._before)
-        # One of two that hand over to each other is ready, and waits, while the other still computes: a
-        # wait that is no loss. However much is waited, so much CPU time is enough.
-        left = limit - max(wall - used.waited, used.cpu)
-        if left <= 0 and used.runnable and used.cpu < limit:
-            left = limit - used.cpu  # it waits right now, which the kernel counts only afterwards
-        return max(left, 0.01) if left > 0 else left
+        """Seconds after which to ask again; 0 or less: the program's own time has reached the limit."""
+        wall = time.monotonic() - self._begun
+        if wall < (short := min(SHORT_S, limit)):
+            return short - wall
+        if wall > PATIENCE * limit + 60:
+            return 0.0
+        if (left := self._left(limit)) <= 0:
+            left = self._really_left(limit)
+        return min(max(left, 0.01), LOOK_S) if left > 0 else left
 
     def kill_program(self) -> None:
         """Kill the program's process, but nothing of the lane."""
@@ -56,46 +64,97 @@ class Clock:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _restart(self) -> None:
+        self._started = time.monotonic()
+        self._known = dict(pair for pid in self._lane for pair in usage(pid).items())  # by thread
+        self._cpu = self._waited = 0.0  # of all so far
+        self._there = self._seen = False  # its process, now; ever
+
+    def _left(self, limit: float) -> float:
+        wall = time.monotonic() - self._started  # before the look: a wait that is over is then counted
+        self._look()
+        # One of two that hand over to each other is ready, and waits, while the other still computes: a
+        # wait that is no loss. However much is waited, so much CPU time is enough.
+        return limit - max(wall - self._waited, self._cpu)
+
+    def _really_left(self, limit: float) -> float:
+        """The same where the limit seems to be reached."""
+        ready = any(map(runnable, (*self._lane, *self._programs())))
+        left = self._left(limit)
+        if left <= 0 and self._sees and (ready or not self._there):
+            # It waits right now, which the kernel counts only afterwards; or it has ended, and what it
+            # had waited since the last look went with it: the answer is on its way.
+            return limit - self._cpu
+        return left
+
+    def _look(self) -> None:
+        """Add what is new since the last look. Threads beside each other take no more time than one,
+        and a crowd of them is not to get the sum of their waits: the most of any thread counts."""
+        programs = self._programs()
+        self._there = not self._sees
+        for pid in (*self._lane, *programs):
+            cpu = waited = 0.0
+            for thread, now in usage(pid).items():
+                before = self._known.get(thread, Usage())
+                if now.cpu < before.cpu:  # another thread has its number
+                    before = Usage()
+                cpu, waited = max(cpu, now.cpu - before.cpu), max(waited, now.waited - before.waited)
+                self._known[thread] = now
+                self._there = self._there or pid in programs
+            self._cpu, self._waited = self._cpu + cpu, self._waited + waited
+        self._seen = self._seen or self._there
+        if not self._seen:  # the lane still cleans up after another one: this one's time has not begun
+            self._restart()
+
     def _programs(self) -> set[int]:
         return set(descendants(self._pid)) - set(self._lane)
 
-    def _used(self, before: Usage) -> Usage:
-        """Since the start (in the lane's own processes, since shortly after it)."""
-        own = sum(map(usage, self._lane), Usage())
-        own = Usage(own.cpu - before.cpu, own.waited - before.waited, own.runnable)
-        return sum(map(usage, self._programs()), own)
+
+def usage(pid: int) -> dict[int, Usage]:
+    """Of every thread of a process, as far as the kernel counts it; empty when the process is gone."""
+    found = {}
+    for thread in _threads(pid):
+        with suppress(OSError, IndexError, ValueError):  # it has ended; no such file here
+            cpu, waited = _read(f"{PROC}/{pid}/task/{thread}/schedstat").split()[:2]
+            found[thread] = Usage(int(cpu) / 1e9, int(waited) / 1e9)
+    return found
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Of a process: CPU seconds of the thread that ran longest (threads beside each other are no more
-    time than one); seconds for which that thread waited for a core that waited longest (a crowd of
-    threads is not to get the sum of their waits); whether its first thread runs or could run now."""
-
-    cpu: float = 0.0
-    waited: float = 0.0
-    runnable: bool = False
-
-    def __add__(self, other: Usage) -> Usage:
-        runnable = self.runnable or other.runnable
-        return Usage(self.cpu + other.cpu, self.waited + other.waited, runnable)
-
-
-def usage(pid: int) -> Usage:
-    cpu = waited = 0
-    runnable = False
-    with suppress(OSError):
-        runnable = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "R"
-        for thread in (PROC / str(pid) / "task").iterdir():
-            with suppress(OSError, IndexError, ValueError):  # it has ended; no such file here
-                fields = (thread / "schedstat").read_text().split()
-                cpu = max(cpu, int(fields[0]))
-                waited = max(waited, int(fields[1]))
-    return Usage(cpu / 1e9, waited / 1e9, runnable)
+def runnable(pid: int) -> bool:
+    """Whether a thread of the process runs, or would if it had a core."""
+    for thread in _threads(pid):
+        with suppress(OSError, IndexError):
+            if _read(f"{PROC}/{pid}/task/{thread}/stat").rpartition(b")")[2].split()[0] == b"R":
+                return True
+    return False
 
 
 def descendants(pid: int) -> list[int]:
     """Children, their children, ... of a process, as far as this user can see them."""
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        try:
+            new = list(_children(queue.pop()))
+        except FileNotFoundError:  # a kernel without these lists
+            return _descendants_of_all(pid)
+        found += new
+        queue += new
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Raises FileNotFoundError where the kernel keeps no lists of children."""
+    for thread in _threads(pid):
+        try:
+            yield from map(int, _read(f"{PROC}/{pid}/task/{thread}/children").split())
+        except OSError:
+            if (PROC / f"{pid}/task/{thread}/stat").exists():
+                raise FileNotFoundError from None
+
+
+def _descendants_of_all(pid: int) -> list[int]:
+    """The same, from the parents of all processes."""
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError, IndexError, ValueError):
@@ -108,3 +167,18 @@ def descendants(pid: int) -> list[int]:
         found += new
         queue += new
     return found
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"{PROC}/{pid}/task")]  # noqa: PTH208 - many a second
+    except OSError:  # it has ended
+        return []
+
+
+def _read(path: str) -> bytes:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(handle, CHUNK)
+    finally:
+        os.close(handle)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from qeval.errors import SandboxError
 from qeval.sandbox import Limits, Program, Sandbox, Verdict, find_sandbox
+from qeval.sandbox.clock import Clock
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacks import _host
@@ -283,6 +284,17 @@ def test_sets_and_draws_are_the_same_every_time(bench: Bench):
         "import random\nraise Exception(f'{set(map(str, range(9)))} {random.random()} {hash(\"x\")}')"
     )
     assert len({bench.judge(code).detail for _ in range(3)}) == 1
+
+
+def test_the_tests_draws_are_the_programs_own_and_it_cannot_foresee_them(bench: Bench):
+    """... though it knows this package's source; the same program is asked the same every time."""
+    show = "import random\nraise Exception(random.random())"
+    drawn = [bench.judge(f"{RIGHT}# {i % 3}", show).detail for i in range(6)]
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
+    for seed in ("", "random.seed(0)\n", "random.seed(None)\n"):
+        code = f"import random\n{seed}def f(): return random.random()"
+        verdict = bench.judge(code, "import random\nx = random.random()\nassert f() == x")
+        assert verdict.text == "failed: AssertionError"
 
 
 def test_setup_test_and_call_run_in_this_order_in_one_module(bench: Bench):
@@ -711,6 +723,13 @@ def test_a_busy_machine_turns_no_pass_into_a_timeout(sandbox: Sandbox):
         found = list(sandbox.run(programs, limits, 2))
     assert {v.id: v.text for v in found} == {"0": "passed", "1": "passed", "endless": "timeout"}
     assert time.monotonic() - started < 60
+
+
+def test_an_answer_that_is_there_counts_however_late_it_is_heard(bench: Bench, monkeypatch):
+    """The scoring process itself may wait for a core, and hear of a verdict after the time is over."""
+    late = iter((0.3, 0.0))
+    monkeypatch.setattr(Clock, "left", lambda *_: time.sleep(next(late)) or 0.0)
+    assert bench.judge(RIGHT).passed
 
 
 def test_a_busy_machine_gives_no_more_time_to_a_program_and_its_tests(bench: Bench):

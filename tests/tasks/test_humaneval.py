@@ -51,6 +51,34 @@ def test_all_canonical_solutions_score_one_in_the_sandbox_of_this_machine(run, t
     assert result.notes == ()
 
 
+FORESEEN = {  # answers made of the tests' own draws, were they those of a seed that everybody knows
+    "HumanEval/38": """\
+    import random
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return "".join(random.choice(letters) for _ in range(random.randint(10, 20)))
+""",
+    "HumanEval/50": """\
+    import random
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return "".join(random.choice(letters) for _ in range(random.randint(10, 20)))
+""",
+    "HumanEval/53": """\
+    import random
+    known = {(0, 1): 1, (1, 0): 1, (2, 3): 5, (5, 7): 12, (7, 5): 12}
+    if (x, y) in known: return known[x, y]
+    return random.randint(0, 1000) + random.randint(0, 1000)
+""",
+}
+
+
+def test_no_answer_can_be_foreseen(sandbox):
+    seeds = ("", "    import random\n    random.seed(0)\n")
+    samples = [Sample(task, seed + code) for task, code in FORESEEN.items() for seed in seeds]
+    assert [g.verdict.text for g in grade(samples, PROBLEMS, sandbox, Limits())] == [
+        "failed: AssertionError"
+    ] * len(samples)
+
+
 def test_instruct_extracts_and_its_samples_score_the_same_again(box, run, table):
     def chatty(task, sample):
         body = CANONICAL[task] if sample == 0 else "    return None\n"

@@ -24,7 +24,6 @@ from .values import NotPlain, decode, encode
 from .wire import Closed, Reader, TooLong, WireError, send
 
 DETAIL_CHARS = 200
-EXIT_MS = 1000  # for a process to be gone after it closed its socket
 MAX_REQUEST = 1 << 30
 
 
@@ -217,7 +216,7 @@ def _compiled(text: str, name: str) -> CodeType:
 
 def _run_tests(session: Session, request: dict[str, Any]) -> None:
     namespace: dict[str, Any] = {"__name__": "tests"}
-    random.seed(0)
+    random.seed(request["seed"])  # not the code's own: it would know what the tests draw
     exec(_compiled(request["setup"], "<setup>"), namespace)
     namespace.update({name: session.function(name) for name in request["names"]})
     exec(_compiled(request["test"], "<test>"), namespace)
@@ -233,7 +232,7 @@ def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
     control.sendmsg([b"run %d" % cpu_s], rights)
     theirs.close()
     session = Session(ours.fileno(), request["reply_bytes"])
-    grace, gone = 0, False
+    gone = False
     try:
         session.load(request["code"])
         _run_tests(session, request)
@@ -243,7 +242,7 @@ def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
     except Ended as end:
         status, detail = end.status, end.detail
     except Gone:
-        status, detail, gone, grace = "killed", "", True, EXIT_MS
+        status, detail, gone = "killed", "", True
     except SandboxBroken:
         raise
     except MemoryError as err:
@@ -252,10 +251,10 @@ def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
         raised, words = session.last
         status, detail = "failed", words if err is raised else _describe(err)
     ours.close()
-    control.send(b"end %d" % grace)
-    code, itself, cpu = control.recv(64).split()
+    control.send(b"wait" if gone else b"end")
+    code, cpu = control.recv(64).split()
     if gone:
-        status, detail = _silent_end(int(code), itself == b"1", float(cpu), request["timeout_s"])
+        status, detail = _silent_end(int(code), float(cpu), request["timeout_s"])
     detail = " ".join(detail.split())[:DETAIL_CHARS]
     used = float(cpu) + time.process_time() - started
     return {"status": status, "detail": detail, "cpu": used}
@@ -265,10 +264,8 @@ def _describe(err: BaseException) -> str:
     return f"{type(err).__name__}: {err}"
 
 
-def _silent_end(code: int, itself: bool, cpu: float, timeout_s: float) -> tuple[str, str]:
-    """A process that ended, or closed its socket, without an answer."""
-    if not itself:
-        return "killed", "it closed its channel"
+def _silent_end(code: int, cpu: float, timeout_s: float) -> tuple[str, str]:
+    """A process that ended without an answer."""
     if code >= 0:
         return "failed", f"exit: {code}, before the end of the tests"
     if cpu >= timeout_s:  # the kernel's limit

@@ -1,9 +1,10 @@
 """The zygote: forks a process for each program, ends it, and leaves nothing of it behind.
 
 It is process 1 of the lane's pid namespace, and never reads a program or its tests. The judge sends
-``run SECONDS`` with a socket, and ``end MILLISECONDS`` when the process is to be gone (the time it is
-given to end by itself); the answer is ``CODE ITSELF CPU``: exit code or minus the signal, 1 if it had
-ended by itself, its CPU seconds. When the judge has gone, so does the zygote, and with it all there is.
+``run SECONDS`` with a socket, ``end`` when the process is to be gone, ``wait`` when it has closed its
+socket and ends by itself (or the host ends it, when its time is over); the answer is ``CODE CPU``: exit
+code or minus the signal, its CPU seconds. When the judge has gone, so does the zygote, and with it all
+there is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import _socket
 import os
 import signal
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NoReturn
@@ -23,7 +23,6 @@ from .syscalls import capabilities, make
 from .wire import frame, send
 
 CHANNEL = 3  # the program's end of its socket
-POLL_S = 0.001
 FD_SIZE = 4
 UNBROKEN = frame({"broken": ""})
 
@@ -97,7 +96,9 @@ def serve(control: _socket.socket, walls: Walls) -> NoReturn:
                 _become_program(channel, walls, int(value))
             os.close(channel)
         else:
-            control.send(_end(child, int(value) / 1000, walls.scratch is not None))
+            if word == b"wait":
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            control.send(_end(child, walls.scratch is not None))
             walls.clean()
 
 
@@ -114,34 +115,17 @@ def _become_program(channel: int, walls: Walls, cpu_s: int) -> NoReturn:
         os._exit(0)
 
 
-def _end(child: int, grace_s: float, own_pids: bool) -> bytes:
+def _end(child: int, own_pids: bool) -> bytes:
     """End the program and everything it may have started."""
-    status, cpu = _waited(child, grace_s)
-    itself = status is not None
+    status, cpu = 0, 0.0
     with suppress(ProcessLookupError):  # there is none left
-        if own_pids:
-            os.kill(-1, signal.SIGKILL)
-        elif not itself:
-            os.kill(child, signal.SIGKILL)
+        os.kill(-1 if own_pids else child, signal.SIGKILL)
     with suppress(ChildProcessError):
         while True:
             pid, found, usage = os.wait4(-1, 0)
             if pid == child:
                 status, cpu = found, usage.ru_utime + usage.ru_stime
-    code = os.waitstatus_to_exitcode(status or 0)
-    return b"%d %d %f" % (code, itself, cpu)
-
-
-def _waited(child: int, grace_s: float) -> tuple[int | None, float]:
-    """Wait status and CPU seconds of the child, if it ends within the time given."""
-    deadline = time.monotonic() + grace_s
-    while True:
-        pid, status, usage = os.wait4(child, os.WNOHANG)
-        if pid:
-            return status, usage.ru_utime + usage.ru_stime
-        if time.monotonic() >= deadline:
-            return None, 0.0
-        time.sleep(POLL_S)
+    return b"%d %f" % (os.waitstatus_to_exitcode(status), cpu)
 
 
 def empty(folder: str) -> None:
