@@ -2,26 +2,30 @@
 
 A key is the sha256 of what decides a number: model content, dtype, method, task and engine with their
 options and versions, and the limit. Labels, paths and settings of the machine (device, batch size,
-threads) stay out, so that renaming a row or moving a folder measures nothing again. What only says
-how weights run (``Quantization.execution``: a kernel, activations, KV cache) is in a cell's key and not
-in its artifact's.
+threads) stay out, so that renaming a row or moving a folder measures nothing again; but for tasks that
+measure the machine (``Task.measures_machine``), whose numbers they decide. What only says how weights
+run (``Quantization.execution``: a kernel, activations, KV cache) is in a cell's key and not in its
+artifact's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qeval import registry
-from qeval.errors import UsageError
+from qeval import devices, machine, provenance, registry
+from qeval.cores import threads
+from qeval.errors import EngineError, UsageError
 from qeval.quant.base import Artifact, BuildContext, ModelRef
 from qeval.quant.formats import rounds_activations
 from qeval.quant.running import check_head_dim
-from qeval.spec import Experiment, Quantization, TaskEntry
+from qeval.spec import Experiment, Quantization, Spec, TaskEntry
+from qeval.tasks.base import measures_machine
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Cell:
     row: Row
     task: TaskEntry
     task_order: int
+    conditions: dict[str, Any] | None = None  # of a task that measures the machine: where it would run
 
     @property
     def name(self) -> str:
@@ -60,22 +65,32 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
+        here = {"conditions": self.conditions} if self.conditions else {}
+        return content_key({**self._content, **here})
+
+    @cached_property
+    def key_anywhere(self) -> str:
+        """The same for every machine: that of a task which measures none."""
+        return content_key(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
         task = registry.task(self.task.task)
         running = self.row.quantization.execution()
-        return content_key(
-            {
-                **({"execution": running} if running else {}),
-                "artifact": self.row.artifact_key,
-                "task": [self.task.task, task.version, self.task.options.identity()],
-                "engine": [self.row.engine, registry.engine(self.row.engine).version],
-                "limit": self.task.limit,
-            }
-        )
+        return {
+            **({"execution": running} if running else {}),
+            "artifact": self.row.artifact_key,
+            "task": [self.task.task, task.version, self.task.options.identity()],
+            "engine": [self.row.engine, registry.engine(self.row.engine).version],
+            "limit": self.task.limit,
+        }
 
     def describe(self) -> dict[str, Any]:
         """What a Record keeps of the cell."""
         row = self.row
+        here = {"conditions": self.conditions, "key_anywhere": self.key_anywhere}
         return {
+            **(here if self.conditions else {}),
             "model": {"id": row.model.id, "identity": row.model.identity, "dtype": row.model.dtype},
             "quantization": {
                 "name": row.quantization.method,
@@ -101,7 +116,8 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
         ModelError: a checkpoint that a row names is missing or broken.
         UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
     """
-    cells = []
+    cells: list[Cell] = []
+    conditions = _Conditions(experiment.settings)
     for m, model in enumerate(models):
         for q, quantization in enumerate(experiment.quantizations):
             method = registry.method(quantization.method)
@@ -113,8 +129,51 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
             baseline = quantization.label == experiment.baseline
             row = Row(model, quantization, engine, artifact, baseline, (m, q))
             _check_running(row)
-            cells += [Cell(row, task, t) for t, task in enumerate(experiment.tasks)]
+            for t, task in enumerate(experiment.tasks):
+                machine_counts = measures_machine(registry.task(task.task))
+                here = conditions.of(engine) if machine_counts else None
+                cells.append(Cell(row, task, t, here))
     return cells
+
+
+class _Conditions:
+    """What a worker of this machine would run on, as far as it can be known without starting one. Its
+    record has what it did run on."""
+
+    def __init__(self, settings: Spec) -> None:
+        self._settings = settings
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def of(self, engine: str) -> dict[str, Any]:
+        if engine not in self._found:
+            self._found[engine] = self._look(registry.engine(engine))
+        return self._found[engine]
+
+    def _look(self, engine: Any) -> dict[str, Any]:
+        device = self._settings.device
+        with suppress(EngineError):  # `qeval run` stops at it; a dry run is of another machine
+            device = device_of_engine(engine, device)
+        on_gpu, index = device.startswith("cuda"), device.partition(":")[2]
+        cards = devices.gpus() if index.isdecimal() else ()
+        card = cards[int(index)] if cards and int(index) < len(cards) else None
+        versions = {p: provenance.package_version(p) for p in getattr(engine, "packages", ())}
+        return {
+            "host": machine.host(),
+            "device": device,
+            "device_name": card if on_gpu else provenance.cpu_name(),
+            "n_threads": None if on_gpu else threads(self._settings.n_threads),
+            "packages": versions,
+        }
+
+
+def device_of_engine(engine: Any, asked: str) -> str:
+    """What the engine's class makes of a device that was asked; as asked where it does not say.
+
+    Raises:
+        EngineError: this machine has no such device.
+    """
+    found: str = engine.device(asked) if hasattr(engine, "device") else asked
+    return found
 
 
 def _check_running(row: Row) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qeval import registry
 from qeval.artifacts import ArtifactCache, default_cache_dir
-from qeval.cells import Cell, plan
+from qeval.cells import Cell, device_of_engine, plan
 from qeval.devices import device_name
 from qeval.errors import UsageError
 from qeval.models import resolve_model
@@ -65,6 +65,7 @@ def run_spec(
     if dry_run:
         _print_plan(chosen, store.latest(), ArtifactCache(settings.cache_dir))
         return Outcome(0, None)
+    _check_device(chosen, experiment.settings.device)
     with store.lock():
         _keep_spec(experiment, store.folder)
         done = store.latest()
@@ -74,13 +75,36 @@ def run_spec(
         with Progress(len(pending), store.folder if debug else None) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
             Runner(store, executor, settings, progress).run(pending)
-        keys = {cell.key for cell in cells}
-        records = [r for r in store.read() if r.kind == "build" or r.key in keys]
+        records = as_planned(store.read(), cells)
         warn(store.warnings)
-    failed = failed_cells(records)
+    keys = {cell.key for cell in cells}
+    failed = failed_cells([r for r in records if r.key in keys])  # not what failed elsewhere
     return (
         Outcome(FAILED, records, failures_line(failed, store.folder)) if failed else Outcome(0, records)
     )
+
+
+def as_planned(records: list[Record], cells: list[Cell]) -> list[Record]:
+    """The records of these cells, named and ordered as the cells are now, with what was measured of
+    them under other conditions; and all builds."""
+    planned = {cell.key: cell for cell in cells}
+    elsewhere = {cell.key_anywhere: cell for cell in cells if cell.conditions}
+    found = []
+    for record in records:
+        cell = planned.get(record.key) or elsewhere.get(record.cell.get("key_anywhere", ""))
+        if cell is not None:
+            where = record.cell.get("conditions")
+            own = {"conditions": where} if where else {}
+            record = replace(record, cell={**cell.describe(), **own})
+        if cell is not None or record.kind == "build":
+            found.append(record)
+    return found
+
+
+def _check_device(cells: list[Cell], asked: str) -> None:
+    """Raises EngineError where an engine finds no such device here, whether or not all is measured."""
+    for engine in dict.fromkeys(cell.row.engine for cell in cells):
+        device_of_engine(registry.engine(engine), asked)
 
 
 def _preflight(cells: list[Cell], settings: RunSettings) -> None:

@@ -61,4 +61,5 @@ class JobResult:
     memory: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] | None = None  # record.Conditions; None where no worker answered
     log: str | None = None  # the file with all that the worker and its libraries printed

@@ -27,7 +27,8 @@ Stop = Callable[[list[int]], bool]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to execute, not what to measure: none of this enters a cell's key."""
+    """How to execute, not what to measure: none of this enters the key of a cell whose task does not
+    measure the machine itself (Task.measures_machine)."""
 
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "bfloat16"  # of a torch model's weights and compute; llama.cpp reads it from the file
@@ -82,6 +83,8 @@ class LM(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    # Optional: the packages whose versions decide its speed.
+    packages: ClassVar[tuple[str, ...]]
     # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
     # where it quantizes them (artifact.details["execution"] says how)
     capabilities: ClassVar[frozenset[str]]
@@ -92,6 +95,13 @@ class LM(Protocol):
     def preflight(cls) -> None:
         """Called in the parent before any job. Raises MissingExtraError for a package that is not
         installed; imports nothing heavy."""
+        ...
+
+    @classmethod
+    def device(cls, asked: str) -> str:
+        """Optional. Called in the parent: what ``open`` will make of EngineSettings.device, ``cpu`` or
+        ``cuda:N``. Raises EngineError where this machine or the installed library has no such device.
+        Imports nothing heavy."""
         ...
 
     @classmethod
@@ -133,10 +143,11 @@ class LM(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What ran, and what the engine chose by itself; goes into the record's provenance. Asked
-        after the task. Always: ``device`` (``cpu``, ``cuda:0``), ``device_name`` (the GPU's, or the
+        """What ran, and what the engine chose by itself; asked after the task. For the record's
+        conditions: ``device`` (``cpu``, ``cuda:0``), ``device_name`` (the GPU's, or the
         CPU's), ``n_threads`` (of the CPU), ``batch_size`` (most sequences computed at once; None:
-        nothing was) and ``engine_version`` (of the libraries). Others as they apply: ``kernels``."""
+        nothing was) and ``engine_version`` (of the libraries). What else there is (``kernels``) goes
+        into its provenance."""
         ...
 
     def notes(self) -> tuple[str, ...]:

@@ -1,16 +1,28 @@
-"""Where a number came from: code, packages, machine. Cheap, torch-free, collected in the worker."""
+"""Where a number came from: code, packages, machine, and the conditions that it was measured under.
+Cheap, imports no torch, collected in the worker."""
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qeval
+from qeval import machine
+from qeval.cores import threads, usable_cores
+from qeval.record import Conditions
+
+if TYPE_CHECKING:
+    from qeval.lm import EngineSettings
+
+ENGINE_FACTS = ("device", "device_name", "n_threads", "batch_size", "engine_version")
+"""Of LM.facts: they stand in the record's conditions."""
+_SPARE = 0.1  # share of the threads that others may take before the row says so
 
 PACKAGES = (
     "torch",
@@ -43,7 +55,7 @@ def collect() -> dict[str, Any]:
         "qeval": qeval.__version__,
         **_git(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
         "cpu": cpu_name(),
         "gpus": _gpus(),
         "host": socket.gethostname(),
@@ -51,7 +63,47 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def conditions(
+    settings: EngineSettings, facts: dict[str, Any] | None = None, load: dict[str, Any] | None = None
+) -> Conditions:
+    """What a job ran on. ``facts`` are LM.facts; without an engine (a build, a failure), what torch, if
+    anything loaded it, has touched. An engine that does not say what it used leaves that unknown."""
+    found = _used(settings) if facts is None else facts
+    known = {name: found[name] for name in ENGINE_FACTS if name in found}
+    return Conditions(
+        **{"n_threads": threads(settings.n_threads), **known, **(load or {})},
+        host=machine.host(),
+        cores=usable_cores(),
+    )
+
+
+def _used(settings: EngineSettings) -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not cuda.is_initialized():
+        return (
+            {} if settings.device.startswith("cuda") else {"device": "cpu", "device_name": cpu_name()}
+        )
+    index = cuda.current_device()
+    return {"device": f"cuda:{index}", "device_name": cuda.get_device_name(index)}
+
+
+def busy_note(found: Conditions) -> tuple[str, ...]:
+    """One line where other processes kept the cores busy that this one wanted for itself: more than
+    were left over, and a tenth of its threads."""
+    if found.others is None:
+        return ()
+    wanted = found.n_threads if found.device == "cpu" and found.n_threads else 1
+    spare = max(0, (os.cpu_count() or 1) - wanted)
+    if found.others <= spare + _SPARE * wanted:
+        return ()
+    return (
+        f"the machine was busy: other processes kept {found.others:.1f} of its {os.cpu_count()} cores "
+        "at work meanwhile; measure again when nothing else runs",
+    )
+
+
+def package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,14 +1,14 @@
 """What one job found: the Record, one JSON line in ``records.jsonl``.
 
 Three kinds of facts stay apart: what was asked (``cell``), what was found (``status``, ``metrics``,
-``memory``, ``artifact``) and what it took (``timing``, ``provenance``). JSON is strict: a number that
-is not finite is ``None`` with its share counted (``Metric.nonfinite``), never ``NaN``.
+``memory``, ``artifact``) and what it took (``timing``, ``conditions``, ``provenance``). JSON is strict:
+a number that is not finite is ``None`` with its share counted (``Metric.nonfinite``), never ``NaN``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from qeval.errors import StoreError
@@ -25,7 +25,7 @@ class Metric:
     ``values`` are the per-unit results behind ``value`` (mean NLL of each window, pass@k of each
     problem), in the protocol's order, so that standard errors and paired tests can be made later
     without a model. ``units`` names them where they have names (HumanEval task ids). ``low`` and
-    ``high`` are a 95% interval where it is not ``value`` +- 1.96 ``stderr``.
+    ``high`` are a 95% interval where it is not that of ``stderr`` (stats.half_width).
     """
 
     name: str  # "ppl", "pass@1", "decode_tok_s", ...
@@ -60,8 +60,26 @@ class MemoryReport:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What a job ran on and with, as its worker found it; speed and memory mean nothing without it.
+    None: unknown, or nothing of the kind was used."""
+
+    host: str | None = None  # machine.host()
+    device: str | None = None  # "cpu", "cuda:0"; "cuda:0,1" where the layers are spread; never "auto"
+    device_name: str | None = None  # the GPU's, or the CPU's
+    n_threads: int | None = None  # of the CPU
+    cores: int | None = None  # of the CPU that the process could use
+    batch_size: int | None = None  # most sequences computed at once
+    engine_version: str | None = None  # of the libraries: "torch 2.13.0, transformers 5.17.0"
+    load_before: float | None = None  # load average over a minute, own work included
+    load_after: float | None = None
+    others: float | None = None  # cores that other processes kept busy while the task ran
+
+
+@dataclass(frozen=True)
 class Record:
-    """The outcome of one job. ``cell`` holds the plain description that the key was made from."""
+    """The outcome of one job. ``cell`` holds the plain description that the key was made from;
+    ``folder`` is the results folder that it was read from, and is not written."""
 
     kind: Literal["build", "eval"]
     key: str
@@ -73,17 +91,21 @@ class Record:
     notes: tuple[str, ...] = ()  # what a reader of the table must know (drift, fall-backs, limits)
     files: dict[str, str] = field(default_factory=dict)  # name -> path relative to the results folder
     timing: dict[str, float] = field(default_factory=dict)  # seconds
+    conditions: Conditions | None = None  # None: a record of 0.1.0, or no worker ran
     provenance: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     log: str | None = None  # of the worker, with its traceback; path relative to the results folder
     schema_version: int = SCHEMA_VERSION
+    folder: str = field(default="", compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return finite(asdict(self))  # type: ignore[no-any-return]
+        data = asdict(self)
+        del data["folder"]
+        return finite(data)  # type: ignore[no-any-return]
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Record:
-        """The Record of one line.
+    def from_json(data: dict[str, Any], folder: str = "") -> Record:
+        """The Record of one line of the results folder ``folder``.
 
         Raises:
             StoreError: the line was written by a newer qeval, or is not a record.
@@ -96,12 +118,13 @@ class Record:
                 f"has schema version {version}, this qeval reads up to {SCHEMA_VERSION}: "
                 "pip install --upgrade qeval"
             )
-        known = {f.name for f in fields(Record)}
         try:
-            kwargs = {k: v for k, v in data.items() if k in known}
+            kwargs = {**_known(Record, data), "folder": folder}
             kwargs["metrics"] = tuple(_metric(m) for m in data.get("metrics", ()))
             memory = data.get("memory")
-            kwargs["memory"] = MemoryReport(**memory) if memory else None
+            kwargs["memory"] = MemoryReport(**_known(MemoryReport, memory)) if memory else None
+            found = data.get("conditions")
+            kwargs["conditions"] = Conditions(**_known(Conditions, found)) if found else None
             kwargs["notes"] = tuple(data.get("notes", ()))
             return Record(**kwargs)
         except (TypeError, AttributeError, KeyError) as err:
@@ -109,9 +132,13 @@ class Record:
 
 
 def _metric(data: dict[str, Any]) -> Metric:
-    return Metric(
-        **{**data, "values": tuple(data.get("values", ())), "units": tuple(data.get("units", ()))}
-    )
+    lists = {"values": tuple(data.get("values", ())), "units": tuple(data.get("units", ()))}
+    return Metric(**{**_known(Metric, data), **lists})
+
+
+def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that a later version may add."""
+    return {name: data[name] for name in cls.__dataclass_fields__ if name in data}
 
 
 def finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ from qeval.files import disk_message
 from qeval.jobs import Job, JobResult
 from qeval.lm import EngineSettings
 from qeval.quant.base import Artifact, ModelRef
-from qeval.record import MemoryReport, Metric, Record
+from qeval.record import Conditions, MemoryReport, Metric, Record
 from qeval.store import Store
 
 
@@ -242,6 +242,7 @@ def _record(
         notes=(*(artifact.notes if artifact else ()), *found.get("notes", ())),
         files=files,
         timing=result.timing,
+        conditions=Conditions(**result.conditions) if result.conditions else None,
         provenance=result.provenance,
         error=result.error,
         log=_inside(result.log, root) if result.log else None,

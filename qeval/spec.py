@@ -25,6 +25,7 @@ from qeval.devices import device_name
 from qeval.errors import UsageError, did_you_mean, short
 from qeval.quant.base import Options
 from qeval.quant.running import KEYS, Running
+from qeval.tasks.base import takes_limit
 from qeval.yaml_file import KeyPath, YamlFile
 
 T = TypeVar("T")
@@ -141,7 +142,10 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
     if (n := len(models) * len(quantizations) * len(tasks)) > _MOST_CELLS:
         raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
     if "limit" in overrides:
-        tasks = tuple(replace(t, limit=spec.limit) for t in tasks)
+        tasks = tuple(
+            replace(t, limit=spec.limit) if takes_limit(registry.task(t.task), t.options) else t
+            for t in tasks
+        )
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
     _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
     baseline = _baseline(source, spec, quantizations)
@@ -254,7 +258,7 @@ def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
         common = _validate(source, where, TaskCommon, {k: merged[k] for k in COMMON & merged.keys()})
         own = {k: v for k, v in merged.items() if k not in COMMON}
         for options in _expand(source, where, task.Options, own):
-            limit = common.limit or spec.limit
+            limit = (common.limit or spec.limit) if takes_limit(task, options) else None
             yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
 
 

@@ -121,7 +121,7 @@ class Store:
             self.warnings.append(f"{self.path}: line {number} {what}: ignored")
             return None
         try:
-            return _record(data)
+            return _record(data, str(self.folder))
         except StoreError as err:
             if newer:
                 raise StoreError(f"{self.path}: line {number} {err}") from err
@@ -175,10 +175,10 @@ def _append(fd: int, line: bytes) -> None:
         raise
 
 
-def _record(data: Any) -> Record:
+def _record(data: Any, folder: str) -> Record:
     if not isinstance(data, dict):
         raise StoreError("not a qeval record (not an object)")
-    record = Record.from_json(data)
+    record = Record.from_json(data, folder)
     if not isinstance(record.cell, dict) or not isinstance(record.key, str):
         raise StoreError("not a qeval record (cell or key of a wrong type)")
     return record

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qeval import provenance, registry
+from qeval import machine, provenance, registry
 from qeval.artifacts import ArtifactCache
 from qeval.cores import threads
 from qeval.errors import QevalError
@@ -60,7 +60,8 @@ def _guarded(job: Job, progress: Progress) -> JobResult:
         traceback.print_exception(err)  # to the log
         status, error = _explained(err, job)
     timing = {"start": start, "end": time.time()}
-    return JobResult(status, error, timing=timing, provenance=provenance.collect())
+    found = asdict(provenance.conditions(job.settings))
+    return JobResult(status, error, {}, None, timing, provenance.collect(), found)
 
 
 def _explained(err: Exception, job: Job) -> tuple[Literal["failed", "oom"], str]:
@@ -96,12 +97,15 @@ def _build(job: Job, progress: Progress) -> JobResult:
         n_threads=job.settings.n_threads,
         unfinished=ArtifactCache(job.cache_dir).unfinished(job.key),
     )
-    sampler = VramSampler()
+    sampler, load = VramSampler(), machine.Load()
     sampler.start()
     artifact = method.build(method.Options.model_validate(job.options), context)
     memory = MemoryReport(vram_process=sampler.stop(), ram_peak=peak_rss())
     timing = {"start": start, "end": time.time(), "build_s": time.time() - start}
-    return JobResult("ok", None, artifact.to_json(), asdict(memory), timing, provenance.collect())
+    found = asdict(provenance.conditions(job.settings, load=load.stop()))
+    return JobResult(
+        "ok", None, artifact.to_json(), asdict(memory), timing, provenance.collect(), found
+    )
 
 
 def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
@@ -114,7 +118,7 @@ def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
 
 def _evaluate(job: Job, progress: Progress) -> JobResult:
     from qeval.data import DataSource
-    from qeval.tasks.base import TaskContext
+    from qeval.tasks.base import TaskContext, measures_machine
 
     start = time.time()
     task = registry.task(job.name)
@@ -132,22 +136,28 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     sampler.start()
     engine = registry.engine(job.artifact.engine)
     with closing(engine.open(job.artifact, job.settings)) as lm:
-        loaded = time.time()
+        loaded, load = time.time(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
+        load_found = load.stop()
         memory = asdict(lm.memory(result.context or lm.max_seq_len))
         engine_facts, engine_notes = lm.facts(), lm.notes()
-    memory |= {"vram_process": sampler.stop(), "ram_peak": peak_rss()}
+    conditions = provenance.conditions(job.settings, engine_facts, load_found)
+    vram = sampler.stop()
+    on_cpu = conditions.device == "cpu"  # then the driver's number is another process's
+    memory |= {"vram_process": None if on_cpu else vram, "ram_peak": peak_rss()}
     end = time.time()
     timing = {"start": start, "end": end, "load_s": loaded - start, "run_s": end - loaded}
+    noise = provenance.busy_note(conditions) if measures_machine(task) else ()
     payload = {
         "metrics": [asdict(m) for m in result.metrics],
-        "notes": [*result.notes, *engine_notes, *_contamination(job, result.facts)],
+        "notes": [*result.notes, *noise, *engine_notes, *_contamination(job, result.facts)],
         "files": {name: str(path) for name, path in result.files.items()},
     }
-    facts = {**provenance.collect(), **engine_facts, **result.facts, "settings": asdict(job.settings)}
-    if sampler.source:
+    chosen = {k: v for k, v in engine_facts.items() if k not in provenance.ENGINE_FACTS}
+    facts = {**provenance.collect(), **chosen, **result.facts, "settings": asdict(job.settings)}
+    if sampler.source and not on_cpu:
         facts["vram_source"] = sampler.source
-    return JobResult("ok", None, payload, memory, timing, facts)
+    return JobResult("ok", None, payload, memory, timing, facts, asdict(conditions))
 
 
 def _contamination(job: Job, facts: dict[str, Any]) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qeval import cores, devices, provenance
 from qeval.cells import Cell, plan
-from qeval.errors import UsageError
+from qeval.commands import run_spec
+from qeval.errors import EngineError, UsageError
 from qeval.quant.base import ModelRef
 from qeval.spec import load_spec
 
@@ -105,3 +107,97 @@ def test_a_packed_checkpoint_that_quantizes_activations_itself(tiny_llama, tmp_p
     path.write_text(SPEC.format(rows=f"  - checkpoint: {tiny_llama}\n    activations: 8"))
     with pytest.raises(UsageError, match="A8: activations: these weights come with kernels that"):
         plan(load_spec(path), [ModelRef("m", tiny_llama, "sha256:0", "float32")], tmp_path)
+
+
+def tasks(
+    folder: Path, settings: str = "", rows: str = "  - rtn: {num_bits: 4}\n  - gguf: Q8_0"
+) -> list[Cell]:
+    """A perplexity and a speed of each row, on a model that is nothing but a configuration."""
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 8}))
+    path = folder / "t.yaml"
+    path.write_text(SPEC.format(rows=rows) + "  - speed\n" + settings)
+    return plan(load_spec(path), [ModelRef("m", model, "sha256:0", "float32")], folder)
+
+
+@pytest.fixture
+def box(monkeypatch):
+    """A machine of 8 cores without a GPU, whatever this one is."""
+    monkeypatch.setattr(devices, "gpus", lambda: ())
+    monkeypatch.setattr(devices, "_torch_build", lambda: "cuda")
+    monkeypatch.setattr(devices, "_llama_backends", lambda: frozenset())
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    monkeypatch.setattr(provenance, "cpu_name", lambda: "a CPU")
+    monkeypatch.setenv("QEVAL_HOST", "box")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return monkeypatch
+
+
+def changed(folder: Path, settings: str, change) -> tuple[bool, bool]:
+    """Whether perplexity's key of the first row, and speed's, are others after ``change``."""
+    before = [c.key for c in tasks(folder)[:2]]
+    change()
+    after = [c.key for c in tasks(folder, settings)[:2]]
+    return before[0] != after[0], before[1] != after[1]
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "other"),
+    [
+        ("", nothing, False),
+        ("device: cpu\n", nothing, False),  # what auto is here
+        ("n_threads: 8\n", nothing, False),  # what is taken anyway
+        ("batch_size: 3\n", nothing, False),  # speed has batch sizes of its own
+        ("n_threads: 2\n", nothing, True),
+        ("", lambda m: m.setenv("QEVAL_HOST", "other"), True),
+        ("", lambda m: m.setattr(provenance, "cpu_name", lambda: "another CPU"), True),
+        ("", lambda m: m.setattr(provenance, "package_version", lambda name: "99"), True),
+        ("", lambda m: m.setattr(devices, "gpus", lambda: ("a GPU",)), True),
+    ],
+)
+def test_where_a_cell_runs_is_in_speeds_key_and_never_in_perplexitys(
+    box, tmp_path, settings, change, other
+):
+    act = nothing if change is nothing else lambda: change(box)
+    assert changed(tmp_path, settings, act) == (False, other)
+
+
+def test_threads_do_not_count_on_a_gpu(box, tmp_path):
+    box.setattr(devices, "gpus", lambda: ("a GPU", "another GPU"))
+    assert changed(tmp_path, "n_threads: 2\n", nothing) == (False, False)
+    assert changed(tmp_path, "device: cuda:1\n", nothing) == (False, True)
+
+
+def test_a_record_keeps_where_its_cell_was_to_run(box, tmp_path):
+    box.setattr(devices, "gpus", lambda: ("a GPU",))
+    _, on_gpu, ppl, on_cpu = (c.describe() for c in tasks(tmp_path))
+    shown = [
+        {k: d["conditions"][k] for k in ("device", "device_name", "n_threads")}
+        for d in (on_gpu, on_cpu)
+    ]
+    assert shown == [
+        {"device": "cuda:0", "device_name": "a GPU", "n_threads": None},
+        {"device": "cpu", "device_name": "a CPU", "n_threads": 8},
+    ]
+    assert "conditions" not in ppl
+    box.setenv("QEVAL_HOST", "elsewhere")
+    moved = tasks(tmp_path)[1]
+    assert moved.describe()["key_anywhere"] == on_gpu["key_anywhere"] == moved.key_anywhere
+
+
+def test_a_gpu_that_is_not_there_stops_a_run_and_no_dry_run(box, tiny_llama, tmp_path, capsys):
+    path = tmp_path / "t.yaml"
+    spec = SPEC.format(rows="  - none").replace("models: [m]", f"models: [{tiny_llama}]")
+    path.write_text(spec + "  - speed\n")
+    run_spec(path, tmp_path / "r", dry_run=True, device="cuda")
+    assert "speed" in capsys.readouterr().out
+    with pytest.raises(
+        EngineError, match=r"device cuda: this machine shows no CUDA GPU .*: use --device cpu"
+    ):
+        run_spec(path, tmp_path / "r", device="cuda")
+    assert not (tmp_path / "r").exists()

@@ -97,6 +97,50 @@ def test_a_renamed_spec_and_other_batch_size_measure_nothing_again(toy):
     assert Path("results/toy/records.jsonl").read_bytes() == before
 
 
+def test_what_measures_the_machine_is_measured_again_on_another_and_nothing_else(toy, monkeypatch):
+    spec = toy(tasks=f"{QUICK}; stopwatch: {{}}")
+    monkeypatch.setenv("QEVAL_HOST", "laptop")
+    run_spec(spec)
+    run_spec(spec, limit=1)
+    assert len(evals()) == 3  # the limit makes another `misbehave`, and no other stopwatch
+    monkeypatch.setenv("QEVAL_HOST", "box")
+    outcome = run_spec(spec)
+    lap = [r for r in outcome.records if r.metrics and r.metrics[0].name == "lap"]
+    assert [r.conditions.host for r in lap] == ["laptop", "box"]  # the first one is not lost
+    assert len({r.key for r in lap}) == 2
+    before = Path("results/toy/records.jsonl").read_bytes()
+    monkeypatch.setenv("QEVAL_HOST", "laptop")
+    run_spec(spec)
+    assert Path("results/toy/records.jsonl").read_bytes() == before
+
+
+def test_every_record_of_a_worker_has_its_conditions(toy, monkeypatch):
+    monkeypatch.setenv("QEVAL_HOST", "box")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_spec(toy(tasks=f"{QUICK}; misbehave: {{how: raise}}"))
+    records = Store("results/toy").read()
+    assert [(r.kind, r.status) for r in records] == [
+        ("build", "ok"),
+        ("eval", "ok"),
+        ("eval", "failed"),
+    ]
+    for record in records:
+        found = record.conditions
+        assert (found.host, found.n_threads) == ("box", 1)
+        assert found.cores >= 1 and found.device != "auto"
+    assert records[1].conditions.load_before is not None
+
+
+def test_names_baseline_and_order_are_those_of_the_spec_at_hand(toy):
+    spec = toy(quantizations="copy: 8; copy: 4")
+    run_spec(spec)
+    text = spec.read_text().replace("[{copy: 8}, {copy: 4}]", "[{copy: 4}, {copy: 8}]")
+    spec.write_text(text + "baseline: copy4\n")
+    evals = [r for r in run_spec(spec).records if r.kind == "eval"]
+    found = {r.cell["quantization"]["label"]: (r.cell["baseline"], r.cell["order"]) for r in evals}
+    assert found == {"copy4": (True, [0, 0, 0]), "copy8": (False, [0, 1, 0])}
+
+
 def test_another_limit_or_text_is_another_cell(toy, tmp_path, capsys):
     spec = toy(tasks=PPL)
     keys = set()

@@ -62,7 +62,14 @@ def test_defaults_merge_and_an_entry_wins(tmp_path):
 
 
 def test_a_limit_from_the_command_line_wins(tmp_path):
-    assert {t.limit for t in load(tmp_path, GOOD, limit=2).tasks} == {2}
+    assert [t.limit for t in load(tmp_path, GOOD, limit=2).tasks] == [2, 2, 2, 2, None]
+
+
+def test_a_task_that_reads_no_units_has_no_limit(tmp_path):
+    """Whatever the spec and the command line say: it is in no key and in no header."""
+    benchmark = "  - perplexity: {dataset: wikitext2, protocol: gptq-benchmark, limit: 1}\n"
+    text = GOOD.replace("  - speed\n", f"  - speed: {{limit: 4}}\n{benchmark}") + "limit: 7\n"
+    assert [t.limit for t in load(tmp_path, text).tasks] == [3, 3, 3, 3, None, None]
 
 
 def test_two_rows_never_share_a_label(tmp_path):

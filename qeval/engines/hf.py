@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeval import provenance
 from qeval.cores import threads
+from qeval.devices import torch_device
 from qeval.errors import EngineError
 from qeval.extras import require
 from qeval.lm import Completion, EngineSettings, Ids, Internals, Sampling, StepTrace, Stop
@@ -37,6 +38,7 @@ _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 class HfEngine:
     name: ClassVar[str] = "hf"
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache"}
     )
@@ -63,6 +65,10 @@ class HfEngine:
     @classmethod
     def preflight(cls) -> None:
         require("hf", "torch", "transformers")
+
+    @classmethod
+    def device(cls, asked: str) -> str:
+        return torch_device(asked)
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> HfEngine:

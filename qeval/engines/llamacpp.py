@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qeval.cores import threads
+from qeval.devices import llama_device
 from qeval.engines import _llama
 from qeval.engines._llama import Context, Model
 from qeval.engines._slots import Slots
@@ -40,6 +41,7 @@ _SLOTS_CPU, _SLOTS_GPU = 16, 32  # sequences generated at once, unless batch_siz
 class LlamaCppEngine:
     name: ClassVar[str] = "llamacpp"
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
 
     def __init__(self, model: Model, settings: EngineSettings) -> None:
@@ -54,6 +56,10 @@ class LlamaCppEngine:
     @classmethod
     def preflight(cls) -> None:
         require("gguf", "llama_cpp")
+
+    @classmethod
+    def device(cls, asked: str) -> str:
+        return llama_device(asked)
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LlamaCppEngine:

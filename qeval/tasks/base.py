@@ -55,8 +55,16 @@ class Task(Protocol):
     Options: ClassVar[type[Options]]
     needs: ClassVar[frozenset[str]]  # LM capabilities
     on_simulated: ClassVar[bool]  # whether its numbers mean anything on simulated weights
+    # Optional, False where absent: its numbers depend on the machine. Host, device, threads and the
+    # engine's version are then in the keys of its cells, and in the tables' columns. (The number of
+    # sequences at once is not: a task whose number depends on that has it among its options.)
+    measures_machine: ClassVar[bool]
 
     def label(self, options: Any) -> str: ...
+
+    def takes_limit(self, options: Any) -> bool:
+        """Optional, True where absent: whether ``limit`` cuts anything off."""
+        ...
 
     def preflight(self, options: Any, data: DataSource, *, weak_sandbox: bool) -> None:
         """Called in the parent before any job, for each set of options. Raises QevalError for what
@@ -64,3 +72,12 @@ class Task(Protocol):
         ...
 
     def run(self, lm: LM, options: Any, context: TaskContext) -> TaskResult: ...
+
+
+def measures_machine(task: Task) -> bool:
+    return getattr(task, "measures_machine", False)
+
+
+def takes_limit(task: Task, options: Any) -> bool:
+    ask = getattr(task, "takes_limit", None)
+    return ask is None or ask(options)

@@ -106,6 +106,9 @@ class Perplexity:
     def label(self, options: PerplexityOptions) -> str:
         return protocol_id(options)
 
+    def takes_limit(self, options: PerplexityOptions) -> bool:
+        return options.protocol != "gptq-benchmark"  # one sample
+
     def preflight(self, options: PerplexityOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Needs nothing but the engine."""
 

@@ -26,6 +26,8 @@ from qeval.tasks.base import TaskContext, TaskResult
 if TYPE_CHECKING:
     from qeval.data import DataSource
 
+SPREAD = 0.1  # of the median, between the slowest and the fastest repeat
+
 
 MOST = 10_000_000  # tokens
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
@@ -44,11 +46,15 @@ class Speed:
     Options: ClassVar[type[Options]] = SpeedOptions
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
     on_simulated: ClassVar[bool] = False  # they run as the float model does
+    measures_machine: ClassVar[bool] = True
 
     def label(self, options: SpeedOptions) -> str:
         if options == SpeedOptions():
             return "speed"
         return f"speed p{options.prefill_tokens} d{options.decode_prompt}+{options.new_tokens}"
+
+    def takes_limit(self, options: SpeedOptions) -> bool:
+        return False
 
     def preflight(self, options: SpeedOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Needs nothing but the engine."""
@@ -83,7 +89,7 @@ class Speed:
             metrics.append(_decode(lm, options, batch))
             context.progress(i + 2, steps, "measurements")
         longest = max(prefill + 1, context_len)
-        return TaskResult(tuple(metrics), context=longest)
+        return TaskResult(tuple(metrics), spread_note(metrics), context=longest)
 
 
 def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
@@ -95,6 +101,25 @@ def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
     if min(seconds) <= 0:
         return Metric("decode_tok_s", None, name, "tok/s", n=len(seconds))
     return _rate("decode_tok_s", batch * (options.new_tokens - 1), seconds, name)
+
+
+def spread_note(metrics: list[Metric]) -> tuple[str, ...]:
+    """One note where the repeats of a rate lie further apart than SPREAD of their median. (hyperfine's
+    test for outliers needs ten and more repeats.)"""
+    spreads = {
+        f"{m.name} {m.protocol.partition('/')[2]}": (m.high - m.low) / m.value
+        for m in metrics
+        if m.unit == "tok/s" and m.value and m.low is not None and m.high is not None
+    }
+    wide = {name: share for name, share in spreads.items() if share > SPREAD}
+    if not wide:
+        return ()
+    worst = max(wide, key=wide.__getitem__)
+    others = f" (and {len(wide) - 1} more)" if len(wide) > 1 else ""
+    return (
+        f"repeats of {worst} lie {100 * wide[worst]:.0f}% apart{others}: something else ran, or the "
+        "runs are too short to time; measure again, or raise repeats",
+    )
 
 
 def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:

@@ -147,3 +147,29 @@ class Misbehave:
         for i in range(3):
             context.progress(i + 1, 3, "steps")
         return TaskResult((Metric("steps", 3.0, "misbehave"),), context=8)
+
+
+class StopwatchOptions(Options):
+    seconds: float = 0.5
+
+
+class Stopwatch:
+    """`stopwatch`: a number that depends on the machine."""
+
+    version = 1
+    Options = StopwatchOptions
+    needs = frozenset({"nll"})
+    on_simulated = True
+    measures_machine = True
+
+    def label(self, options):
+        return "stopwatch"
+
+    def takes_limit(self, options):
+        return False
+
+    def preflight(self, options, data, *, weak_sandbox):
+        pass
+
+    def run(self, lm, options, context):
+        return TaskResult((Metric("lap", options.seconds, "stopwatch", "s", n=1),), context=8)

@@ -7,8 +7,9 @@ import pytest
 from qeval.data import DataSource
 from qeval.errors import DataError
 from qeval.quant.base import ModelRef
+from qeval.record import Metric
 from qeval.tasks.base import TaskContext
-from qeval.tasks.speed import Speed, SpeedOptions
+from qeval.tasks.speed import Speed, SpeedOptions, spread_note
 
 
 class Clock:
@@ -69,3 +70,23 @@ def test_prefill_is_cut_to_the_model_and_decoding_must_fit(lm, tmp_path):
         DataError, match=r"decode_prompt \+ new_tokens = 300 is over the model's maximum of 256"
     ):
         run(lm, tmp_path, decode_prompt=200, new_tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ([(100.0, 100.0, 100.0)], None),
+        ([(96.0, 100.0, 105.0), (None, None, None)], None),
+        ([(96.0, 100.0, 107.0)], "repeats of prefill_tok_s p0 lie 11% apart: something else ran"),
+        ([(9.0, 10.0, 11.0), (7.0, 10.0, 11.0)], "prefill_tok_s p1 lie 40% apart (and 1 more): "),
+    ],
+)
+def test_repeats_that_lie_apart_are_told(rates, words):
+    """Over a tenth of the median between the slowest and the fastest."""
+    metrics = [
+        Metric("prefill_tok_s", value, f"speed/p{i}", "tok/s", low=low, high=high)
+        for i, (low, value, high) in enumerate(rates)
+    ]
+    notes = spread_note(metrics)
+    assert len(notes) == (words is not None)
+    assert all(words in note for note in notes)
