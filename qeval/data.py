@@ -5,7 +5,7 @@ A name of ``data/manifest.yaml`` is looked up in a data directory first, then on
 comes with CPython, ``file:PATH`` is the user's own text. What comes back is the dataset's rows; how
 rows are joined and cut belongs to a protocol and so to a task.
 
-Row forms, equal to those of the hub's datasets:
+Row forms, equal to those that the `datasets` library gives of the hub's files:
 
 - WikiText: a line of the raw file that holds only white space is ``""``, every other line keeps its
   newline, so that ``"".join(" \\n" if row == "" else row for row in rows)`` is the raw file again.
@@ -30,11 +30,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qeval.errors import DataError, MissingExtraError, did_you_mean
+from qeval.errors import DataError, HubError, MissingExtraError, QevalError, did_you_mean
+from qeval.extras import require
+
+if TYPE_CHECKING:
+    from qeval.hub import Plan
 
 FILE_PREFIX = "file:"
 DATA_DIR_VARIABLE = "QEVAL_DATA_DIR"
@@ -65,17 +69,15 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Hub:
-    """Arguments of ``datasets.load_dataset``: a config and split, or one file of the repository."""
+    """A dataset repository, and its files that hold the documents, in their order."""
 
     path: str
-    config: str | None = None
-    split: str = "train"  # datasets' own name for the rows of a bare file
-    file: str | None = None
+    files: tuple[str, ...]
     revision: str | None = None
 
     def __str__(self) -> str:
-        what = self.file or f"{self.config} {self.split}"
-        return f"{self.path} {what}" + (f" @{self.revision}" if self.revision else "")
+        at = f" @{self.revision}" if self.revision else ""
+        return f"{self.path} {', '.join(self.files)}{at}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def manifest() -> dict[str, Dataset]:
 def _dataset(name: str, entry: dict[str, Any]) -> Dataset:
     hub = entry.get("hub")
     files = tuple(LocalFile(**f) for f in entry["files"])
-    return Dataset(**{**entry, "name": name, "files": files, "hub": Hub(**hub) if hub else None})
+    hub = Hub(**{**hub, "files": tuple(hub["files"])}) if hub else None
+    return Dataset(**{**entry, "name": name, "files": files, "hub": hub})
 
 
 def dataset(name: str) -> Dataset:
@@ -151,8 +154,8 @@ def _texts() -> str:
 class DataSource:
     """Where this run finds its texts: a data directory, then the hub.
 
-    ``data_dir`` defaults to the environment variable QEVAL_DATA_DIR. ``offline`` never asks the hub;
-    without it HF_HUB_OFFLINE still holds (``datasets`` then reads its own cache only).
+    ``data_dir`` defaults to the environment variable QEVAL_DATA_DIR. ``offline`` leaves out the hub and
+    its cache; HF_HUB_OFFLINE leaves out the hub.
     """
 
     def __init__(self, data_dir: Path | None = None, *, offline: bool = False) -> None:
@@ -189,6 +192,28 @@ class DataSource:
             return from_hub(entry, entry.hub, self.searched(entry))
         raise DataError(_not_found(entry, self.searched(entry)))
 
+    def plan(self, name: str) -> Plan | None:
+        """What ``load`` or ``table`` would download; None for what needs no hub. Nothing is read.
+
+        Raises:
+            DataError: unknown, nowhere to be found, or the hub refuses it.
+        """
+        if name.startswith(FILE_PREFIX):
+            _own_file(name)
+            return None
+        entry = dataset(name)
+        if entry.name == "pydoc" or self.find(entry) is not None:
+            return None
+        if entry.hub is None or self.offline:
+            raise DataError(_not_found(entry, self.searched(entry)))
+        try:
+            _require_hub(entry.hub)
+            from qeval.hub import planned_files
+
+            return planned_files(entry.hub.path, entry.hub.files, entry.hub.revision)
+        except (HubError, MissingExtraError) as err:
+            raise DataError(_not_found(entry, self.searched(entry), err)) from err
+
     def find(self, entry: Dataset) -> Path | None:
         """The first of the dataset's files that the data directory holds.
 
@@ -212,7 +237,8 @@ class DataSource:
         return f"{self.data_dir} has none of {', '.join(f.path for f in entry.files)}"
 
 
-def _not_found(entry: Dataset, searched: str, hub_said: str = "") -> str:
+def _not_found(entry: Dataset, searched: str, err: QevalError | None = None) -> str:
+    """``err`` says why the hub did not give it; None: it was not asked."""
     if entry.hub is None:
         fix = f"put {entry.files[0].path} under --data-dir"
     else:
@@ -222,10 +248,13 @@ def _not_found(entry: Dataset, searched: str, hub_said: str = "") -> str:
         )
     if entry.url is not None:
         fix += f", or save {entry.url} there as {entry.files[0].path}"
-    return f"dataset {entry.name!r} not found: {searched}{hub_said}; {fix}"
+    hub = "" if err is None else f", and the hub did not give it: {err}; or"
+    return f"dataset {entry.name!r} not found: {searched}{hub or ';'} {fix}"
 
 
-def checked(entry: Dataset, documents: tuple[str, ...], origin: str) -> Corpus:
+def checked(
+    entry: Dataset, documents: tuple[str, ...], origin: str, fix: str = "remove or replace the file"
+) -> Corpus:
     """The corpus, if the documents are those that the manifest names.
 
     Raises:
@@ -242,19 +271,24 @@ def checked(entry: Dataset, documents: tuple[str, ...], origin: str) -> Corpus:
     else:
         return Corpus(entry.name, documents, sha256, origin)
     raise DataError(
-        f"{origin} is not {entry.name!r}: {found}, expected {expected}; remove or replace the file, or "
-        f"measure it under its own name with {FILE_PREFIX}PATH"
+        f"{origin} is not {entry.name!r}: {found}, expected {expected}; {fix}, or measure it under its "
+        f"own name with {FILE_PREFIX}PATH"
     )
 
 
 def _file_corpus(name: str) -> Corpus:
-    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
-    if not path.is_file():
-        raise DataError(f"dataset {name!r}: no such file: {path.absolute()}")
+    path = _own_file(name)
     documents = _jsonl(path) if path.suffix == ".jsonl" else (_text(path),)
     if not any(document.strip() for document in documents):
         raise DataError(f"dataset {name!r} is empty: {path.absolute()} holds no text")
     return Corpus(name, documents, documents_sha256(documents), str(path.absolute()))
+
+
+def _own_file(name: str) -> Path:
+    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
+    if not path.is_file():
+        raise DataError(f"dataset {name!r}: no such file: {path.absolute()}")
+    return path
 
 
 def _pydoc() -> tuple[str, ...]:
@@ -273,11 +307,13 @@ def _pydoc() -> tuple[str, ...]:
 
 def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
     """The rows of a local dataset file; its name's ending says how it is written. ``column`` None: a
-    table, from a ``.json`` list of objects or a ``.jsonl``.
+    table, from a ``.json`` list of objects, a ``.jsonl`` or a ``.parquet``.
 
     Raises:
         DataError: it cannot be read that way; the message names the file and the line.
     """
+    if path.suffix == ".parquet":
+        return _parquet(path, column)
     if column is None:
         return _table(path)
     if path.suffix == ".raw":
@@ -286,8 +322,6 @@ def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
         return tuple(line.strip() for line in _lines(path))
     if path.suffix == ".json":
         return _json_list(path)
-    if path.suffix == ".parquet":
-        return _parquet(path, column)
     return _jsonl(path)
 
 
@@ -362,41 +396,64 @@ def _canonical(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, ensure_ascii=False)
 
 
-def _parquet(path: Path, column: str) -> tuple[str, ...]:
+def _parquet(path: Path, column: str | None) -> tuple[str, ...]:
     try:
         parquet = import_module("pyarrow.parquet")  # untyped
     except ImportError as err:
         raise MissingExtraError("pyarrow", "hub") from err
     try:
-        return tuple(parquet.read_table(path, columns=[column])[column].to_pylist())
-    except (OSError, ValueError, KeyError) as err:
-        raise DataError(f"{path}: not a parquet file with a column {column!r} ({err})") from err
+        if column is None:
+            return tuple(map(_canonical, parquet.read_table(path).to_pylist()))
+        rows = parquet.read_table(path, columns=[column])[column].to_pylist()
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        what = (
+            f"a parquet file with a column {column!r}" if column else "a parquet file of plain values"
+        )
+        raise DataError(f"{path}: not {what} ({_first_line(err)})") from err
+    if bad := [i for i, row in enumerate(rows, start=1) if not isinstance(row, str)]:
+        raise DataError(f"{path}: row {bad[0]}: {column!r} must be a string, not {rows[bad[0] - 1]!r}")
+    return tuple(rows)
 
 
 # The hub
 
 
 def from_hub(entry: Dataset, hub: Hub, searched: str) -> Corpus:
-    """The documents as ``datasets`` gives them. ``searched`` says where they were not found before.
+    """The documents of the hub's files. ``searched`` says where they were not found before.
 
     Raises:
         DataError: out of reach, or not the text that the manifest names.
     """
     try:
-        import datasets
-    except ImportError as err:
-        reason = f", and the hub needs {MissingExtraError('datasets', 'hub')}"
-        raise DataError(_not_found(entry, searched, reason)) from err
+        _require_hub(hub)
+        paths = [_hub_file(hub, file) for file in hub.files]
+    except (HubError, MissingExtraError) as err:
+        raise DataError(_not_found(entry, searched, err)) from err
+    documents = [row for path in paths for row in read_rows(path, entry.column)]
+    files = " ".join(str(path.resolve()) for path in paths)
+    return checked(entry, tuple(documents), f"hub {hub}", f"remove {files} and run again")
+
+
+def _require_hub(hub: Hub) -> None:
+    require("hub", "huggingface_hub", *["pyarrow"] * any(f.endswith(".parquet") for f in hub.files))
+
+
+def _hub_file(hub: Hub, file: str) -> Path:
     try:
-        rows = datasets.load_dataset(
-            hub.path, hub.config, split=hub.split, data_files=hub.file, revision=hub.revision
-        )
-        whole = entry.column is None
-        documents = tuple(map(_canonical, rows) if whole else rows[entry.column])
-    except Exception as err:  # no network, no such revision, a broken download: each library its own
-        reason = f", and the hub's {hub} failed ({type(err).__name__}: {_first_line(err)})"
-        raise DataError(_not_found(entry, searched, reason)) from err
-    return checked(entry, documents, f"hub {hub}")
+        from qeval.hub import download_file
+    except ImportError:  # an environment of its own, with a huggingface_hub of before 1.25
+        return _plain_download(hub, file)
+    return download_file(hub.path, file, hub.revision)
+
+
+def _plain_download(hub: Hub, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub.path, file, repo_type="dataset", revision=hub.revision))
+    except Exception as err:  # of an older huggingface_hub, of requests
+        reason = f"{type(err).__name__}: {_first_line(err)}"
+        raise HubError(f"dataset {hub.path} {file}", reason) from err
 
 
 def _first_line(err: Exception) -> str:

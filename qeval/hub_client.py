@@ -39,6 +39,7 @@ TRIES, TRIES_NO_CONNECTION, TRIES_FILE = 5, 3, 8
 LONGEST_WAIT_S = 300.0  # the hub counts requests in windows of so long
 BEST_EFFORT_S = 5.0  # a request that may not take longer is huggingface_hub's own business: made once
 _RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")  # RateLimit: "api";r=0;t=55
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SENDABLE = re.compile(r"[!-~]+")  # what an HTTP header holds: printable ASCII without spaces
 
 
@@ -54,7 +55,8 @@ class Place:
     def __str__(self) -> str:
         name = self.repo if self.kind == "model" else f"dataset {self.repo}"
         name += f" {self.file}" if self.file else ""
-        return name + (f" @{self.revision}" if self.revision else "")
+        short = (self.revision or "")[:12] if _COMMIT.fullmatch(self.revision or "") else self.revision
+        return name + (f" @{short}" if short else "")
 
     @property
     def page(self) -> str:

@@ -23,10 +23,24 @@ def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No data directory of the machine, and no hub: a test that would ask it fails."""
     monkeypatch.delenv("QEVAL_DATA_DIR", raising=False)
 
-    def unreachable(*args: object, **kwargs: object) -> object:
+    def unreachable(hub: data.Hub, file: str) -> Path:
         raise AssertionError("a test asked the hub")
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.setattr(data, "_hub_file", unreachable)
+
+
+@pytest.fixture
+def from_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[object, ...]]:
+    """A hub whose files hold an empty row and " a"; what it was asked for."""
+    asked: list[tuple[object, ...]] = []
+
+    def give(hub: data.Hub, file: str) -> Path:
+        asked.append((hub.path, file, hub.revision))
+        put(tmp_path / "from the hub", file, "", " a \n")
+        return tmp_path / "from the hub" / file
+
+    monkeypatch.setattr(data, "_hub_file", give)
+    return asked
 
 
 def put(folder: Path, path: str, *documents: str) -> None:
@@ -45,7 +59,7 @@ def entry(**changes: object) -> data.Dataset:
         "licence": "",
         "redistribute": True,
         "files": (data.LocalFile("some/wiki.raw"), data.LocalFile("some/rows.json")),
-        "hub": data.Hub("org/some", "config", "test"),
+        "hub": data.Hub("org/some", ("config/test.raw",), "a1b2c3"),
     }
     return data.Dataset(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -89,10 +103,17 @@ def test_parquet_rows(tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"sentence": ["a", "b"]}), tmp_path / "0000.parquet")
-    assert read_rows(tmp_path / "0000.parquet", "sentence") == ("a", "b")
+    path = tmp_path / "0000.parquet"
+    pq.write_table(pa.table({"sentence": ["a", "b"], "n": [[1], [2, 3]]}), path)
+    assert read_rows(path, "sentence") == ("a", "b")
+    assert read_rows(path, None) == ('{"n": [1], "sentence": "a"}', '{"n": [2, 3], "sentence": "b"}')
     with pytest.raises(DataError, match=r"0000\.parquet: not a parquet file with a column 'text'"):
-        read_rows(tmp_path / "0000.parquet", "text")
+        read_rows(path, "text")
+    with pytest.raises(DataError, match=r"0000\.parquet: row 1: 'n' must be a string, not \[1\]"):
+        read_rows(path, "n")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"0000\.parquet: not a parquet file"):
+        read_rows(path, None)
 
 
 def test_the_digest_sees_where_documents_end():
@@ -159,32 +180,14 @@ def test_second_file_form_is_found(tmp_path: Path, some: data.Dataset):
     assert DataSource(tmp_path).load("some").documents == ("", " a \n")
 
 
-def test_hub_is_asked_last_with_the_pinned_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: data.Dataset
+def test_hub_is_asked_last_for_the_pinned_files(
+    tmp_path: Path, some: data.Dataset, from_hub: list[tuple[object, ...]]
 ):
-    asked: list[tuple[object, ...]] = []
-
-    def load(path: str, config: str, **options: object) -> dict[str, list[str]]:
-        asked.append((path, config, options["split"], options["data_files"], options["revision"]))
-        return {"text": ["", " a \n"]}
-
-    monkeypatch.setattr("datasets.load_dataset", load)
-    assert DataSource(tmp_path).load("some").origin == "hub org/some config test"
-    assert asked == [("org/some", "config", "test", None, None)]
-
-
-def test_unreachable_hub_is_one_line_with_places_and_fix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: data.Dataset
-):
-    def load(*args: object, **kwargs: object) -> object:
-        raise ConnectionError("no route\nsecond line")
-
-    monkeypatch.setattr("datasets.load_dataset", load)
-    with pytest.raises(DataError) as caught:
-        DataSource(tmp_path).load("some")
-    message = str(caught.value)
-    assert "\n" not in message and "ConnectionError: no route" in message
-    assert "some/wiki.raw" in message and "qeval data fetch some" in message
+    assert DataSource(tmp_path).load("some").origin == "hub org/some config/test.raw @a1b2c3"
+    assert from_hub == [("org/some", "config/test.raw", "a1b2c3")]
+    put(tmp_path, "some/wiki.raw", "", " a \n")
+    assert DataSource(tmp_path).load("some").origin == str(tmp_path / "some/wiki.raw")
+    assert len(from_hub) == 1
 
 
 def test_offline_names_the_places_and_never_asks(tmp_path: Path, some: data.Dataset):
@@ -318,14 +321,16 @@ def test_a_table_is_the_same_in_every_form(tmp_path_factory: pytest.TempPathFact
 def test_a_table_is_fetched_found_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: data.Dataset
 ):
-    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: [{"b": "ü", "a": 1}, {"a": 2}])
+    rows = tmp_path / "x.json"
+    rows.write_text('[{"b": "ü", "a": 1}, {"a": 2}]', encoding="utf-8")
+    monkeypatch.setattr(data, "_hub_file", lambda hub, file: rows)
     first = fetch("t", tmp_path)
     assert first.path.read_text(encoding="utf-8") == '{"a": 1, "b": "ü"}\n{"a": 2}\n'
     assert not fetch("t", tmp_path).downloaded
     found = DataSource(tmp_path, offline=True).table("t")
     assert found == Corpus("t", first.corpus.documents, first.corpus.sha256, str(first.path))
     assert [found.place(0), found.place(1)] == [f"{first.path}:1", f"{first.path}:2"]
-    assert first.corpus.place(1) == "hub org/some config test row 2"
+    assert first.corpus.place(1) == "hub org/some config/test.raw @a1b2c3 row 2"
     assert [(v.status, v.name) for v in verify(tmp_path)] == [("unknown", "t")]
 
 
@@ -359,9 +364,8 @@ def test_a_malformed_table(tmp_path: Path, table: data.Dataset, file: str, conte
 
 
 def test_fetch_writes_the_layout_that_load_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, some: data.Dataset
+    tmp_path: Path, some: data.Dataset, from_hub: list[tuple[object, ...]]
 ):
-    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: {"text": ["", " a \n"]})
     first = fetch("some", tmp_path / "new")
     assert first.downloaded and first.path == tmp_path / "new/some/wiki.raw"
     assert DataSource(tmp_path / "new", offline=True).load("some").sha256 == first.corpus.sha256

@@ -168,16 +168,23 @@ def test_no_file_is_one_line_with_places_and_url(tmp_path):
         assert part in str(caught.value)
 
 
-def test_the_hub_gives_what_the_file_gives(mbpp_small, monkeypatch):
+def test_the_hub_gives_what_the_file_gives(mbpp_small, monkeypatch, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     asked = []
 
-    def load_dataset(path, config, **options):
-        asked.append((path, config, options["split"]))
-        return SMALL
+    def part(hub, file):
+        """The problems in four files, as the hub has them."""
+        asked.append(file)
+        path = tmp_path / f"{len(asked)}.parquet"
+        pq.write_table(pa.Table.from_pylist(SMALL[len(asked) - 1 :: 4]), path)
+        return path
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("qeval.data._hub_file", part)
     assert load(DataSource()) == load(mbpp_small)
-    assert asked == [("google-research-datasets/mbpp", "full", "prompt+test+validation+train")]
+    splits = ("prompt", "test", "validation", "train")
+    assert asked == [f"full/{split}-00000-of-00001.parquet" for split in splits]
 
 
 # The modes
