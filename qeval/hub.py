@@ -44,7 +44,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from qeval.errors import HubError, StoreError
 from qeval.files import write_atomic
 from qeval.hub_client import Place, explain, prepare
-from qeval.hub_files import needed
+from qeval.hub_files import needed, weights
 from qeval.results import say
 from qeval.units import human_bytes
 
@@ -153,6 +153,7 @@ def planned_model(name: str, revision: str | None = None) -> Plan:
             raise
         here = commit is not None and cache.snapshot(commit).is_dir()
         return Plan(place, commit, (), out_of_reach=None if here else str(err))
+    _check_weights(place, listing)
     wanted = {name: listing[name] for name in sorted(needed(listing))}
     files = (HubFile(n, x.n_bytes, cache.has(commit, n, x)) for n, x in wanted.items())
     plan = Plan(place, commit, tuple(files))
@@ -182,6 +183,7 @@ def download_model(name: str, revision: str | None = None) -> Path:
         if err.refused or not folder.is_dir():
             raise
         return folder  # without a listing nobody knows whether all is there: check_model will say
+    _check_weights(place, listing)
     _fetch(place, cache, commit, {name: listing[name] for name in needed(listing)})
     _fetch(place, cache, commit, {name: listing[name] for name in _shards(folder) & set(listing)})
     cache.remember(revision, commit)
@@ -216,6 +218,17 @@ def _listing(place: Place, commit: str) -> dict[str, _Listed]:
         return _entries(HfApi().list_repo_tree(place.repo, **what, recursive=True))
     except Exception as err:
         raise explain(err, place) from err
+
+
+def _check_weights(place: Place, listing: dict[str, _Listed]) -> None:
+    """Raises HubError for a repository without weights that qeval loads, before anything is fetched."""
+    if weights(set(listing)):
+        return
+    gguf = sorted(name for name in listing if name.endswith(".gguf"))
+    reason = "no weights (model.safetensors, its index, or pytorch_model.bin)"
+    if gguf:
+        reason += f" but GGUF files: `hf download {place.repo} {gguf[0]}`, and give the file's path"
+    raise HubError(place, reason, refused=True)
 
 
 def _entries(tree: Iterable[RepoFile | RepoFolder]) -> dict[str, _Listed]:

@@ -14,7 +14,9 @@ No token, password or signed address gets into a message (``scrub``).
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +30,7 @@ from typing import Any, Literal
 import httpx
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from qeval.errors import HubError
 from qeval.files import disk_message
@@ -93,6 +96,16 @@ def prepare(place: Place) -> None:
 @cache
 def _be_patient() -> None:
     huggingface_hub.set_client_factory(_client)
+    if not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_hide_in_log)
+
+
+def _hide_in_log(record: logging.LogRecord) -> bool:
+    """huggingface_hub logs the signed addresses of downloads that break off."""
+    record.msg, record.args = hide(record.getMessage()), ()
+    return True
 
 
 def _token() -> str | None:
@@ -193,13 +206,17 @@ def host() -> str:
     return scrub(constants.ENDPOINT)
 
 
-def scrub(text: str) -> str:
-    """The first line of a text, without the token and without passwords and queries in addresses."""
+def hide(text: str) -> str:
+    """The text without the token, and without passwords and queries in addresses."""
     if token := _token():
         text = text.replace(token, "***")
     text = re.sub(r"(\w+://)[^/@\s]+@", r"\1", text)
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\",)]*", r"\1", text)
+
+
+def scrub(text: str) -> str:
+    """The first line of the text, without its secrets."""
+    return next((line.strip() for line in hide(text).splitlines() if line.strip()), "")
 
 
 def _reason(err: Exception) -> str:

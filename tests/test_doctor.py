@@ -86,7 +86,7 @@ def test_the_table():
     found = doctor.Report(
         "Linux",
         "3.11.9",
-        {"transformers": "5.17.0", "datasets": None},
+        {"transformers": "5.17.0", "pyarrow": None},
         (
             library(
                 "torch",
@@ -121,7 +121,7 @@ def test_the_table():
         "",
         "package       version  state",
         "transformers  5.17.0   installed",
-        "datasets      -        missing    the package 'datasets' is not installed: "
+        "pyarrow       -        missing    the package 'pyarrow' is not installed: "
         "pip install 'qeval[hub]'",
         "",
         "environment   version  state",

@@ -28,7 +28,7 @@ def hub_server() -> ModuleType:
 def hub(hub_server: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
     """A hub that this process's huggingface_hub talks to, with an empty cache and no token."""
     import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import _tree_cache, constants
 
     from qeval import hub_client
 
@@ -50,7 +50,7 @@ def hub(hub_server: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
-        monkeypatch.setattr(huggingface_hub._tree_cache, "_IN_MEMORY_TREE_CACHE", {})
+        monkeypatch.setattr(_tree_cache, "_IN_MEMORY_TREE_CACHE", {})
         yield served
         huggingface_hub.close_session()
         hub_client._be_patient.cache_clear()

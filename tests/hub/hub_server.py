@@ -213,7 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
     def in_repo(self, reply: str, names: dict[str, str]) -> None:
         """Find the repository, check who asks, find the commit, answer."""
         kind = "dataset" if names["kind"].startswith("datasets") else "model"
-        name, token = names["repo"], (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        name, sent = names["repo"], self.headers.get("Authorization") or ""
+        token = sent.removeprefix("Bearer ") if sent.startswith("Bearer ") else ""
         if token and token not in self.hub.tokens:
             message = "Invalid credentials in Authorization header"
             return self.refuse(401, None, message)
