@@ -10,14 +10,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import ClassVar
 
 from qeval.errors import SandboxError
 from qeval.sandbox.base import Limits
 from qeval.sandbox.kernel import NAMESPACES
-from qeval.sandbox.lane import HERE, Launch, hidden_paths, interpreter, shown_paths
+from qeval.sandbox.lane import HERE, Launch
 from qeval.sandbox.pool import LaneSandbox
+from qeval.sandbox.system import SCRATCH, System, system
+
+INSIDE = "/sandbox"  # where the package ``inside`` is shown: its own path may lie below /tmp
 
 
 class Bubblewrap(LaneSandbox):
@@ -37,45 +39,23 @@ class Bubblewrap(LaneSandbox):
 
     @contextmanager
     def launch(self, limits: Limits) -> Iterator[Launch]:
-        python = interpreter()
+        found = system()
         command = [
             self._bwrap,
             *("--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"),
             *("--cap-drop", "ALL", "--die-with-parent", "--hostname", "sandbox"),
-            *_system(python),
-            *(
-                "--dev",
-                "/dev",
-                "--size",
-                str(limits.scratch_bytes),
-                "--tmpfs",
-                "/tmp",
-                "--chdir",
-                "/tmp",
-            ),
+            *_shown(found),
+            *("--dev", "/dev", "--size", str(limits.scratch_bytes), "--perms", "0700"),
+            *("--tmpfs", SCRATCH, "--chdir", SCRATCH),
             *("--remount-ro", "/dev", "--remount-ro", "/", "--"),
         ]
-        yield Launch(prefix=tuple(command), own="/tmp", scratch=None, walled=True)
+        yield Launch(tuple(command), found.inside_python, SCRATCH, None, walled=True, here=INSIDE)
 
 
-def _system(python: Path) -> list[str]:
+def _shown(found: System) -> list[str]:
     """Read-only binds of what an interpreter needs, and of the code that runs inside."""
-    words = []
-    for name in shown_paths(python):
-        path = Path(name)
-        if path.is_symlink():
-            words += ["--symlink", str(path.readlink()), name]
-        elif path.exists():
-            words += ["--ro-bind", name, name]
-    for name in hidden_paths(python):
-        if Path(name).is_dir():
-            words += ["--tmpfs", name, "--remount-ro", name]
-    return [
-        *words,
-        "--ro-bind",
-        str(python),
-        str(python),
-        "--ro-bind",
-        str(HERE / "inside"),
-        str(HERE / "inside"),
-    ]
+    python = (found.inside_python, str(found.python))
+    files = [*found.files, python, (f"{INSIDE}/inside", str(HERE / "inside"))]
+    words = [word for link, target in found.links for word in ("--symlink", target, link)]
+    words += [word for inside, outside in files for word in ("--ro-bind", outside, inside)]
+    return words + [word for name in found.hidden for word in ("--tmpfs", name, "--remount-ro", name)]

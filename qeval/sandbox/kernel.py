@@ -13,6 +13,7 @@ from typing import ClassVar
 from qeval.sandbox.base import Limits
 from qeval.sandbox.lane import Launch
 from qeval.sandbox.pool import LaneSandbox
+from qeval.sandbox.system import SCRATCH, system
 
 NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts")
 
@@ -28,4 +29,4 @@ class KernelSandbox(LaneSandbox):
     @contextmanager
     def launch(self, limits: Limits) -> Iterator[Launch]:
         options = f"mode=700,size={limits.scratch_bytes},nr_inodes={limits.scratch_files}"
-        yield Launch(prefix=(), own="/tmp", scratch=options, walled=True)
+        yield Launch((), str(system().python), own=SCRATCH, scratch=options, walled=True)

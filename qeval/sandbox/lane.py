@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from qeval.sandbox.base import MIB, Limits, Program, Verdict
 from qeval.sandbox.cgroup import Group
 from qeval.sandbox.clock import Clock
 from qeval.sandbox.inside import wire
+from qeval.sandbox.system import DEVICES, System, environment, system
 
 HERE = Path(__file__).parent
 BOOT = "import sys; sys.path[0] = {here!r}; import inside.preload; from inside.main import main; main()"
@@ -40,12 +40,14 @@ EXPENDABLE = "1000"  # of all processes, the kernel is to kill these when memory
 class Launch:
     """How a backend starts a lane: the command before the interpreter's own, and what is configured
     inside. ``scratch`` holds the mount options of /tmp where the lane itself puts up the walls of the
-    kernel backend."""
+    kernel backend; ``here`` is the folder of ``inside/`` as the lane's interpreter sees it."""
 
     prefix: tuple[str, ...]
+    python: str
     own: str
     scratch: str | None
     walled: bool  # there are namespaces around it
+    here: str = str(HERE)
     landlock: bool = True
     seccomp: bool = True
 
@@ -77,18 +79,18 @@ class Lane:
             raise
 
     def _start(self, launch: Launch, marks: Mapping[str, Any] | None) -> None:
+        found = system()
         ours, theirs = socket.socketpair()
         self._stack.callback(ours.close)
         self._host = ours.fileno()
         self._reader = wire.Reader(self._host)
         with theirs:
-            python = interpreter()
             self._process = subprocess.Popen(
-                [*launch.prefix, str(python), *("-s", "-S", "-B", "-c", BOOT.format(here=str(HERE)))],
+                [*launch.prefix, launch.python, "-s", "-S", "-B", "-c", BOOT.format(here=launch.here)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=environment(python, launch.own),
+                env=environment(found.python, launch.own, found.moved),
                 start_new_session=True,
             )
         self._stack.callback(self.kill)
@@ -97,7 +99,7 @@ class Lane:
         Path(f"/proc/{pid}/oom_score_adj").write_text(EXPENDABLE)
         os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
         with suppress(BrokenPipeError):  # it has ended already: its last words say why
-            wire.send(self._host, self._configuration(launch, python, marks))
+            wire.send(self._host, self._configuration(launch, found, marks))
         answer = self._first_answer()
         if answer["error"]:
             raise SandboxError(answer["error"])
@@ -105,7 +107,7 @@ class Lane:
         self._clock = Clock(pid)
 
     def _configuration(
-        self, launch: Launch, python: Path, marks: Mapping[str, Any] | None
+        self, launch: Launch, found: System, marks: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         limits = self._limits
         resources = {
@@ -118,8 +120,11 @@ class Lane:
         if launch.scratch is not None:  # in a user namespace of its own, it counts the lane's only
             resources["RLIMIT_NPROC"] = limits.threads
         return {
-            "shown": shown_paths(python),
-            "hidden": hidden_paths(python),
+            "files": found.files,
+            "links": found.links,
+            "hidden": found.hidden,
+            "moved": found.moved,
+            "readable": found.readable(walled=launch.walled),
             "devices": DEVICES,
             "own": launch.own,
             "scratch": launch.scratch,
@@ -216,46 +221,6 @@ def _seed(program: Program) -> int:
     """For what the tests draw: the same every time for one program, and another for every other."""
     parts = (program.code, program.setup, program.test, program.call, program.names)
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest(), "big")
-
-
-DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
-
-
-def interpreter() -> Path:
-    """The Python that runs programs: this one without its virtual environment."""
-    major, minor = sys.version_info[:2]
-    base = Path(sys.base_prefix, "bin", f"python{major}.{minor}")
-    return (base if base.exists() else Path(sys.executable)).resolve()
-
-
-def environment(python: Path, home: str) -> dict[str, str]:
-    """All that a program finds in ``os.environ``."""
-    return {
-        "PATH": "/usr/bin:/bin",
-        "HOME": home,
-        "TMPDIR": home,
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",  # the order of a set is the same every time
-        "LD_BIND_NOW": "1",  # or every program would look up its functions anew
-        "LD_LIBRARY_PATH": str(python.parent.parent / "lib"),  # a shared libpython beside it
-    }
-
-
-def shown_paths(python: Path) -> list[str]:
-    """What an interpreter reads: its library, shared libraries, their cache, time zones, devices."""
-    prefix = python.parent.parent
-    paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
-    if prefix != Path("/usr"):
-        paths += [str(prefix / name) for name in sorted({"lib", sys.platlibdir})]
-    return paths
-
-
-def hidden_paths(python: Path) -> list[str]:
-    """Folders of packages inside those: only the standard library is to be imported."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    libraries = [python.parent.parent / name for name in sorted({"lib", sys.platlibdir})]
-    found = [library / version / "site-packages" for library in libraries]
-    return [str(path) for path in (*found, Path("/usr/lib/python3/dist-packages"))]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import ClassVar
 from qeval.sandbox.base import Limits
 from qeval.sandbox.lane import Launch
 from qeval.sandbox.pool import LaneSandbox
+from qeval.sandbox.system import system
 
 
 class WeakSandbox(LaneSandbox):
@@ -24,4 +25,4 @@ class WeakSandbox(LaneSandbox):
     @contextmanager
     def launch(self, limits: Limits) -> Iterator[Launch]:
         with tempfile.TemporaryDirectory(prefix="qeval-weak-", ignore_cleanup_errors=True) as folder:
-            yield Launch(prefix=(), own=folder, scratch=None, walled=False)
+            yield Launch((), str(system().python), own=folder, scratch=None, walled=False)

@@ -14,10 +14,12 @@ from qeval.sandbox.inside.seccomp import (
     CHECKED,
     ERRNO,
     FCNTL,
+    FCNTL_LOCKS,
     KILL_PROCESS,
     LANE_ONLY,
     MACHINES,
     OWN_PID,
+    PRETENDED,
     lane_filter,
     number,
     program_filter,
@@ -26,6 +28,7 @@ from qeval.sandbox.inside.seccomp import (
 THREAD = 0x003D0F00  # flags that glibc's pthread_create gives to clone
 FORK = 0x01200011  # and fork: CLONE_CHILD_CLEARTID | CLONE_CHILD_SETTID | SIGCHLD
 REFUSED = ERRNO | errno.EPERM
+DONE = ERRNO  # an error of number 0: the call returns 0
 HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")}
 DANGEROUS = {  # on x86_64
     "socket": 41, "connect": 42, "fork": 57, "vfork": 58, "execve": 59, "execveat": 322, "ptrace": 101,
@@ -73,7 +76,8 @@ def decide(machine: str, call: int, *args: int, judge: bool = False) -> int:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_exactly_what_is_listed_is_allowed(machine):
     allowed = {number(pair, machine) for pair in ALLOWED.values()}
-    special = {number(pair, machine) for table in (CHECKED, LANE_ONLY) for pair in table.values()}
+    tables = (CHECKED, LANE_ONLY, PRETENDED)
+    special = {number(pair, machine) for table in tables for pair in table.values()}
     for call in set(range(600)) - special:
         expected = ERRNO | (errno.ENOSYS if call > 435 else errno.EPERM)
         assert decide(machine, call) == (ALLOW if call in allowed else expected), call
@@ -114,10 +118,20 @@ def test_limits_may_be_read_and_not_set(machine):
 def test_only_harmless_commands_of_the_large_calls(machine):
     fcntl, pair = (number(CHECKED[name], machine) for name in ("fcntl", "socketpair"))
     for command in range(1100):
-        expected = ALLOW if command in FCNTL else ERRNO | errno.EINVAL
+        refused = DONE if command in FCNTL_LOCKS else ERRNO | errno.EINVAL
+        expected = ALLOW if command in FCNTL else refused
         assert decide(machine, fcntl, 3, command) == expected
     assert decide(machine, pair, 1) == ALLOW
     assert all(decide(machine, pair, family) == REFUSED for family in (0, 2, 10, 16, 17, 40))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_lock_is_taken_and_none_is_refused(machine):
+    for pair in PRETENDED.values():
+        assert decide(machine, number(pair, machine), 3, 2) == DONE
+    fcntl = number(CHECKED["fcntl"], machine)
+    assert [decide(machine, fcntl, 3, command) for command in (6, 7, 37, 38)] == [DONE] * 4
+    assert decide(machine, fcntl, 3, 1024) != DONE  # a lease
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -146,7 +160,7 @@ def test_the_numbers_are_those_of_the_kernels_headers():
     if header is None or not header.exists():
         pytest.skip("no kernel headers for this machine")
     known = {m[1]: int(m[2]) for m in re.finditer(r"#define __NR_(\w+)\s+(\d+)", header.read_text())}
-    for name, pair in (ALLOWED | CHECKED | LANE_ONLY).items():
+    for name, pair in (ALLOWED | CHECKED | LANE_ONLY | PRETENDED).items():
         if name in known:  # older headers lack the newest
             assert number(pair, platform.machine()) == known[name], name
     for name, call in DANGEROUS.items():

@@ -236,6 +236,9 @@ MODULES = (
 )
 USES = {
     "sqlite3": "sqlite3.connect(':memory:').execute('select 1').fetchone() == (1,)",
+    "fcntl": "fcntl.flock(open('a', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB) is None",
+    "fcntl of a part": "fcntl.lockf(open('a', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB) is None",
+    "shelve": "dict(shelve.open('a')) == {}",
     "sqlite3 on disk": "sqlite3.connect('a.db').execute('create table t (x)') is not None",
     "ssl": "ssl.create_default_context() is not None",
     "ctypes": "ctypes.CDLL(None).abs(-3) == 3",

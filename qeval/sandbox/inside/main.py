@@ -44,7 +44,10 @@ def main() -> None:
     try:
         no_new_privileges()
         if config["scratch"] is not None:
-            enter([*config["shown"], *config["devices"]], config["hidden"], config["scratch"])
+            shown = [*config["files"], *([path, path] for path in config["devices"])]
+            enter(shown, config["links"], config["hidden"], config["scratch"])
+            if config["moved"] is not None:
+                _move(*config["moved"])
         else:
             os.chdir(config["own"])
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -65,10 +68,28 @@ def main() -> None:
     judge.serve(reader, host, ours)
 
 
+def _move(outside: str, inside: str) -> None:
+    """The interpreter's folder has another path from now on: what is imported later is found there."""
+
+    def moved(path: Any) -> Any:
+        if isinstance(path, str) and path.startswith(outside + "/"):
+            return inside + path[len(outside) :]
+        return path
+
+    for name, value in list(vars(sys).items()):
+        setattr(sys, name, moved(value))
+    sys.path[:] = map(moved, sys.path)
+    sys.path_importer_cache.clear()
+    for module in list(sys.modules.values()):
+        folders = getattr(module, "__path__", None)
+        if isinstance(folders, list):
+            folders[:] = map(moved, folders)
+
+
 def _walls(config: dict[str, Any]) -> zygote.Walls:
     return zygote.Walls(
         config["limits"],
-        Files(config["shown"], config["devices"], config["own"]),
+        Files(config["readable"], config["devices"], config["own"]),
         use_landlock=config["landlock"],
         use_seccomp=config["seccomp"],
         scratch=config["scratch"],

@@ -52,10 +52,13 @@ NAMESPACES = (
 )
 
 
-def enter(shown: list[str], hidden: list[str], scratch: str) -> None:
-    """Put this process behind the walls: the paths ``shown`` are there, the folders ``hidden`` among
-    them empty, /tmp a file system with the mount options ``scratch``. The pid namespace begins with
-    the next child.
+Pairs = list[list[str]]  # of paths
+
+
+def enter(shown: Pairs, links: Pairs, hidden: list[str], scratch: str) -> None:
+    """Put this process behind the walls: the paths ``shown`` are there (inside, outside), and ``links``
+    (path, where it leads), the folders ``hidden`` among them empty, /tmp a file system with the mount
+    options ``scratch``. The pid namespace begins with the next child.
 
     Raises:
         OSError: a call that this machine or its settings do not allow, by name.
@@ -65,14 +68,14 @@ def enter(shown: list[str], hidden: list[str], scratch: str) -> None:
     user, group = os.geteuid(), os.getegid()
     if user == 0:  # mounts what only root can reach, then is nobody, who can change none of it
         call("unshare", CLONE_NEWNS)
-        _change_root(shown, hidden)
+        _change_root(shown, links, hidden)
         _become_nobody()
         call("unshare", NAMESPACES)
         _map_user(proc, NOBODY, NOBODY)
     else:
         call("unshare", NAMESPACES)
         _map_user(proc, user, group)
-        _change_root(shown, hidden)
+        _change_root(shown, links, hidden)
     os.close(proc)
     mount_scratch(scratch)
     call("sethostname", HOSTNAME.encode(), len(HOSTNAME))
@@ -106,17 +109,16 @@ def _map_user(proc: int, user: int, group: int) -> None:
         os.close(fd)
 
 
-def _change_root(shown: list[str], hidden: list[str]) -> None:
-    """Put a root together from ``shown`` and make it the only one."""
+def _change_root(shown: Pairs, links: Pairs, hidden: list[str]) -> None:
+    """Put a root together and make it the only one."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    real = [path for path in shown if os.path.exists(path) and not os.path.islink(path)]
-    opened = {path: os.open(path, os.O_PATH) for path in real}  # some may lie below BUILT_AT
-    links = {path: os.readlink(path) for path in shown if os.path.islink(path)}
+    there = [(path, source) for path, source in shown if os.path.exists(source)]
+    opened = {path: os.open(source, os.O_PATH) for path, source in there}  # it may lie below BUILT_AT
     mount("tmpfs", BUILT_AT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m,nr_inodes=1024")
     for path, fd in opened.items():
         _show(path, fd)
         os.close(fd)
-    for path, target in links.items():
+    for path, target in links:
         os.makedirs(os.path.dirname(BUILT_AT + path), exist_ok=True)
         os.symlink(target, BUILT_AT + path)
     for path in hidden:

@@ -5,6 +5,10 @@ What an interpreter, its standard library and threads need is allowed; everythin
 no other program, no socket but a pair of its own, no signal to anyone else, and most of the kernel
 (mounts, namespaces, keys, io_uring, bpf, ptrace, ...) is out of reach.
 
+Locks of files are granted without being taken. The kernel keeps them with the file, and the files of
+the libraries are the host's: with a real lock, one program could signal to another, or hold up the
+host. Nobody else is there to lock out of a program's own files.
+
 The filter is classic BPF over ``struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6];}`` (Linux,
 Documentation/userspace-api/seccomp_filter.rst); the numbers are those of its asm/unistd.h.
 """
@@ -84,8 +88,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "fallocate": (285, 47),
     "fsync": (74, 82),
     "fdatasync": (75, 83),
-    "fadvise64": (221, 223),
-    "flock": (73, 32),
     "utime": (132, None),
     "utimes": (235, None),
     "futimesat": (261, None),
@@ -171,6 +173,10 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getpeername": (52, 205),
     "getsockopt": (55, 209),
 }
+PRETENDED: dict[str, tuple[int | None, int | None]] = {  # returns 0, and nothing is done
+    "flock": (73, 32),
+    "fadvise64": (221, 223),  # advice, by which a library's pages could be thrown out of memory
+}
 CHECKED: dict[str, tuple[int | None, int | None]] = {  # allowed for some arguments
     "clone3": (435, 435),
     "fcntl": (72, 25),
@@ -196,7 +202,8 @@ LANE_ONLY: dict[
     "landlock_restrict_self": (446, 446),
 }
 PIVOT_ROOT = (155, 41)
-FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)  # DUPFD .. SETLKW, open file description locks
+FCNTL = (0, 1, 2, 3, 4, 5, 36, 1030)  # DUPFD .. SETFL, GETLK, OFD_GETLK, DUPFD_CLOEXEC
+FCNTL_LOCKS = (6, 7, 37, 38)  # SETLK, SETLKW, the same of open file descriptions: pretended
 IOCTL = (
     0x5401,
     0x5413,
@@ -232,11 +239,13 @@ def lane_filter(machine: str | None = None) -> bytes:
         _step(JUMP_GE, X32_BIT, 0, 1),
         _step(RETURN, KILL_PROCESS),
     ]
+    pretend = _refuse(0)  # an error of number 0 is none
+    code += _by_number({name: [pretend] for name in PRETENDED}, PRETENDED, machine)
     for first, last in _ranges(sorted(n for n in plain if n is not None)):
         code += [_step(JUMP_GE, first, 0, 2), _step(JUMP_GT, last, 1, 0), _step(RETURN, ALLOW)]
     checks = {
         "clone3": [_refuse(errno.ENOSYS)],  # its flags lie in memory; the C library falls back to clone
-        "fcntl": _one_of(1, FCNTL, errno.EINVAL),
+        "fcntl": [*_each(1, FCNTL_LOCKS, pretend), *_one_of(1, FCNTL, errno.EINVAL)],
         "ioctl": _one_of(1, IOCTL, errno.ENOTTY),
         "socketpair": _one_of(0, (AF_UNIX,), errno.EPERM),
     }
@@ -287,10 +296,13 @@ def _by_number(
 
 
 def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[bytes]:
-    code = [_argument(argument)]
-    for value in values:
-        code += [_step(JUMP_EQ, value, 0, 1), _step(RETURN, ALLOW)]
-    return [*code, _refuse(error)]
+    return [*_each(argument, values, _step(RETURN, ALLOW)), _refuse(error)]
+
+
+def _each(argument: int, values: tuple[int, ...], decision: bytes) -> list[bytes]:
+    """The decision for these values of an argument."""
+    steps = ([_step(JUMP_EQ, value, 0, 1), decision] for value in values)
+    return [_argument(argument), *(step for pair in steps for step in pair)]
 
 
 def _argument(index: int, *, high: bool = False) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
@@ -106,6 +107,7 @@ class Host:
         return {
             "homes": [str(folder) for folder in self.folders],
             "canaries": [str(folder / ".ssh" / "id_ed25519") for folder in self.folders],
+            "packages": list(packages()),
             "variable": "QEVAL_CANARY",
             "tests": str(FOLDER),
             "victim": self.victim.pid,
@@ -146,6 +148,19 @@ class Host:
             os.sched_getscheduler(pid),
             Path(f"/proc/{pid}/limits").read_text(),
         ]
+
+
+def packages() -> Iterator[tuple[str, str]]:
+    """(folder, module in it) for what is installed on this machine beside the standard library of its
+    interpreter: one or two of every folder below /usr/lib and of this Python's own."""
+    for name in ("click", "pip"):
+        if (spec := importlib.util.find_spec(name)) and spec.origin:
+            yield str(Path(spec.origin).parents[1]), name
+    standard = os.path.realpath(os.path.dirname(os.__file__))
+    for folder in sorted(Path("/usr/lib").iterdir()):
+        modules = [p for depth in ("", "*/", "*/*/") for p in folder.glob(f"{depth}*.py")]
+        for path in [p for p in modules if not os.path.realpath(p).startswith(f"{standard}/")][:2]:
+            yield str(path.parent), path.stem
 
 
 # -- what a run leaves behind ------------------------------------------------------------------------
