@@ -43,7 +43,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from qeval.errors import HubError, StoreError
 from qeval.files import write_atomic
-from qeval.hub_client import Place, explain, prepare
+from qeval.hub_client import Place, explain, prepare, stoppable
 from qeval.hub_files import needed, weights
 from qeval.results import say
 from qeval.units import human_bytes
@@ -247,7 +247,9 @@ def _fetch(place: Place, cache: _Cache, commit: str, files: dict[str, _Listed]) 
         fetched = (name for name in missing if not cache.has(commit, name, files[name]))
         _check_space(place, cache.folder, sum(files[name].n_bytes for name in fetched))
         patterns = [glob.escape(name) for name in missing]
-        snapshot_download(place.repo, repo_type=place.kind, revision=commit, allow_patterns=patterns)
+        what: dict[str, Any] = {"repo_type": place.kind, "revision": commit}
+        with stoppable():
+            snapshot_download(place.repo, **what, allow_patterns=patterns)
     except Exception as err:
         raise explain(err, replace(place, file=missing[0]) if len(missing) == 1 else place) from err
 

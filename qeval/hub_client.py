@@ -7,7 +7,8 @@ huggingface_hub does the downloading. What it leaves open is settled in the HTTP
   the hub names one; a wait that is too long ends the run instead of hanging in it;
 - a connection that breaks inside a file is resumed like one that was closed (huggingface_hub resumes
   after the latter only);
-- no request waits for ever.
+- no request waits for ever;
+- Ctrl-C ends a download (``stoppable``).
 
 No token, password or signed address gets into a message (``scrub``).
 """
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -42,6 +45,7 @@ TRIES, TRIES_NO_CONNECTION, TRIES_FILE = 5, 3, 8
 LONGEST_WAIT_S = 300.0  # the hub counts requests in windows of so long
 BEST_EFFORT_S = 5.0  # a request that may not take longer is huggingface_hub's own business: made once
 _RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")  # RateLimit: "api";r=0;t=55
+_STOP = threading.Event()
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SENDABLE = re.compile(r"[!-~]+")  # what an HTTP header holds: printable ASCII without spaces
 
@@ -122,6 +126,46 @@ def _client() -> httpx.Client:
     return PatientClient(event_hooks=hooks, follow_redirects=True)
 
 
+class Stopped(Exception):
+    """Somebody pressed Ctrl-C: to threads, which are not told."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) raises KeyboardInterrupt and ends the threads of ``snapshot_download``, which
+    waits for them: they would first finish their files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(*_: Any) -> None:
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        _STOP.set()
+        abort_xet_session()  # type: ignore[no-untyped-call]
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _STOP.clear()
+
+
+def _check_stop() -> None:
+    if _STOP.is_set():
+        raise Stopped
+
+
+def _wait(seconds: float) -> None:
+    _STOP.wait(seconds)
+    _check_stop()
+
+
 class PatientClient(httpx.Client):
     """``httpx.Client`` that asks again. Proxies and certificates are httpx's own."""
 
@@ -132,6 +176,7 @@ class PatientClient(httpx.Client):
         tries = 0
         while True:
             tries += 1
+            _check_stop()
             wait = 2.0 ** (tries - 1)
             try:
                 response = super().send(request, **options)
@@ -151,7 +196,7 @@ class PatientClient(httpx.Client):
                 if once or tries == TRIES:
                     raise GaveUp(f"{reason}, {tries} times", status)
             say(f"{request.url.host}: {reason}: trying again in {wait:.0f} s")
-            time.sleep(wait)
+            _wait(wait)
 
 
 class _Body(httpx.SyncByteStream):
@@ -162,7 +207,9 @@ class _Body(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._stream
+            for data in self._stream:
+                _check_stop()
+                yield data
         except httpx.ReadError as err:
             raise httpx.RemoteProtocolError(f"the connection broke: {err}") from err
 

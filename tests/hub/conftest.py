@@ -65,7 +65,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     from qeval import hub_client
 
     found: list[float] = []
-    for module in (hub_client, huggingface_hub.file_download, huggingface_hub.utils._http):
+    monkeypatch.setattr(hub_client, "_wait", found.append)
+    for module in (huggingface_hub.file_download, huggingface_hub.utils._http):
         clock = SimpleNamespace(**{**vars(module.time), "sleep": found.append})
         monkeypatch.setattr(module, "time", clock)
     return found

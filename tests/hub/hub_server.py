@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -146,6 +146,21 @@ def reset(after: int) -> Do:
         time.sleep(0.05)  # what was sent arrives
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         handler.connection.close()
+        handler.close_connection = True
+
+    return do
+
+
+def slow(parts: int) -> Do:
+    """The file comes in so many parts, a tenth of a second between."""
+
+    def do(handler: _Handler, data: bytes) -> None:
+        handler.begin(data)
+        step = len(data) // parts + 1
+        with suppress(OSError):  # the reader went away
+            for start in range(0, len(data), step):
+                handler.wfile.write(data[start : start + step])
+                time.sleep(0.1)
         handler.close_connection = True
 
     return do

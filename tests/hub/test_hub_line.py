@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qeval.data import DataSource, manifest
 
+REPO = Path(__file__).parents[2]
 TOKEN = "hf_plantedTokenThatNobodyMayEverSee"
 SPEC = """
 name: line
@@ -105,6 +110,29 @@ def test_a_refusal_is_one_line_and_no_secret_is_in_its_traceback(hub, qeval, sha
     assert ("Traceback" in done.err) == bool(debug)
     assert holding(TOKEN, tmp_path, done.out, done.err) == []
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_download_that_is_ended_ends_then_and_can_be_made_again(hub, hub_server, tmp_path, number):
+    """huggingface_hub alone finishes its files before it looks at Ctrl-C."""
+    weights = bytes(100_000)
+    files = {"config.json": b"{}", "model.safetensors": weights}
+    hub.model("org/big", files)
+    hub.faults.append(hub_server.Fault("GET /cdn/", hub_server.slow(parts=100)))
+    code = "from qeval.hub import download_model; print(download_model('org/big'))"
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while not hub.asked("GET /cdn/"):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+    kept = {p.stat().st_size for p in tmp_path.rglob("blobs/*")}
+    assert process.returncode in (-number, 1, 130, -signal.SIGINT) and len(weights) not in kept
+    if number != signal.SIGKILL:
+        assert not list(tmp_path.rglob("*.incomplete"))
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (Path(done.stdout.strip()) / "model.safetensors").read_bytes() == weights
 
 
 def test_data_fetch(hub, qeval, shared, tmp_path):
