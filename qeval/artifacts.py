@@ -20,7 +20,7 @@ from typing import Any
 
 from qeval import __version__
 from qeval.errors import StoreError, UsageError
-from qeval.files import disk_message
+from qeval.files import disk_message, user_path
 from qeval.quant.base import Artifact
 
 _UNFINISHED = ".unfinished-"
@@ -30,7 +30,7 @@ def default_cache_dir() -> Path:
     """``QEVAL_CACHE_DIR``, else ``$XDG_CACHE_HOME/qeval``, else ``~/.cache/qeval``."""
     if named := os.environ.get("QEVAL_CACHE_DIR"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qeval"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qeval"
 
 
 @dataclass(frozen=True)

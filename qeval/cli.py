@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qeval import __version__
-from qeval.errors import QevalError, UsageError
+from qeval.ending import ending
+from qeval.errors import OutputError, UsageError
+from qeval.streams import echo, open_missing, say
 
 if TYPE_CHECKING:
     from qeval.record import Record
@@ -50,9 +48,10 @@ class _Group(_Debuggable, click.Group):
 def _cache_dir(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
     """The folder of a group that works on the cache, for its commands; a command's own wins."""
     from qeval.artifacts import default_cache_dir
+    from qeval.files import real_path
 
     if value is not None or context.obj is None:
-        context.obj = (value or default_cache_dir()).expanduser().resolve()
+        context.obj = real_path(value or default_cache_dir())
     return value
 
 
@@ -104,11 +103,13 @@ def run(
     interruption.
     """
     from qeval.commands import run_spec
-    from qeval.results import say
 
     outcome = run_spec(spec, results, dry_run=dry_run, only=only, debug=_debug(), **over)
     if outcome.records is not None and not no_table:
-        _print_table(outcome.records, "text", {})
+        try:
+            _print_table(outcome.records, "text", {})
+        except OutputError as err:
+            raise OutputError(f"{err}; what was measured is kept: `qeval table`") from err
     if outcome.last_line:
         say(outcome.last_line)
     sys.exit(outcome.exit_code)
@@ -139,7 +140,7 @@ def show(cell: str, results: tuple[Path, ...]) -> None:
     from qeval.report.describe import describe
     from qeval.results import find_record
 
-    click.echo(describe(find_record(cell, results)), nl=False)
+    echo(describe(find_record(cell, results)), end="")
 
 
 @cli.command()
@@ -173,7 +174,7 @@ def score(samples: Path, fmt: str, **options: Any) -> None:
 
     report = score_samples(samples, **options)
     for line in report.json_lines() if fmt == "json" else [report.text()]:
-        click.echo(line)
+        echo(line)
 
 
 @cli.command()
@@ -222,7 +223,7 @@ def stats(models: tuple[str, ...], **options: Any) -> None:
     """
     from qeval.commands import model_statistics
 
-    click.echo(model_statistics(models, **options), nl=False)
+    echo(model_statistics(models, **options), end="")
 
 
 @cli.command(name="list")
@@ -237,11 +238,11 @@ def list_(what: Any, which: str | None) -> None:
     from qeval.commands import list_cells
 
     if what != "cells":
-        click.echo(catalog(what, which))
+        echo(catalog(what, which))
     elif which is None:
         raise UsageError("qeval list cells: name a spec file or a results folder")
     else:
-        click.echo(list_cells(Path(which)))
+        echo(list_cells(Path(which)))
 
 
 @cli.command()
@@ -261,7 +262,7 @@ def doctor(fmt: str, no_trials: bool) -> None:
     from qeval.doctor import examine
 
     report = examine(trials=not no_trials)
-    click.echo(json.dumps(report.to_json()) if fmt == "json" else report.text())
+    echo(json.dumps(report.to_json()) if fmt == "json" else report.text())
     sys.exit(0 if report.chosen else 1)
 
 
@@ -276,7 +277,7 @@ def data_list(data_dir: Path | None) -> None:
     """List the datasets with their licence and where each would come from."""
     from qeval.commands import data_table
 
-    click.echo(data_table(data_dir))
+    echo(data_table(data_dir))
 
 
 @data.command(name="fetch")
@@ -287,7 +288,7 @@ def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
     from qeval.commands import fetch_datasets
 
     for line in fetch_datasets(names, data_dir):
-        click.echo(line)
+        echo(line)
 
 
 @data.command(name="verify")
@@ -297,7 +298,7 @@ def data_verify(data_dir: Path | None) -> None:
     from qeval.commands import verify_datasets
 
     text, ok = verify_datasets(data_dir)
-    click.echo(text)
+    echo(text)
     sys.exit(0 if ok else 3)
 
 
@@ -314,7 +315,7 @@ def cache_list(cache_dir: Path) -> None:
     """List the cached models with size and last use."""
     from qeval.commands import cache_table
 
-    click.echo(cache_table(cache_dir))
+    echo(cache_table(cache_dir))
 
 
 @cache.command(name="remove")
@@ -329,7 +330,7 @@ def cache_remove(
     """Remove cached models by the start of their KEYS."""
     from qeval.commands import remove_cached
 
-    click.echo(remove_cached(cache_dir, keys, older_than, everything))
+    echo(remove_cached(cache_dir, keys, older_than, everything))
 
 
 @cli.group()
@@ -357,7 +358,7 @@ def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
     """
     from qeval.commands import create_environment
 
-    click.echo(create_environment(cache_dir, name, **options))
+    echo(create_environment(cache_dir, name, **options))
 
 
 @env.command(name="list")
@@ -367,7 +368,7 @@ def env_list(cache_dir: Path) -> None:
     """List the environments: state, Python, size, place, and what each is for."""
     from qeval.commands import environment_table
 
-    click.echo(environment_table(cache_dir))
+    echo(environment_table(cache_dir))
 
 
 @env.command(name="remove")
@@ -378,7 +379,7 @@ def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
     """Remove environments by their NAMES."""
     from qeval.commands import remove_environments
 
-    click.echo(remove_environments(cache_dir, names))
+    echo(remove_environments(cache_dir, names))
 
 
 def _print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> None:
@@ -388,48 +389,22 @@ def _print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> No
     terminal = fmt == "text" and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     table = build_table(records, **options)
-    click.echo(render(table, fmt, width=width, color=terminal), nl=False)
-
-
-@contextmanager
-def _one_line_errors(debug: bool) -> Iterator[None]:
-    try:
-        yield
-    except QevalError as err:
-        if debug:
-            traceback.print_exc()
-        click.echo(f"qeval: {err}", err=True)
-        sys.exit(err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "qeval: interrupted; what is finished is kept, run the same command to go on", err=True
-        )
-        sys.exit(130)
-    except BrokenPipeError:  # `qeval table | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    echo(render(table, fmt, width=width, color=terminal), end="")
 
 
 def main() -> None:
     """Entry point of the ``qeval`` program."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    with _one_line_errors(_debug()):
-        try:
-            cli.main(standalone_mode=False)
-        except click.ClickException as err:
-            err.show()
-            sys.exit(err.exit_code)
-        except click.exceptions.Exit as err:
-            sys.exit(err.exit_code)
+    open_missing()
+    if "_QEVAL_COMPLETE" in os.environ:  # click's completion for shells
+        cli.main(prog_name="qeval")
+    # Not cli.main(): it has its own ways with Ctrl-C and with pipes that broke.
+    with ending(_debug()), cli.make_context("qeval", sys.argv[1:]) as context:
+        cli.invoke(context)
 
 
 def _debug() -> bool:
     """Asked before the command line is understood, since that may be what fails."""
     return "--debug" in sys.argv
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

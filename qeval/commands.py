@@ -14,12 +14,14 @@ from qeval.artifacts import ArtifactCache, default_cache_dir
 from qeval.cells import Cell, device_of_engine, plan
 from qeval.devices import device_name
 from qeval.errors import UsageError
+from qeval.files import real_path
 from qeval.models import resolve_model
 from qeval.quant.base import ModelRef
 from qeval.record import Record
-from qeval.results import FAILED, cell_name, failed_cells, failures_line, read_results, say, warn
+from qeval.results import FAILED, cell_name, failed_cells, failures_line, read_results, warn
 from qeval.spec import Experiment, load_spec
 from qeval.store import Store, latest
+from qeval.streams import echo, say
 from qeval.units import human_bytes
 
 if TYPE_CHECKING:
@@ -145,8 +147,8 @@ def _settings(
     data = data_dir or (Path(spec.data_dir) if spec.data_dir else None)
     found = DataSource(data).data_dir  # QEVAL_DATA_DIR where neither is given
     return RunSettings(
-        cache_dir=cache.expanduser().resolve(),
-        data_dir=found.expanduser().resolve() if found else None,
+        cache_dir=real_path(cache),
+        data_dir=real_path(found) if found else None,
         engine=engine,
         build_timeout=spec.timeout,
         weak_sandbox=weak,
@@ -201,7 +203,7 @@ def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache
         else:
             state = "build, run"
         limit = f" [first {cell.task.limit}]" if cell.task.limit else ""
-        print(f"{cell.key[:12]}  {cell.row.engine:9} {state:11} {cell.name}{limit}")
+        echo(f"{cell.key[:12]}  {cell.row.engine:9} {state:11} {cell.name}{limit}")
     n_done = sum(is_done(c, done) for c in cells)
     say(f"{len(cells)} cells, {n_done} done")
 

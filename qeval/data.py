@@ -36,6 +36,7 @@ import yaml
 
 from qeval.errors import DataError, HubError, MissingExtraError, QevalError, did_you_mean
 from qeval.extras import require
+from qeval.files import user_path
 
 if TYPE_CHECKING:
     from qeval.hub import Plan
@@ -285,7 +286,7 @@ def _file_corpus(name: str) -> Corpus:
 
 
 def _own_file(name: str) -> Path:
-    path = Path(name.removeprefix(FILE_PREFIX)).expanduser()
+    path = user_path(name.removeprefix(FILE_PREFIX))
     if not path.is_file():
         raise DataError(f"dataset {name!r}: no such file: {path.absolute()}")
     return path

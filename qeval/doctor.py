@@ -17,6 +17,7 @@ from qeval import envs, libraries
 from qeval.artifacts import default_cache_dir
 from qeval.envs import EnvState
 from qeval.errors import MissingExtraError, SandboxError
+from qeval.files import real_path
 from qeval.libraries import Found
 from qeval.probe import IN, OUT, TOKENS, Layer
 from qeval.sandbox import Limits, Program
@@ -153,7 +154,7 @@ def examine(*, trials: bool = True) -> Report:
     ``trials=False``: of libraries and environments only what is installed; a second or two.
     """
     backends = tuple(_tried(kind) for kind in BACKENDS)  # alone: their times are told
-    cache = default_cache_dir().expanduser().resolve()
+    cache = real_path(default_cache_dir())
     every = libraries.LIBRARIES
     found = libraries.examine(every, tell=_tell) if trials else libraries.look(every)
     return Report(

@@ -30,7 +30,7 @@ from typing import IO, Any, Literal
 
 from qeval.artifacts import default_cache_dir
 from qeval.errors import EnvError, StoreError, UsageError, did_you_mean
-from qeval.files import disk_message, write_atomic
+from qeval.files import disk_message, real_path, write_atomic
 
 FOLDER = Path(__file__).parent / "_data" / "envs"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -418,9 +418,7 @@ def _clean_environment() -> dict[str, str]:
 
 def _command(name: str, cache_dir: Path) -> str:
     where = (
-        ""
-        if cache_dir.resolve() == default_cache_dir().expanduser().resolve()
-        else f" --cache-dir {cache_dir}"
+        "" if real_path(cache_dir) == real_path(default_cache_dir()) else f" --cache-dir {cache_dir}"
     )
     return f"qeval env{where} create {name}"
 

@@ -10,6 +10,7 @@
     ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
     ├── HubError          1  the hub gave no model or file; says whether it refused
     ├── StoreError        1  a results folder cannot be read, written or locked
+    ├── OutputError       1  standard output is closed or full
     ├── EnvError          1  an environment (`qeval env`) cannot be made; names the log
     ├── BuildError        1  a method cannot quantize this model (recorded per cell, the run goes on)
     ├── EngineError       1  an engine cannot load or run the artifact (recorded per cell)
@@ -73,6 +74,10 @@ class HubError(QevalError):
 
 
 class StoreError(QevalError):
+    pass
+
+
+class OutputError(QevalError):
     pass
 
 

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from qeval.errors import QevalError, StoreError, short
+from qeval.errors import QevalError, StoreError, UsageError, short
 from qeval.units import human_bytes
 
 KINDS = {
@@ -66,7 +66,7 @@ def regular_target(path: Path) -> Path:
         if stat.S_ISREG(mode):
             return target
     except (FileNotFoundError, NotADirectoryError):
-        if not os.path.exists(path):  # noqa: PTH110 - Path.exists may raise
+        if not exists(path):
             return target
         mode = path.stat().st_mode  # a link of /proc to what has no name, as /dev/stdout may be
     except OSError as err:
@@ -78,6 +78,30 @@ def not_regular(path: Path, mode: int) -> str:
     """One line for a path that should be a regular file; ``mode`` is its ``st_mode``."""
     kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
     return f"{path}: is {kind}: name a regular file"
+
+
+def user_path(path: Path | str) -> Path:
+    """A path as somebody wrote it, with ``~`` expanded.
+
+    Raises:
+        UsageError: the user after ``~`` does not exist, or this one has no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as err:
+        raise UsageError(
+            f"{short(str(path))}: no such user, or no home directory (set HOME): write the path out"
+        ) from err
+
+
+def real_path(path: Path | str) -> Path:
+    """``user_path``, absolute and with links followed."""
+    return Path(os.path.realpath(user_path(path)))
+
+
+def exists(path: Path) -> bool:
+    """Path.exists, which raises for a name that is too long or holds a NUL."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
@@ -126,5 +150,9 @@ def disk_message(folder: Path, err: OSError) -> str:
         errno.EROFS: "the file system is read-only: choose another folder",
         errno.EACCES: "permission denied: choose a folder you may write",
         errno.ENOTDIR: "a part of this path is a file: choose another folder",
+        errno.EEXIST: "is a file: choose another folder",
+        errno.ENOENT: "cannot be made there: choose another folder",
+        errno.ENAMETOOLONG: "the name is too long: choose another folder",
+        errno.ELOOP: "links that lead in a circle: choose another folder",
     }
-    return f"{folder}: {fixes.get(err.errno or 0, err.strerror or str(err))}"
+    return f"{short(str(folder), 300)}: {fixes.get(err.errno or 0, err.strerror or str(err))}"

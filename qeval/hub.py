@@ -45,7 +45,7 @@ from qeval.errors import HubError, StoreError
 from qeval.files import write_atomic
 from qeval.hub_client import Place, explain, prepare, stoppable
 from qeval.hub_files import needed, weights
-from qeval.results import say
+from qeval.streams import say
 from qeval.units import human_bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -37,7 +37,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from qeval.errors import HubError
 from qeval.files import disk_message
-from qeval.results import say
+from qeval.streams import say
 
 # How often a request is made, with waits of 1, 2, 4, ... s between: of a busy hub; of one out of reach
 # (what is in the cache may do); of that for a file's content, half an hour into a download.

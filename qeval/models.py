@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from qeval.engines.gguf_file import all_parts
 from qeval.engines.gguf_file import read_header as read_gguf_header
-from qeval.errors import HubError, ModelError
+from qeval.errors import HubError, ModelError, short
 from qeval.extras import require
-from qeval.files import write_atomic
+from qeval.files import exists, not_regular, user_path, write_atomic
 from qeval.quant.base import ModelRef
 from qeval.quant.folder import check_floats
 from qeval.quant.formats import read_json, recognise
@@ -49,8 +49,8 @@ def resolve_model(
         ModelError: missing, damaged, no tokenizer, code of its own without ``trust_remote_code``, or
             neither here nor on the hub.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = user_path(name)
+    if exists(path):
         if revision:
             raise ModelError(
                 f"{name} lies here, and revision {revision!r} is for a model of the hub: leave "
@@ -83,6 +83,8 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
                 raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
         read_gguf_header(path)
         return
+    if not path.is_dir():
+        raise ModelError(f"{not_regular(path, path.stat().st_mode)}, or a model folder")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: no config.json: not a Hugging Face model folder")
     tensors = read_tensors(path)
@@ -225,7 +227,7 @@ def planned_download(name: str, revision: str | None = None) -> Plan | None:
         ModelError: the hub refuses it, or it is no name of a model.
         MissingExtraError: a hub's model, and huggingface_hub is not installed.
     """
-    if Path(name).expanduser().exists():
+    if exists(user_path(name)):
         return None
     _check_hub_id(name)
     from qeval.hub import planned_model
@@ -238,7 +240,9 @@ def planned_download(name: str, revision: str | None = None) -> Plan | None:
 
 def _check_hub_id(name: str) -> None:
     if not _HUB_ID.match(name):
-        raise ModelError(f"{name}: no such model folder or .gguf file (a hub's model is ORG/NAME)")
+        raise ModelError(
+            f"{short(name)}: no such model folder or .gguf file (a hub's model is ORG/NAME)"
+        )
     require("hub", "huggingface_hub")
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from qeval.errors import one_line
 from qeval.record import Metric, Record
-from qeval.results import cell_name, say
+from qeval.results import cell_name
+from qeval.streams import say, tell
 from qeval.units import human_seconds
 
 _TRACEBACK = "Traceback (most recent call last):"
@@ -87,13 +89,13 @@ class Progress:
         return f", about {human_seconds(each * remaining)} left"
 
     def _line(self, text: str) -> None:
-        self._print(f"[{self._done}/{self._n_cells}] {text}")
+        self._print(f"[{self._done}/{self._n_cells}] {one_line(text)}")
 
     def _print(self, text: str) -> None:
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 def last_traceback(log: Path) -> str:

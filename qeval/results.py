@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qeval.record import Record
 from qeval.store import latest, read_many
+from qeval.streams import say
 
 FAILED = 3  # exit code: some cells failed
 _LOGS = 3  # named in one line
@@ -67,7 +67,3 @@ def cell_name(cell: dict[str, Any]) -> str:
 def warn(warnings: Sequence[str]) -> None:
     for line in warnings:
         say(f"warning: {line}")
-
-
-def say(line: str) -> None:
-    print(f"qeval: {line}", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from qeval import registry
 from qeval.devices import device_name
 from qeval.errors import UsageError, did_you_mean, short
+from qeval.files import user_path
 from qeval.quant.base import Options
 from qeval.quant.running import KEYS, Running
 from qeval.tasks.base import takes_limit
@@ -69,6 +70,15 @@ class Spec(Options):
         plain = value.isprintable() and value == value.strip() and len(value.encode()) <= _LONGEST_NAME
         if not value or "/" in value or value.startswith(".") or not plain:
             raise ValueError("must be a plain name: it becomes the folder results/<name>")
+        return value
+
+    @field_validator("data_dir", "cache_dir")
+    @classmethod
+    def _somebodys(cls, value: str | None) -> str | None:
+        try:
+            user_path(value or ".")
+        except UsageError as err:
+            raise ValueError(str(err)) from err
         return value
 
     @field_validator("device")

@@ -479,6 +479,31 @@ def test_ctrl_c_twice(toy):
     wait_for(lambda: not alive(child))
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$Q 2>&1 | head -1; exit ${PIPESTATUS[0]}", 0),
+        ("$Q 2>&1 | true; exit ${PIPESTATUS[0]}", 0),
+        ("$Q 2>/dev/full", 0),
+        ("$Q 2>&-", 0),
+        ("$Q >&- 2>&-", 1),  # the table cannot be printed
+        ("$Q >/dev/full", 1),
+    ],
+)
+def test_a_run_goes_on_when_its_reader_goes_away(toy, line, code):
+    spec = toy(tasks="misbehave: {how: ok}", quantizations="copy: 8; copy: 4; copy: 2")
+    program = f"{sys.executable} -m qeval run {spec}"
+    done = subprocess.run(
+        ["bash", "-c", line], env={**os.environ, "Q": program}, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert [r.status for r in evals()] == ["ok", "ok", "ok"]
+    assert "Traceback" not in done.stdout + done.stderr
+    if ">/dev/full" in line and "2>" not in line:
+        told = "standard output cannot be written (No space left on device); what was measured is kept"
+        assert told in done.stderr
+
+
 def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     """The table after kill -9 and a second run equals that of an unbroken run."""
     spec = toy(

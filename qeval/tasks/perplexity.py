@@ -33,7 +33,8 @@ from qeval.calibration import (
     too_short,
 )
 from qeval.data import FILE_PREFIX, text_dataset
-from qeval.errors import DataError
+from qeval.errors import DataError, QevalError
+from qeval.files import user_path
 from qeval.lm import LM
 from qeval.quant.base import Options
 from qeval.record import Metric
@@ -64,11 +65,13 @@ class TextOptions(Options):
     @field_validator("dataset")
     @classmethod
     def _known(cls, value: str) -> str:
-        if not value.startswith(FILE_PREFIX) and value not in CORPUS:
-            try:
+        try:
+            if value.startswith(FILE_PREFIX):
+                user_path(value.removeprefix(FILE_PREFIX))
+            elif value not in CORPUS:
                 text_dataset(value)
-            except DataError as err:
-                raise ValueError(str(err)) from err
+        except QevalError as err:
+            raise ValueError(str(err)) from err
         return value
 
     def identity(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class TextOptions(Options):
         if self.dataset == "pydoc":
             data["dataset"] = f"pydoc:{sys.version_info.major}.{sys.version_info.minor}"
         if self.dataset.startswith(FILE_PREFIX):
-            path = Path(self.dataset.removeprefix(FILE_PREFIX)).expanduser()
+            path = user_path(self.dataset.removeprefix(FILE_PREFIX))
             data["dataset"] = f"file:{_file_sha256(path)}"
         return data
 

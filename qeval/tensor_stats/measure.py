@@ -16,14 +16,14 @@ from qeval.cells import content_key
 from qeval.data import DataSource
 from qeval.errors import EngineError, StoreError, UsageError
 from qeval.executor import LocalExecutor
-from qeval.files import disk_message
+from qeval.files import disk_message, real_path
 from qeval.jobs import Job
 from qeval.lm import EngineSettings
 from qeval.models import resolve_model
 from qeval.progress import Bar
 from qeval.quant.folder import describe_folder
 from qeval.quant.formats import check_runs
-from qeval.results import say
+from qeval.streams import say
 from qeval.tensor_stats.rows import Statistics, read
 
 TASK = "tensor_stats"
@@ -70,7 +70,7 @@ def statistics(model: str, how: How, save: Path | None = None) -> Statistics:
 
 def _job(model: str, how: How, out: Path) -> Job:
     options = _options(how.options)
-    cache = (how.cache_dir or default_cache_dir()).expanduser().resolve()
+    cache = real_path(how.cache_dir or default_cache_dir())
     settings = how.settings
     ref = resolve_model(
         model, dtype=settings.dtype, cache_dir=cache, trust_remote_code=settings.trust_remote_code
@@ -94,7 +94,7 @@ def _job(model: str, how: How, out: Path) -> Job:
         options=options.model_dump(mode="json"),
         out=out.resolve(),
         cache_dir=cache,
-        data_dir=data.expanduser().resolve() if data else None,
+        data_dir=real_path(data) if data else None,
         settings=settings,
         artifact=artifact,
         limit=how.limit,
