@@ -31,10 +31,12 @@ from typing import IO, Any, Literal
 from qeval.artifacts import default_cache_dir
 from qeval.errors import EnvError, StoreError, UsageError, did_you_mean
 from qeval.files import disk_message, real_path, write_atomic
+from qeval.pip_log import why
 
 FOLDER = Path(__file__).parent / "_data" / "envs"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MARKER = "qeval-env.json"
+PROBE_TIMEOUT_S = 60.0  # for an interpreter to say its version
 
 State = Literal["ready", "missing", "out of date", "unfinished", "being built", "broken"]
 Say = Callable[[str], None]
@@ -269,7 +271,7 @@ class _Steps:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(self.lock.fileno(),),
-            env=_clean_environment() | self.needs.variables,
+            env=_clean_environment() | {"PIP_NO_INPUT": "1"} | self.needs.variables,
         )
         try:
             code = process.wait()
@@ -365,10 +367,15 @@ def _probed(python: Path, needs: Requirements, cache_dir: Path) -> _Base:
     """The interpreter, asked for its version and for what it can do, before anything is built."""
     try:
         asked = subprocess.run(
-            [str(python), "-c", _PROBE], capture_output=True, text=True, env=_clean_environment()
+            [str(python), "-c", _PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=_clean_environment(),
+            timeout=PROBE_TIMEOUT_S,
         )
         version, path, gone, packages = json.loads(asked.stdout)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as err:
         raise UsageError(f"--python {python}: it does not run as a Python 3") from err
     minor = ".".join(version.split(".")[:2])
     if minor not in needs.python:
@@ -396,11 +403,7 @@ def _wants_cuda() -> bool:
 
 
 def _failure(what: str, output: str, hint: str, log: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    reason = errors[-1] if errors else (lines or ["no message"])[-1]
-    told = "; ".join(filter(None, [f"{what} failed: {reason}", hint, f"the whole log is {log}"]))
-    return "\n".join([told, *(f"  | {line}" for line in lines[-8:])])
+    return "; ".join(filter(None, [f"{what} failed: {why(output)}", hint, f"the whole log is {log}"]))
 
 
 def _clean_environment() -> dict[str, str]:

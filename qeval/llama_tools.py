@@ -17,14 +17,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 from qeval.errors import BuildError, MissingExtraError
+from qeval.pip_log import why
 
 SCRIPT = "convert_hf_to_gguf.py"
 _WANTED = (SCRIPT, "conversion", "gguf-py")
 _PACKAGE = "llama-cpp-python"
+_SCRATCH, _DAY_S = ".unpacking-", 86400.0
 
 
 def converter_folder(cache_dir: Path) -> Path:
@@ -64,7 +67,10 @@ def _installed_version() -> str:
 def _fill(folder: Path, release: str) -> None:
     """Make ``folder`` whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _DAY_S:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_SCRATCH) as scratch:
         unpacked = Path(scratch) / "unpacked"
         kept = folder.parents[1] / "sdist" / f"llama_cpp_python-{release}.tar.gz"
         _unpack(_archive(release, kept, Path(scratch)), unpacked)
@@ -86,15 +92,15 @@ def _download(release: str, scratch: Path) -> Path:
     """Let pip fetch the archive: it knows this machine's index, proxy and certificates. pip asks the
     archive for its metadata, which compiles nothing."""
     wanted = ["--no-deps", "--no-binary", _PACKAGE, f"{_PACKAGE}=={release}"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(scratch), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    quiet = ["--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *quiet, "--dest", str(scratch), *wanted]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     found = next(scratch.glob("*.tar.gz"), None)
     if done.returncode != 0 or found is None:
-        lines = done.stderr.strip().splitlines() or ["pip downloaded nothing"]
         raise BuildError(
-            f"llama.cpp's converter is needed once and pip cannot download it ({lines[-1]}); where "
-            f"there is a network run 'pip download {' '.join(wanted)}', and here set "
-            "QEVAL_LLAMA_CPP_SDIST to the .tar.gz"
+            "llama.cpp's converter is needed once and pip cannot download it "
+            f"({why(done.stdout + done.stderr)}); where there is a network run "
+            f"'pip download {' '.join(wanted)}', and here set QEVAL_LLAMA_CPP_SDIST to the .tar.gz"
         )
     return found
 

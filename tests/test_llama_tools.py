@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,16 @@ def test_pip_downloads_the_installed_version(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", pip)
     assert contents(converter_folder(tmp_path)) == WANTED
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("QEVAL_LLAMA_CPP_SDIST", str(make_archive(tmp_path / "a.tar.gz")))
+    tools = tmp_path / "cache" / "tools"
+    for name, age in ((".unpacking-old", 1e6), (".unpacking-now", 0)):
+        (tools / name / "unpacked").mkdir(parents=True)
+        os.utime(tools / name, (time.time() - age,) * 2)
+    folder = converter_folder(tmp_path / "cache")
+    assert sorted(p.name for p in tools.iterdir()) == [".unpacking-now", folder.name]
 
 
 @pytest.mark.parametrize(
