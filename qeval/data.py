@@ -20,20 +20,18 @@ would carry a false label. ``file:PATH`` measures it under its own.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from qeval.data_files import read_jsonl, read_rows, read_text
 from qeval.errors import DataError, HubError, MissingExtraError, QevalError, did_you_mean
 from qeval.extras import require
 from qeval.files import user_path
@@ -279,7 +277,7 @@ def checked(
 
 def _file_corpus(name: str) -> Corpus:
     path = _own_file(name)
-    documents = _jsonl(path) if path.suffix == ".jsonl" else (_text(path),)
+    documents = read_jsonl(path) if path.suffix == ".jsonl" else (read_text(path),)
     if not any(document.strip() for document in documents):
         raise DataError(f"dataset {name!r} is empty: {path.absolute()} holds no text")
     return Corpus(name, documents, documents_sha256(documents), str(path.absolute()))
@@ -301,119 +299,6 @@ def _pydoc() -> tuple[str, ...]:
             "dataset 'pydoc': this Python has no pydoc_data (a stripped build); use file:PATH"
         ) from err
     return tuple(topics[key] for key in sorted(topics))
-
-
-# Files to rows
-
-
-def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
-    """The rows of a local dataset file; its name's ending says how it is written. ``column`` None: a
-    table, from a ``.json`` list of objects, a ``.jsonl`` or a ``.parquet``.
-
-    Raises:
-        DataError: it cannot be read that way; the message names the file and the line.
-    """
-    if path.suffix == ".parquet":
-        return _parquet(path, column)
-    if column is None:
-        return _table(path)
-    if path.suffix == ".raw":
-        return tuple("" if line.isspace() else line for line in _lines(path))
-    if path.suffix == ".txt":
-        return tuple(line.strip() for line in _lines(path))
-    if path.suffix == ".json":
-        return _json_list(path)
-    return _jsonl(path)
-
-
-def _text(path: Path) -> str:
-    """UTF-8 text with its line ends as they are."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
-            return str(file.read())
-    except UnicodeDecodeError as err:
-        raise DataError(f"{path}: not UTF-8 text (byte {err.start}); convert it first") from err
-    except (OSError, EOFError) as err:
-        raise DataError(f"{path}: cannot be read ({err})") from err
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines with their newline; only ``\\n`` ends one (WikiText holds other Unicode line ends)."""
-    lines = _text(path).split("\n")
-    return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
-
-
-def _json_list(path: Path) -> tuple[str, ...]:
-    try:
-        rows = json.loads(_text(path))
-    except ValueError as err:
-        raise DataError(f"{path}: not JSON ({err})") from err
-    if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
-        raise DataError(f"{path}: must be a JSON list of strings")
-    return tuple(rows)
-
-
-def _jsonl(path: Path) -> tuple[str, ...]:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as err:
-            raise DataError(f'{path}:{number}: not a JSON object with a "text" ({err!r})') from err
-        if not isinstance(text, str):
-            raise DataError(f'{path}:{number}: "text" must be a string, not {type(text).__name__}')
-        rows.append(text)
-    return tuple(rows)
-
-
-def _table(path: Path) -> tuple[str, ...]:
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(_text(path))
-        except ValueError as err:
-            raise DataError(f"{path}: not JSON ({err})") from err
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path}: must be a JSON list of objects")
-        return tuple(map(_canonical, rows))
-    lines = _text(path).rstrip().split("\n")
-    return tuple(_canonical(_object(line, f"{path}:{n}")) for n, line in enumerate(lines, start=1))
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as err:
-        raise DataError(f"{where}: not JSON ({err}); mend or remove the line") from err
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: not a JSON object; mend or remove the line")
-    return row
-
-
-def _canonical(row: Mapping[str, Any]) -> str:
-    """Equal rows have equal text, wherever they come from."""
-    return json.dumps(row, sort_keys=True, ensure_ascii=False)
-
-
-def _parquet(path: Path, column: str | None) -> tuple[str, ...]:
-    try:
-        parquet = import_module("pyarrow.parquet")  # untyped
-    except ImportError as err:
-        raise MissingExtraError("pyarrow", "hub") from err
-    try:
-        if column is None:
-            return tuple(map(_canonical, parquet.read_table(path).to_pylist()))
-        rows = parquet.read_table(path, columns=[column])[column].to_pylist()
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        what = (
-            f"a parquet file with a column {column!r}" if column else "a parquet file of plain values"
-        )
-        raise DataError(f"{path}: not {what} ({_first_line(err)})") from err
-    if bad := [i for i, row in enumerate(rows, start=1) if not isinstance(row, str)]:
-        raise DataError(f"{path}: row {bad[0]}: {column!r} must be a string, not {rows[bad[0] - 1]!r}")
-    return tuple(rows)
 
 
 # The hub

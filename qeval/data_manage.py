@@ -19,8 +19,8 @@ from qeval.data import (
     documents_sha256,
     from_hub,
     manifest,
-    read_rows,
 )
+from qeval.data_files import read_rows
 from qeval.errors import DataError
 from qeval.files import disk_message
 

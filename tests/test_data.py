@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qeval import data
-from qeval.data import Corpus, DataSource, documents_sha256, manifest, read_rows
+from qeval.data import Corpus, DataSource, documents_sha256, manifest
+from qeval.data_files import read_rows
 from qeval.data_manage import encode, fetch, list_datasets, verify
 from qeval.errors import DataError
 

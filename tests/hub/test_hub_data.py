@@ -15,7 +15,8 @@ import pytest
 
 from qeval import data
 from qeval.calibration import CalibrationOptions, draw
-from qeval.data import Dataset, DataSource, manifest, read_rows
+from qeval.data import Dataset, DataSource, manifest
+from qeval.data_files import read_rows
 from qeval.data_manage import fetch
 from qeval.errors import DataError
 
