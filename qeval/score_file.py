@@ -5,24 +5,31 @@ The verdicts are kept beside the samples (``NAME.verdicts.jsonl``), and the same
 
 from __future__ import annotations
 
-import gzip
 import json
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qeval.cores import usable_cores
 from qeval.data import DataSource
-from qeval.errors import StoreError, UsageError
+from qeval.errors import DataError, StoreError, UsageError
+from qeval.jsonl import lines, parsed
 from qeval.quant.base import Progress
 from qeval.record import Metric
-from qeval.sandbox import Limits, Sandbox, find_sandbox
+from qeval.sandbox import Limits, Sandbox, allowed_here, find_sandbox
 from qeval.score import WEAK_NOTE, Grader, check_k, pass_metrics
 from qeval.tasks.samples import Sample, benchmark, read_samples
 from qeval.units import human_seconds
 from qeval.verdicts import Graded
+
+MBPP = r"(mbpp/)?\d+"  # its task_ids
+SHORTEST_S, LONGEST_S = 0.001, 86_400.0  # of --timeout
+LANES_A_CORE = 8  # each is two processes; more of them only wait for each other
 
 
 @dataclass(frozen=True)
@@ -92,16 +99,23 @@ def score_file(
 
     Raises:
         DataError: a malformed line, by file and line.
-        UsageError: a ``k`` that is not 1 or more, or more than the samples of some problem.
+        UsageError: a ``k`` that is not 1 or more, or more than the samples of some problem; a timeout
+            or a number of workers that makes no sense.
         StoreError: the verdicts cannot be written.
         SandboxError: no sandbox on this machine, or it cannot run a reference solution.
     """
+    if not SHORTEST_S <= timeout_s <= LONGEST_S:
+        raise UsageError(f"--timeout {timeout_s:g}: give {SHORTEST_S:g} to {LONGEST_S:,.0f} seconds")
+    if workers is not None and workers > (most := LANES_A_CORE * usable_cores()):
+        raise UsageError(
+            f"--workers {workers}: at most {most} here, {LANES_A_CORE} for each of the cores"
+        )
     loaded = benchmark(name or _named_in(samples), DataSource(data_dir))
     found = _numbered(read_samples(samples, loaded.problems))
     check_k(k, Counter(sample.task_id for sample in found))
     path = _verdicts_path(samples, verdicts)
     sandbox = find_sandbox(weak=weak_sandbox)
-    limits = Limits(timeout_s=timeout_s)
+    limits, lowered = allowed_here(Limits(timeout_s=timeout_s))
     start = time.perf_counter()
     try:
         with Grader(
@@ -128,7 +142,7 @@ def score_file(
         seconds=seconds,
         sandbox=sandbox.name,
         layers=sandbox.layers,
-        notes=tuple(_notes(sandbox, attempted, len(loaded.problems))),
+        notes=(*_notes(sandbox, attempted, len(loaded.problems)), *lowered),
         verdicts=path,
     )
 
@@ -136,21 +150,22 @@ def score_file(
 def _verdicts_path(samples: Path, chosen: Path | None) -> Path:
     name = samples.name.removesuffix(".gz").removesuffix(".jsonl")
     path = chosen or samples.with_name(f"{name}.verdicts.jsonl")
-    if path.exists() and path.samefile(samples):
+    if os.path.exists(path) and path.samefile(samples):  # noqa: PTH110 - Path.exists may raise
         raise UsageError(f"--verdicts {path} is the file of the samples: name another one")
     return path
 
 
 def _named_in(samples: Path) -> str:
-    """The benchmark of the first sample, by its task_id. Whatever is wrong with the file, or with the
-    ids after it, is said by who reads it whole."""
-    opened = gzip.open if samples.suffix == ".gz" else open
-    try:
-        with opened(samples, "rt", encoding="utf-8") as file:
-            task_id = str(json.loads(file.readline())["task_id"])
-    except (OSError, EOFError, ValueError, TypeError, KeyError):
-        return "humaneval"
-    return "mbpp" if re.fullmatch(r"(mbpp/)?\d+", task_id, re.IGNORECASE) else "humaneval"
+    """The benchmark of the first sample, by its task_id. What is wrong with it, or with those after it,
+    is said by who reads them all. Raises DataError for a file that cannot be read."""
+    for _, line in lines(samples):
+        with suppress(DataError):
+            first = parsed(line, "")
+            task_id = first.get("task_id") if isinstance(first, dict) else None
+            if isinstance(task_id, str | int) and re.fullmatch(MBPP, str(task_id), re.IGNORECASE):
+                return "mbpp"
+        break
+    return "humaneval"
 
 
 def _numbered(samples: Sequence[Sample]) -> list[Sample]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qeval.errors import DataError, StoreError
-from qeval.files import disk_message, regular_target, write_atomic
+from qeval.files import disk_message, open_regular, regular_target, write_atomic
+from qeval.jsonl import parsed
 from qeval.sandbox import Limits, Program, Verdict
 from qeval.sandbox.base import Status
 from qeval.tasks.samples import Sample
@@ -25,6 +27,7 @@ from qeval.tasks.samples import Sample
 # Raise it when the same program may get another verdict. 2: tests draw by the program, not from 0.
 SCORER_VERSION = 2
 OPENING = b'{"task_id": '  # of every line
+MAX_LINE = 1 << 20  # bytes; a task_id and a detail are short
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,13 @@ class VerdictFile:
 
 def _read(path: Path) -> dict[str, Verdict]:
     """The verdicts of the whole lines, by program. What follows the last of them is cut off."""
-    saved, whole = {}, 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.startswith(OPENING[: len(line)]):  # the last one may be torn anywhere
+    saved, whole, number = {}, 0, 0
+    with open_regular(path, DataError) as file:
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE or not line.startswith(OPENING[: len(line)]):
                 raise _foreign(path, number)
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n"):  # the last one may be torn anywhere
                 whole += len(line)
                 if (verdict := _verdict(line, path, number)) is not None:
                     saved[verdict.id] = verdict
@@ -115,13 +119,13 @@ def _read(path: Path) -> dict[str, Verdict]:
 def _verdict(line: bytes, path: Path, number: int) -> Verdict | None:
     """None for a line of a qeval that named no program."""
     try:
-        data = json.loads(line)
+        data = parsed(line, "")
         status, detail, sandbox = data["status"], data["detail"], data["sandbox"]
         key, seconds = data.get("program"), float(data["seconds"])
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (DataError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as err:
         raise _foreign(path, number) from err
     texts = isinstance(detail, str) and isinstance(sandbox, str) and isinstance(key, str | None)
-    if not texts or status not in get_args(Status):
+    if not texts or status not in get_args(Status) or not math.isfinite(seconds):
         raise _foreign(path, number)
     return None if key is None else Verdict(key, status, detail, seconds, sandbox)
 

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -174,6 +175,106 @@ def test_verdicts_never_replace_what_is_no_regular_file(samples, reader):
         assert link.is_symlink() and samples.with_name("kept").read_text().count("\n") == 6
 
 
+SAMPLE = '{"task_id": "HumanEval/0", "completion": "x"%s}\n'
+BAD_SAMPLES = {
+    "deep": (
+        SAMPLE % (', "z": ' + "[" * 100_000),
+        "1: not JSON (nested too deeply); mend or remove it",
+    ),
+    "digits": (
+        SAMPLE % (', "z": ' + "9" * 5000),
+        "1: not JSON (a number of more than 4,300 digits); mend",
+    ),
+    "a huge name": (
+        SAMPLE.replace("HumanEval/0", "A" * 5_000_000) % "",
+        f"1: unknown task_id '{'A' * 97}...'",
+    ),
+    "a huge value": (
+        '{"task_id": "HumanEval/0", "completion": ["' + "x" * 5_000_000 + '"]}',
+        "1: completion is ['xxxxxxxxxxxx...xxxxxxxxxxxxx']; it must be a str",
+    ),
+    "a deep value": (
+        '{"task_id": "HumanEval/0", "completion": ' + "[" * 900 + "]" * 900 + "}",
+        "1: completion is [[[[[[[...]]]]]]]; it must be a str",
+    ),
+    "a deep name": (
+        '{"completion": "", "task_id": ' + "[" * 900 + "]" * 900 + "}",
+        "1: task_id is [[[[",
+    ),
+    "true": (SAMPLE % ', "sample": true', "1: sample is True; it must be a int"),
+    "control characters": (SAMPLE.replace("HumanEval/0", "\\u001b[31m") % "", "'\\x1b[31m'"),
+    "a surrogate": (SAMPLE.replace("HumanEval/0", "\\ud800") % "", "'\\ud800'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_bad_samples_are_an_error_of_one_short_line(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("qeval.score_file.find_sandbox", None)
+    path = tmp_path / "s.jsonl"
+    path.write_text(BAD_SAMPLES[name][0])
+    with pytest.raises(DataError) as caught:
+        score_file(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:1: ") and BAD_SAMPLES[name][1] in message
+    assert message.isprintable() and len(message) < 400
+
+
+def test_more_samples_than_memory_holds(samples, monkeypatch):
+    monkeypatch.setattr("qeval.tasks.samples.MAX_SAMPLES", 5)
+    with pytest.raises(DataError, match=r"s\.jsonl:6: over 5 samples; score them in parts"):
+        score_file(samples)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-9, 1e300, 86_401])
+def test_a_timeout_that_makes_no_sense(samples, reader, seconds):
+    with pytest.raises(UsageError, match=r"--timeout .*: give 0.001 to 86,400 seconds"):
+        score_file(samples, timeout_s=seconds)
+
+
+def test_more_workers_than_any_machine_has_use_for(samples, reader):
+    with pytest.raises(
+        UsageError, match=r"--workers 100000: at most \d+ here, 8 for each of the cores"
+    ):
+        score_file(samples, workers=100_000)
+
+
+def test_limits_of_the_shell_are_said(samples, reader, monkeypatch):
+    lower = ("programs had 20 open files instead of 256 (ulimit -n)",)
+    monkeypatch.setattr("qeval.score_file.allowed_here", lambda limits: (limits, lower))
+    assert lower[0] in score_file(samples).notes
+
+
+BAD_VERDICTS = {
+    "a deep one": b'{"task_id": ' + b"[" * 100_000 + b"\n",
+    "digits": b'{"task_id": 1, "status": "passed", "detail": "", "sandbox": "k", "seconds": '
+    + b"9" * 5000
+    + b"}\n",
+    "huge": b'{"task_id": 1, "status": "passed", "detail": "", "sandbox": "k", "seconds": '
+    + b"9" * 400
+    + b"}\n",
+    "not a number": b'{"task_id": 1, "status": "failed", "detail": "", "sandbox": "k", "seconds": NaN}'
+    b"\n",
+    "no status": b'{"task_id": 1, "status": [], "detail": "", "sandbox": "k", "seconds": 1}\n',
+    "a list": b"[]\n",
+    "zeros": b"\0\0\0",
+    "without an end": b'{"task_id": ' + b" " * (1 << 21),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VERDICTS)
+def test_a_file_of_other_things_is_no_file_of_verdicts(samples, reader, name):
+    kept = samples.with_name("s.verdicts.jsonl")
+    kept.write_bytes(BAD_VERDICTS[name])
+    with pytest.raises(DataError, match=r"s\.verdicts\.jsonl:1: not a verdict of qeval; move the file"):
+        score_file(samples)
+    assert kept.read_bytes() == BAD_VERDICTS[name]
+
+
+def test_a_path_that_is_too_long_is_an_error_of_one_line(samples, reader):
+    with pytest.raises(StoreError, match="File name too long"):
+        score_file(samples, verdicts=samples.with_name("v" * 300))
+
+
 @pytest.mark.parametrize(
     ("task_id", "name"),
     [
@@ -282,9 +383,8 @@ def test_the_bar_tells_how_many_a_second(terminal, monkeypatch, capsys):
 def test_the_reference_page_has_every_option():
     page = Path(__file__).parents[1].joinpath("docs", "reference.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\| `(--[\w-]+)` \|", page.partition("## `qeval score`")[2], re.MULTILINE))
-    assert shown == {option for found in cli.commands["score"].params for option in found.opts[:1]} - {
-        "samples"
-    }
+    options = {option for found in cli.commands["score"].params for option in found.opts[:1]}
+    assert shown == options - {"samples", "--debug"}  # the latter is for every command
 
 
 def qeval(*args, **kwargs):

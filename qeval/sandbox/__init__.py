@@ -10,5 +10,6 @@ walls; ``lane.py`` talks to it; docs/sandbox.md is the threat model.
 
 from qeval.sandbox.base import Limits, Program, Sandbox, Verdict, Verdicts
 from qeval.sandbox.find import find_sandbox
+from qeval.sandbox.host_limits import allowed_here
 
-__all__ = ["Limits", "Program", "Sandbox", "Verdict", "Verdicts", "find_sandbox"]
+__all__ = ["Limits", "Program", "Sandbox", "Verdict", "Verdicts", "allowed_here", "find_sandbox"]

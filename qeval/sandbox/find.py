@@ -7,6 +7,7 @@ import shutil
 from qeval.errors import SandboxError
 from qeval.sandbox.base import Sandbox
 from qeval.sandbox.bubblewrap import Bubblewrap
+from qeval.sandbox.host_limits import HostLimitError
 from qeval.sandbox.kernel import KernelSandbox
 from qeval.sandbox.weak import WeakSandbox
 
@@ -18,11 +19,14 @@ def find_sandbox(*, weak: bool = False) -> Sandbox:
 
     Raises:
         SandboxError: none works; names what failed and what to do.
+        HostLimitError: a limit of this shell stands in the way; names it.
     """
     reasons = []
     for kind in (KernelSandbox, Bubblewrap):
         try:
             return kind()
+        except HostLimitError:  # of any kind
+            raise
         except SandboxError as err:
             reasons.append(str(err))
     if weak:

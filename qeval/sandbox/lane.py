@@ -24,6 +24,7 @@ from qeval.errors import SandboxError
 from qeval.sandbox.base import MIB, Limits, Program, Verdict
 from qeval.sandbox.cgroup import Group
 from qeval.sandbox.clock import Clock
+from qeval.sandbox.host_limits import cannot_start
 from qeval.sandbox.inside import wire
 from qeval.sandbox.system import DEVICES, System, environment, system
 
@@ -32,6 +33,7 @@ BOOT = "import sys; sys.path[0] = {here!r}; import inside.preload; from inside.m
 START_S = 300.0  # for an interpreter to come up and the walls to be tried, on a machine however loaded
 STOP_S = 2.0  # for a lane to report a program that was stopped
 MAX_VERDICT = MIB
+DETAIL_CHARS = 200
 NICENESS = 10  # whoever waits for a score still wants to use the machine
 EXPENDABLE = "1000"  # of all processes, the kernel is to kill these when memory runs out
 
@@ -71,7 +73,10 @@ class Lane:
         try:
             self._group = self._stack.enter_context(Group.create(limits))
             self._start(launch, marks)
-        except (OSError, wire.WireError) as err:
+        except OSError as err:
+            self.close()
+            raise cannot_start(err) from err
+        except wire.WireError as err:
             self.close()
             raise SandboxError(f"cannot start: {err}") from err
         except BaseException:
@@ -163,7 +168,7 @@ class Lane:
         status, detail = answer["status"], answer["detail"]
         if status == "killed" and self._out_of_memory():
             status, detail = "memory", "the control group's limit"
-        return Verdict(program.id, status, detail, answer["cpu"], sandbox)
+        return Verdict(program.id, status, _printable(detail), answer["cpu"], sandbox)
 
     def _out_of_memory(self) -> bool:
         """Whether the kernel has killed something in here for want of memory since the last time."""
@@ -215,6 +220,12 @@ class Lane:
         self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()
+
+
+def _printable(text: str) -> str:
+    """What a program chose, for a terminal: control characters and the like as ``\\x1b``."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)[:DETAIL_CHARS]
 
 
 def _seed(program: Program) -> int:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from qeval.errors import SandboxError
 from qeval.sandbox.base import Limits, Program, Verdict, Verdicts
+from qeval.sandbox.host_limits import HostLimitError, allowed_here, check_cpu
 from qeval.sandbox.lane import Lane, LaneBroken, Launch, host_marks
 
 JOIN_S = 10.0
@@ -45,17 +46,21 @@ class LaneSandbox(ABC):
 
     def run(self, programs: Iterable[Program], limits: Limits, workers: int) -> Verdicts:
         """See Sandbox.run. Close an iterable that blocks before the verdicts are closed."""
-        return _Verdicts(_Run(self, programs, limits, workers))
+        check_cpu(limits)
+        return _Verdicts(_Run(self, programs, allowed_here(limits)[0], workers))
 
     def _try(self) -> dict[str, str]:
         try:
-            with host_marks() as marks, self.launch(TRIAL_LIMITS) as launch:
-                lane = Lane(launch, TRIAL_LIMITS, marks)
+            limits, _ = allowed_here(TRIAL_LIMITS)
+            with host_marks() as marks, self.launch(limits) as launch:
+                lane = Lane(launch, limits, marks)
                 try:
                     verdict = lane.judge(TRIAL, self.name)
                     layers = lane.layers
                 finally:
                     lane.close()
+        except HostLimitError:
+            raise
         except (SandboxError, LaneBroken, OSError) as err:
             raise SandboxError(f"{self.name}: {err}") from err
         if not verdict.passed:

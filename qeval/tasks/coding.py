@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from qeval.errors import UsageError
 from qeval.lm import LM, Sampling
 from qeval.quant.base import Options
-from qeval.sandbox import Limits, find_sandbox
+from qeval.sandbox import Limits, allowed_here, find_sandbox
 from qeval.score import WEAK_NOTE, Grader, pass_metrics
 from qeval.tasks.base import TaskContext, TaskResult
 from qeval.tasks.prompting import Mode
@@ -143,6 +143,7 @@ class CodingTask(ABC, Generic[OptionsT]):
         sandbox = find_sandbox(weak=context.weak_sandbox)
         name = self.mode_name(options, context.tokenizer)
         mode = self.mode(name, options, context.tokenizer, found.problems)
+        limits, lowered = allowed_here(Limits(timeout_s=options.timeout_s))
         files = {"samples": context.out / SAMPLES_FILE, "verdicts": context.out / VERDICTS_FILE}
         place = {pair: at for at, pair in enumerate(_pairs(problems, options))}
         with (
@@ -150,7 +151,7 @@ class CodingTask(ABC, Generic[OptionsT]):
             Grader(
                 problems,
                 sandbox,
-                Limits(timeout_s=options.timeout_s),
+                limits,
                 path=files["verdicts"],
                 progress=context.progress,
             ) as grader,
@@ -171,7 +172,7 @@ class CodingTask(ABC, Generic[OptionsT]):
             metrics=pass_metrics(
                 graded, options.k, self.protocol(options, name, mode, n_problems=len(chosen))
             ),
-            notes=(*weak, *_notes(samples, _max_new(mode, options))),
+            notes=(*weak, *lowered, *_notes(samples, _max_new(mode, options))),
             files=files,
             facts={
                 "problems_sha256": found.sha256,

@@ -8,18 +8,19 @@ begins with something else than the prompt, the line has that as ``prefix``.
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from qeval.data import DataSource
-from qeval.errors import DataError, StoreError, UsageError, did_you_mean
+from qeval.errors import DataError, StoreError, UsageError, did_you_mean, short
 from qeval.files import disk_message
+from qeval.jsonl import lines, parsed
 from qeval.sandbox import Program
 
 
@@ -109,12 +110,14 @@ class Sample:
 
 TYPES = {"task_id": str, "completion": str, "sample": int, "prefix": str}
 REQUIRED = ("task_id", "completion")
+MAX_SAMPLES = 1_000_000
 
 
 def problem_id(written: Any, problems: Mapping[str, Problem]) -> Any:
     """The task_id that a file means: MBPP numbers its problems, and 11, "11", "MBPP/11" and "Mbpp/11"
     are one of them. Anything else is left as it is."""
-    number = re.fullmatch(r"(?:mbpp/)?0*(\d+)", str(written), re.IGNORECASE)
+    text = str(written) if isinstance(written, str | int) else ""
+    number = re.fullmatch(r"(?:mbpp/)?0*(\d+)", text, re.IGNORECASE)
     mbpp = f"Mbpp/{number[1]}" if number else ""
     return mbpp if mbpp in problems else written
 
@@ -125,13 +128,11 @@ def read_samples(path: Path, problems: Mapping[str, Problem]) -> list[Sample]:
     Raises:
         DataError: no such file, no sample in it, or a line that is not one; names file and line.
     """
-    try:
-        with _opened(path) as file:
-            found = [_sample(line, f"{path}:{n}", problems) for n, line in _numbered(file)]
-    except (OSError, EOFError) as err:
-        raise DataError(f"{path}: cannot be read ({err}); give a samples.jsonl file") from err
-    except UnicodeDecodeError as err:
-        raise DataError(f"{path}: not UTF-8 text ({err}); give a samples.jsonl file") from err
+    found = []
+    for number, line in lines(path):
+        found.append(_sample(line, f"{path}:{number}", problems))
+        if len(found) > MAX_SAMPLES:
+            raise DataError(f"{path}:{number}: over {MAX_SAMPLES:,} samples; score them in parts")
     if not found:
         raise DataError(f"{path}: no samples in it; it needs one JSON object a line")
     return found
@@ -179,23 +180,8 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _numbered(file: IO[str]) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(file, 1) if line.strip())
-
-
 def _sample(line: str, where: str, problems: Mapping[str, Problem]) -> Sample:
-    try:
-        data: Any = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise DataError(
-            f"{where}: not JSON ({err.msg} at column {err.colno}); mend or remove it"
-        ) from err
+    data = parsed(line, where)
     if not isinstance(data, dict):
         raise DataError(f"{where}: not a JSON object; a sample has task_id and completion")
     for key in REQUIRED:
@@ -204,10 +190,12 @@ def _sample(line: str, where: str, problems: Mapping[str, Problem]) -> Sample:
     data["task_id"] = problem_id(data["task_id"], problems)
     for key, kind in TYPES.items():
         absent = key not in REQUIRED and data.get(key) is None
-        if not absent and not isinstance(data[key], kind):
-            raise DataError(f"{where}: {key} is {data[key]!r}; it must be a {kind.__name__}")
+        if not absent and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
+            shown = reprlib.repr(data[key])
+            raise DataError(f"{where}: {key} is {shown}; it must be a {kind.__name__}")
     if data["task_id"] not in problems:
-        hint = did_you_mean(data["task_id"], problems) if len(problems) < 10 else ""
-        raise DataError(f"{where}: unknown task_id {data['task_id']!r}{hint}")
+        name = short(data["task_id"])
+        hint = did_you_mean(name, problems) if len(problems) < 10 else ""
+        raise DataError(f"{where}: unknown task_id {name!r}{hint}")
     names = {field.name for field in fields(Sample)}
     return Sample(**{key: value for key, value in data.items() if key in names})

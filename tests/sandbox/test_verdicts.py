@@ -649,6 +649,25 @@ def test_the_time_of_the_tests_is_limited_too(bench: Bench):
     assert bench.judge(RIGHT).passed
 
 
+FORGED = """\
+import json, os
+body = json.dumps({"error": %r, "bases": ["Exception"], "text": %r, "status": "failed", "final": True})
+os.write(3, len(body).to_bytes(4, "little") + body.encode())
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07\x1b[2J", "a\u202eb\x00c", "\ud800", "x\x85y" * 200])
+def test_a_detail_cannot_speak_to_the_terminal(bench: Bench, name: str):
+    for verdict in (
+        bench.judge(FORGED % (name, name)),
+        bench.judge(f"raise Exception({name!r})"),
+        bench.judge(f"raise type({name!r}.replace(chr(0), ''), (Exception,), {{}})()"),
+    ):
+        assert verdict.status == "failed"
+        assert verdict.detail.isprintable() and len(verdict.detail) <= 200
+
+
 SWALLOWED = {
     "a loop": ("def f(x):\n    while True: pass", "timeout"),
     "an exit": ("import os\ndef f(x): os._exit(0)", "failed: exit"),

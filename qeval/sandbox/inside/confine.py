@@ -74,6 +74,9 @@ def limit(limits: Mapping[str, int]) -> None:
 
 def limit_cpu(seconds: int) -> None:
     """The second of CPU time at which the kernel kills; nothing can catch that."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard != resource.RLIM_INFINITY:
+        seconds = min(seconds, hard)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
