@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qeval.engines.gguf_file import all_parts
 from qeval.engines.gguf_file import read_header as read_gguf_header
-from qeval.errors import HubError, ModelError, short
+from qeval.errors import HubError, ModelError, UsageError, short
 from qeval.extras import require
 from qeval.files import exists, not_regular, user_path, write_atomic
 from qeval.quant.base import ModelRef
@@ -244,6 +245,11 @@ def _check_hub_id(name: str) -> None:
             f"{short(name)}: no such model folder or .gguf file (a hub's model is ORG/NAME)"
         )
     require("hub", "huggingface_hub")
+    try:
+        import_module("qeval.hub")
+    except ImportError as err:
+        fix = "pip install -U 'qeval[hub]'"
+        raise UsageError(f"{name}: huggingface_hub is older than 1.25 ({err}): {fix}") from err
 
 
 def _not_here(name: str, revision: str | None, err: HubError) -> str:

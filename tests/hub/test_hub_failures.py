@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import _tree_cache
 
 from qeval.data import DataSource, Hub, _hub_file
-from qeval.errors import DataError, HubError, ModelError
+from qeval.errors import DataError, HubError, ModelError, UsageError
 from qeval.hub import download_file, download_model, planned_model
 from qeval.hub_client import TRIES, TRIES_FILE, TRIES_NO_CONNECTION, Place, explain, scrub
 from qeval.models import resolve_model
@@ -415,6 +415,14 @@ def test_a_dataset_without_the_patient_client(hub, monkeypatch):
     assert _hub_file(Hub("org/data", ("a.txt",)), "a.txt").read_text() == "a"
     with pytest.raises(HubError, match=r"^dataset org/data b\.txt: RemoteEntryNotFoundError: 404"):
         _hub_file(Hub("org/data", ("b.txt",)), "b.txt")
+
+
+def test_a_model_needs_the_newer_one(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "qeval.hub", None)
+    with pytest.raises(
+        UsageError, match=r"org/m: huggingface_hub is older than 1\.25 .*pip install -U"
+    ):
+        resolve_model("org/m", dtype="float32", cache_dir=tmp_path)
 
 
 # Secrets
