@@ -140,10 +140,11 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(*_: Any) -> None:
-        from huggingface_hub.utils._xet import abort_xet_session
-
         _STOP.set()
-        abort_xet_session()  # type: ignore[no-untyped-call]
+        with suppress(ImportError):  # a name of huggingface_hub's own
+            from huggingface_hub.utils._xet import abort_xet_session
+
+            abort_xet_session()  # type: ignore[no-untyped-call]
         raise KeyboardInterrupt
 
     try:

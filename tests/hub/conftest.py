@@ -14,7 +14,6 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 REPO = Path(__file__).parents[2]
-TOKEN = "hf_plantedTokenThatNobodyMayEverSee"
 
 
 @pytest.fixture(scope="session")
