@@ -7,7 +7,7 @@ else of the environment that started it.
 
 An environment is whole where ``qeval-env.json`` lies in it, which is written last: a virtual
 environment knows its own path, so that it cannot be built beside and renamed. pip inherits the lock, so
-that a build whose qeval was killed holds it until its pip has ended, too.
+that a build whose qeval was killed holds it until its pip has ended, too, which guard.py sees to.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from qeval import guard
 from qeval.artifacts import default_cache_dir
 from qeval.errors import EnvError, StoreError, UsageError, did_you_mean
 from qeval.files import disk_message, real_path, write_atomic
@@ -258,25 +259,21 @@ class _Steps:
 
     def run(self, what: str, argv: Sequence[str | Path], hint: str = "") -> str:
         """The command's output. Raises EnvError, with the hint, where it ends with an error."""
-        from qeval.executor import kill_group
-
         self.say(what)
         self.log.write(f"\n$ {' '.join(map(str, argv))}\n")
         self.log.flush()
         start = self.log.tell()
-        process = subprocess.Popen(
+        process = guard.start(
             [str(a) for a in argv],
-            stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             pass_fds=(self.lock.fileno(),),
             env=_clean_environment() | {"PIP_NO_INPUT": "1"} | self.needs.variables,
         )
         try:
             code = process.wait()
         finally:
-            kill_group(process)
+            guard.stop(process)
         self.log.seek(start)
         output = self.log.read()
         if code:

@@ -1,7 +1,8 @@
 """Where jobs run: an executor takes a job and returns its result.
 
 LocalExecutor starts one worker process at a time on this machine, in a process group of its own, and
-kills the whole group on a timeout or an interrupt. Another place to run is another class with ``run``.
+kills the whole group on a timeout or an interrupt; guard.py does so where this process was killed.
+Another place to run is another class with ``run``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from qeval import guard
 from qeval.files import write_atomic
-from qeval.jobs import Job, JobResult
+from qeval.jobs import Job, JobResult, Stopwatch
 
 OnProgress = Callable[[int, int, str], None]
 
-_GRACE_S = 3.0  # between SIGTERM and SIGKILL
 _POLL_S = 0.2
 _OOM_HINT = "the kernel's out-of-memory killer, or kill -9"
 
@@ -46,29 +47,26 @@ class LocalExecutor:
         log_file = stem.with_suffix(".log")
         write_atomic(job_file, job.to_json())
         result_file.unlink(missing_ok=True)
-        start = time.time()
+        watch = Stopwatch()
         read_fd, write_fd = os.pipe()
         with log_file.open("wb") as log, os.fdopen(read_fd, "rb", buffering=0) as progress:
-            argv = [str(job_file), str(result_file), str(write_fd), str(os.getpid())]
-            process = subprocess.Popen(
+            argv = [str(job_file), str(result_file), str(write_fd)]
+            process = guard.start(
                 [str(job.python or sys.executable), "-m", "qeval.worker", *argv],
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(write_fd,),
-                start_new_session=True,
                 env=_environment(job),
             )
             os.close(write_fd)
             try:
                 timed_out = _wait(process, progress, timeout, on_progress)
             finally:
-                kill_group(process)
+                guard.stop(process)
         result = _collect(process.returncode, result_file, log_file, timeout if timed_out else None)
-        end = time.time()
         return replace(
             result,
-            timing={"start": start, "end": end, **result.timing, "wall_s": end - start},
+            timing={**watch.timing(), **result.timing, "wall_s": watch.seconds()},
             log=str(log_file),
         )
 
@@ -120,29 +118,6 @@ def _wait_closed(process: Any, deadline: float | None) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End every process of the worker's group, first gently; the worker is reaped on return."""
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            pass  # SIGKILL below
-        except KeyboardInterrupt:  # a second Ctrl-C: no more patience
-            _signal_group(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-    _signal_group(process.pid, signal.SIGKILL)  # whatever the worker left behind in its group
-    process.wait()
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def _collect(code: int, result_file: Path, log_file: Path, timeout: float | None) -> JobResult:

@@ -7,6 +7,7 @@ holds plain data only.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,21 @@ class Job:
         for name in ("out", "cache_dir", "data_dir", "python"):
             data[name] = Path(data[name]) if data[name] else None
         return Job(**data)
+
+
+class Stopwatch:
+    """When something began and ended, in seconds since the epoch, and how long it took: the clock may
+    be set meanwhile, and no duration is read from it."""
+
+    def __init__(self) -> None:
+        self.start, self._began = time.time(), time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def timing(self) -> dict[str, float]:
+        """``start`` and ``end``, for a record."""
+        return {"start": self.start, "end": self.start + self.seconds()}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,8 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from qeval import guard
 from qeval.errors import MissingExtraError
-from qeval.executor import kill_group
 from qeval.extras import require
 from qeval.probe import Layer
 
@@ -125,7 +124,7 @@ def examine(
                     say()
         finally:
             for trial in running:  # Ctrl-C
-                kill_group(trial.process)
+                guard.stop(trial.process)
             tell([], len(tried), total)
     return [tried.get(found.name, found) for found in looked]
 
@@ -141,13 +140,11 @@ class _Trial:
         self._result.parent.mkdir()
         self._start = time.monotonic()
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = guard.start(
                 [sys.executable, "-P", "-m", "qeval.trials", found.name, str(self._result)],
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._result.parent,
-                start_new_session=True,
                 env=_environment(),
             )
 
@@ -158,7 +155,7 @@ class _Trial:
         return True
 
     def outcome(self) -> Found:
-        kill_group(self.process)  # and whatever it left behind
+        guard.stop(self.process)  # and whatever it left behind
         seconds = time.monotonic() - self._start
         return replace(self._outcome(), seconds=round(seconds, 2))
 

@@ -1,13 +1,12 @@
 """The worker process: one job file in, one result file out
-(``python -m qeval.worker JOB RESULT FD PARENT_PID``).
+(``python -m qeval.worker JOB RESULT FD``).
 
-Dies with its parent (Linux), so that a killed ``qeval run`` leaves nothing behind. Progress goes as one
+It and what it starts end with the ``qeval run`` that started it (guard.py). Progress goes as one
 JSON line a step to the file descriptor FD; whatever libraries print goes to the job's log.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import faulthandler
 import json
@@ -27,7 +26,7 @@ from qeval.artifacts import ArtifactCache
 from qeval.cores import threads
 from qeval.errors import QevalError
 from qeval.files import disk_message, write_atomic
-from qeval.jobs import Job, JobResult
+from qeval.jobs import Job, JobResult, Stopwatch
 from qeval.memory import VramSampler, peak_rss
 from qeval.quant.base import BuildContext, Progress
 from qeval.record import MemoryReport, finite
@@ -35,12 +34,9 @@ from qeval.record import MemoryReport, finite
 if TYPE_CHECKING:
     from qeval.calibration import Calibration, CalibrationOptions
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(argv: Sequence[str]) -> int:
     job_path, result_path, fd = Path(argv[0]), Path(argv[1]), int(argv[2])
-    _die_with_parent(int(argv[3]))
     faulthandler.enable()  # a crash in a library's C code says where, in the log
     faulthandler.register(signal.SIGTERM, chain=True)  # and so does a job that its timeout ends
     job = Job.from_json(job_path.read_text(encoding="utf-8"))
@@ -53,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _guarded(job: Job, progress: Progress) -> JobResult:
     """Run the job; every failure becomes a result with one line, its traceback goes to the log."""
-    start = time.time()
+    watch = Stopwatch()
     try:
         return _build(job, progress) if job.kind == "build" else _evaluate(job, progress)
     except Exception as err:
         traceback.print_exception(err)  # to the log
         status, error = _explained(err, job)
-    timing = {"start": start, "end": time.time()}
+    timing = watch.timing()
     found = asdict(provenance.conditions(job.settings))
     return JobResult(status, error, {}, None, timing, provenance.collect(), found)
 
@@ -84,7 +80,7 @@ def _is_oom(err: Exception) -> bool:
 
 
 def _build(job: Job, progress: Progress) -> JobResult:
-    start = time.time()
+    watch = Stopwatch()
     method = registry.method(job.name)
     context = BuildContext(
         model=job.model,
@@ -101,7 +97,7 @@ def _build(job: Job, progress: Progress) -> JobResult:
     sampler.start()
     artifact = method.build(method.Options.model_validate(job.options), context)
     memory = MemoryReport(vram_process=sampler.stop(), ram_peak=peak_rss())
-    timing = {"start": start, "end": time.time(), "build_s": time.time() - start}
+    timing = {**watch.timing(), "build_s": watch.seconds()}
     found = asdict(provenance.conditions(job.settings, load=load.stop()))
     return JobResult(
         "ok", None, artifact.to_json(), asdict(memory), timing, provenance.collect(), found
@@ -120,7 +116,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     from qeval.data import DataSource
     from qeval.tasks.base import TaskContext, measures_machine
 
-    start = time.time()
+    watch = Stopwatch()
     task = registry.task(job.name)
     assert job.artifact is not None  # the parent built it first
     context = TaskContext(
@@ -136,7 +132,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     sampler.start()
     engine = registry.engine(job.artifact.engine)
     with closing(engine.open(job.artifact, job.settings)) as lm:
-        loaded, load = time.time(), machine.Load()
+        loaded, load = watch.seconds(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
         load_found = load.stop()
         memory = asdict(lm.memory(result.context or lm.max_seq_len))
@@ -145,8 +141,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     vram = sampler.stop()
     on_cpu = conditions.device == "cpu"  # then the driver's number is another process's
     memory |= {"vram_process": None if on_cpu else vram, "ram_peak": peak_rss()}
-    end = time.time()
-    timing = {"start": start, "end": end, "load_s": loaded - start, "run_s": end - loaded}
+    timing = {**watch.timing(), "load_s": loaded, "run_s": watch.seconds() - loaded}
     noise = provenance.busy_note(conditions) if measures_machine(task) else ()
     payload = {
         "metrics": [asdict(m) for m in result.metrics],
@@ -187,13 +182,6 @@ def _reporter(fd: int) -> Progress:
             return
 
     return report
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it died before the line above
 
 
 if __name__ == "__main__":

@@ -433,7 +433,7 @@ def start(spec: Path, *options: str) -> subprocess.Popen[str]:
     )  # a test run in the background (`&`) hands down an ignored SIGINT, a terminal does not
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:
+def wait_for(condition, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
@@ -459,7 +459,7 @@ def test_ctrl_c_ends_everything_and_keeps_what_is_done(toy):
     wait_for(hanging_child)
     child = hanging_child()
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate(timeout=300)
     assert run.returncode == 130
     assert "interrupted; what is finished is kept" in err
     assert "Traceback" not in err
@@ -473,7 +473,7 @@ def test_ctrl_c_twice(toy):
     child = hanging_child()
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate(timeout=300)
     assert run.returncode == 130
     assert "Traceback" not in err
     wait_for(lambda: not alive(child))
@@ -512,8 +512,8 @@ def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     run = start(spec)
     wait_for(hanging_child)
     os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=60)
-    os.kill(hanging_child(), signal.SIGKILL)  # the plugin's own fork, which no one promised to end
+    run.communicate(timeout=300)
+    wait_for(lambda: not alive(hanging_child()))  # what the worker started ends, too
     assert [r.status for r in evals()] == ["ok"]
     with Path("results/toy/records.jsonl").open("a") as file:
         file.write('{"schema_version": 1, "kind": "ev')  # and its last line was torn

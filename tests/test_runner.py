@@ -129,3 +129,17 @@ def test_rows_that_differ_in_activations_and_kv_cache_share_one_build(tiny_llama
     rounded, floats = low.metrics[0].value, plain.metrics[0].value
     assert rounded != pytest.approx(floats, rel=0.02)  # of random weights it need not be worse
     assert low.memory.kv_cache == plain.memory.kv_cache * (16 * 2 + 2 * (16 + 2)) / (16 * 32)
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_times(tmp_path, monkeypatch):
+    import time
+
+    from qeval import jobs
+
+    clock = iter([2e9, 1e9, 0.0, -1e9] + [-2e9] * 100)
+    monkeypatch.setattr(jobs.time, "time", lambda: next(clock))
+    watch = jobs.Stopwatch()
+    time.sleep(0.01)
+    timing = watch.timing()
+    assert timing["start"] == 2e9 < timing["end"] < 2e9 + 3600
+    assert 0 < watch.seconds() < 3600
