@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +33,21 @@ def default_cache_dir() -> Path:
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qeval"
 
 
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)  # of artifact.json
+
+
 @dataclass(frozen=True)
 class CachedArtifact:
     key: str
     folder: Path
-    description: dict[str, Any]  # model id, method, options, as the build job had them
+    name: str  # model · quantization; what is wrong, where artifact.json does not say it
     n_bytes: int
     last_used: float  # seconds since the epoch
 
@@ -50,10 +60,9 @@ class ArtifactCache:
         """The artifact, or None where it was never built whole; marks it as used now."""
         manifest = self.folder / key / "artifact.json"
         try:
-            data = json.loads(manifest.read_text(encoding="utf-8"))["artifact"]
-        except (OSError, ValueError, KeyError):
+            artifact = Artifact.from_json(json.loads(manifest.read_text(encoding="utf-8"))["artifact"])
+        except _DAMAGED:
             return None
-        artifact = Artifact.from_json(data)
         artifact = replace(artifact, path=manifest.parent / artifact.path)
         if not artifact.path.exists():
             return None
@@ -80,7 +89,11 @@ class ArtifactCache:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.sweep(key)
-            out = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".building-{key[:16]}-"))
+            out = self.folder / f".building-{key[:16]}-{secrets.token_hex(4)}"
+            try:
+                out.mkdir()  # not mkdtemp, whose folders are for one user alone
+            except OSError as err:
+                raise StoreError(disk_message(self.folder, err)) from err
             try:
                 yield out
             finally:
@@ -106,6 +119,8 @@ class ArtifactCache:
             if artifact.path.is_dir():
                 (artifact.path / "qeval.json").write_text(text, encoding="utf-8")
             (out / "artifact.json").write_text(text, encoding="utf-8")
+            if (self.folder / key).exists():  # damaged, or ``load`` would have had it
+                _remove(self.folder / key)
             out.rename(self.folder / key)
             shutil.rmtree(self.unfinished(key), ignore_errors=True)
         except OSError as err:
@@ -113,15 +128,12 @@ class ArtifactCache:
         return replace(artifact, path=self.folder / key / relative)
 
     def entries(self) -> list[CachedArtifact]:
-        found = []
-        for manifest in sorted(self.folder.glob("[0-9a-f]*/artifact.json")):
-            data = json.loads(manifest.read_text(encoding="utf-8"))
-            folder, used = manifest.parent, manifest.stat().st_mtime
-            found.append(CachedArtifact(data["key"], folder, data["description"], _size(folder), used))
-        return found
+        """All of them, damaged ones, too."""
+        folders = sorted(p for p in self.folder.glob("[0-9a-f]*") if p.is_dir())
+        return [_entry(folder) for folder in folders]
 
-    def remove(self, prefixes: tuple[str, ...]) -> list[CachedArtifact]:
-        """Remove the artifacts whose keys begin with the prefixes.
+    def named(self, prefixes: tuple[str, ...]) -> list[CachedArtifact]:
+        """The artifacts whose keys begin with the prefixes.
 
         Raises:
             UsageError: a prefix fits none, or several.
@@ -133,9 +145,15 @@ class ArtifactCache:
             if len(fitting) != 1:
                 raise UsageError(f"{prefix}: fits {len(fitting)} cached artifacts (`qeval cache list`)")
             chosen += fitting
+        return list(dict.fromkeys(chosen))
+
+    def remove(self, chosen: Sequence[CachedArtifact]) -> None:
+        """Raises StoreError where one cannot be removed; those before it are."""
         for item in chosen:
-            shutil.rmtree(item.folder)
-        return chosen
+            try:
+                _remove(item.folder)
+            except OSError as err:
+                raise StoreError(disk_message(item.folder, err)) from err
 
     def older_than(self, days: float) -> list[CachedArtifact]:
         limit = time.time() - days * 86400
@@ -160,5 +178,27 @@ class ArtifactCache:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _entry(folder: Path) -> CachedArtifact:
+    manifest = folder / "artifact.json"
+    try:
+        description = json.loads(manifest.read_text(encoding="utf-8"))["description"]
+        name = f"{description['model']['id']} · {description['quantization']['label']}"
+    except _DAMAGED:
+        name = (
+            "damaged: its artifact.json cannot be read; it is never used, and made again where needed"
+        )
+    used = (manifest if manifest.exists() else folder).stat().st_mtime
+    return CachedArtifact(folder.name, folder, name, _size(folder), used)
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first, so that what a kill leaves half removed is not taken for whole."""
+    if folder.is_symlink():  # somebody put it elsewhere: what it leads to is theirs
+        folder.unlink()
+        return
+    (folder / "artifact.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir())

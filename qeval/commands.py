@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from qeval import registry
 from qeval.artifacts import ArtifactCache, default_cache_dir
 from qeval.cells import Cell, device_of_engine, plan
 from qeval.devices import device_name
-from qeval.errors import UsageError
+from qeval.errors import UsageError, one_line
 from qeval.files import real_path
 from qeval.models import resolve_model
 from qeval.quant.base import ModelRef
@@ -346,7 +347,7 @@ def cache_table(cache_dir: Path) -> str:
     rows = [("key", "size", "last used", "what")]
     for e in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
-        rows.append((e.key[:12], human_bytes(e.n_bytes), used, _cached_name(e.description)))
+        rows.append((e.key[:12], human_bytes(e.n_bytes), used, one_line(e.name)))
     total = sum(e.n_bytes for e in entries)
     kept = cache.unfinished_bytes()
     also = f"; {len(kept)} unfinished builds, {human_bytes(sum(kept))}" if kept else ""
@@ -354,15 +355,17 @@ def cache_table(cache_dir: Path) -> str:
 
 
 def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, everything: bool) -> str:
-    """Raises UsageError where nothing, or more than one way of choosing, is given."""
+    """Raises UsageError where nothing, more than one way of choosing, or no number of days is given."""
     if sum((bool(keys), older is not None, everything)) != 1:
         raise UsageError("qeval cache remove: give KEYS, or --older-than DAYS, or --all")
+    if older is not None and not 0 <= older < math.inf:
+        raise UsageError(f"qeval cache remove: --older-than {older:g}: give a number of days from 0 on")
     cache = ArtifactCache(cache_dir)
     if older is not None:
-        keys = tuple(e.key for e in cache.older_than(older))
-    elif everything:
-        keys = tuple(e.key for e in cache.entries())
-    removed = cache.remove(keys)
+        removed = cache.older_than(older)
+    else:
+        removed = cache.entries() if everything else cache.named(keys)
+    cache.remove(removed)
     freed = sum(e.n_bytes for e in removed)
     if everything or older is not None:
         freed += cache.remove_unfinished(older or 0.0)
@@ -401,10 +404,6 @@ def remove_environments(cache_dir: Path, names: Sequence[str]) -> str:
     for name in names:
         envs.remove(name, cache_dir)
     return f"removed {', '.join(names)}, {human_bytes(sum(found[n].n_bytes for n in names))}"
-
-
-def _cached_name(description: dict[str, Any]) -> str:
-    return f"{description['model']['id']} · {description['quantization']['label']}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

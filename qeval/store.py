@@ -57,7 +57,7 @@ class Store:
         line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         self._create()
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 _append(fd, line)
             finally:
@@ -74,7 +74,7 @@ class Store:
         """
         self._create()
         try:
-            fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as err:
             self._fail("lock", err)
         try:

@@ -116,3 +116,69 @@ def test_what_an_unfinished_build_keeps_outlives_it_until_one_is_whole(tmp_path)
     assert cache.unfinished("ac" * 32).exists()
     remove_cached(tmp_path, (), None, True)
     assert not cache.unfinished("ac" * 32).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"key": 1}', '{"description": {}, "artifact": {}}', "[" * 100_000, None],
+)
+def test_a_damaged_manifest_breaks_neither_list_nor_remove_and_the_model_is_built_again(
+    tmp_path, content
+):
+    cache = ArtifactCache(tmp_path)
+    whole = build(cache, "ac" * 32)
+    build(cache)
+    manifest = tmp_path / "artifacts" / KEY / "artifact.json"
+    if content is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(content)
+    assert cache.load(KEY) is None
+    assert cache.load("ac" * 32) == whole
+    listed = cache_table(tmp_path)
+    assert "m · Q" in listed and f"{KEY[:12]}" in listed and "damaged: its artifact.json" in listed
+    rebuilt = build(cache)
+    assert cache.load(KEY) == rebuilt
+    manifest.write_text("{")
+    assert "removed 2 models" in remove_cached(tmp_path, (), None, True)
+    assert cache.entries() == []
+
+
+def test_a_damaged_one_can_be_removed_by_its_key(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    build(cache)
+    (tmp_path / "artifacts" / KEY / "artifact.json").write_text("{")
+    assert "removed 1 models" in remove_cached(tmp_path, (KEY[:6], KEY[:8]), None, False)
+    assert cache.entries() == []
+
+
+@pytest.mark.parametrize("days", [-1.0, -1e-9, float("nan"), float("inf"), float("-inf")])
+def test_a_number_of_days_that_is_none_removes_nothing(tmp_path, days):
+    cache = ArtifactCache(tmp_path)
+    build(cache)
+    with pytest.raises(UsageError, match=r"--older-than .*: give a number of days from 0 on"):
+        remove_cached(tmp_path, (), days, False)
+    assert len(cache.entries()) == 1
+
+
+def test_a_link_in_the_cache_is_removed_and_what_it_leads_to_is_not(tmp_path):
+    cache = ArtifactCache(tmp_path)
+    build(cache)
+    (tmp_path / "artifacts" / KEY).rename(tmp_path / "elsewhere")
+    (tmp_path / "artifacts" / KEY).symlink_to(tmp_path / "elsewhere")
+    assert cache.load(KEY) is not None
+    remove_cached(tmp_path, (), None, True)
+    assert cache.entries() == []
+    assert (tmp_path / "elsewhere" / "artifact.json").is_file()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_cache_has_the_permissions_that_its_owners_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        build(ArtifactCache(tmp_path / "cache"))
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        full = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == full & ~umask, path

@@ -263,3 +263,16 @@ def test_a_records_file_that_is_a_folder(tmp_path):
     (tmp_path / "records.jsonl").mkdir()
     with pytest.raises(StoreError, match=r"cannot read .*records.jsonl: Is a directory"):
         Store(tmp_path).read()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_a_results_folder_has_the_permissions_that_its_owners_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        store = Store(tmp_path / "shared")
+        with store.lock():
+            store.append(RECORD)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "shared").iterdir()}
+    assert modes == dict.fromkeys(("lock", "records.jsonl"), 0o666 & ~umask)
