@@ -7,7 +7,8 @@ verdicts it repeats exactly, chat answers included).
 A reference solution is the unit of time, as in evalplus (docs/execution.md there: T = max(T_base, k x
 T_gt), k = 4): a problem's limit is the limits' own, or 4 times what its reference took in the same
 sandbox, if that is longer. The reference runs before the problem's samples, under a limit 20 times as
-long; where it does not pass, the sandbox is not one to score in.
+long. Where it does not pass, the sandbox is not one to score in; or, of a problem from a file of one's
+own, that problem is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from qeval.tasks.samples import Problem, Sample
 from qeval.verdicts import Graded, VerdictFile, program_key
 
 WEAK_NOTE = "generated code ran WITHOUT a sandbox (--allow-weak-sandbox)"
+SHOWN = 3  # problems that a note is about
 REFERENCE_FACTOR = 4.0  # times the reference's own time: a problem's limit, where that is the longer
 REFERENCE_GRACE = 20.0  # times the limit of its samples: the limit of the reference itself
 
@@ -78,6 +80,7 @@ class Grader:
         self._thread: threading.Thread | None = None
         self._running: Verdicts | None = None
         self.reused = 0  # verdicts that the file had
+        self.skipped: dict[str, str] = {}  # by problem: why its reference does not pass here
 
     @property
     def programs(self) -> int:
@@ -97,6 +100,8 @@ class Grader:
             self._check()
             self._samples.append(sample)
             self._keys.append(key)
+            if sample.task_id in self.skipped:
+                return
             if key in self._verdicts or key in self._pending:
                 return
             if self._file is not None and key in self._file.saved:
@@ -110,7 +115,8 @@ class Grader:
             self._thread.start()
 
     def finish(self) -> list[Graded]:
-        """Wait for all verdicts; one Graded per sample, in the order added. Raises as ``add`` does."""
+        """Wait for all verdicts; one Graded per sample, in the order added, but for those of problems
+        that are ``skipped``. Raises as ``add`` does, and SandboxError where all of them are."""
         left, total = self._wait(None), self.programs
         self._tell(total - left, total)
         while left:
@@ -121,10 +127,25 @@ class Grader:
             self._thread.join()
         self._check()
         pairs = zip(self._samples, self._keys, strict=True)
-        graded = [Graded(sample, self._verdicts[key]) for sample, key in pairs]
+        graded = [
+            Graded(sample, self._verdicts[key])
+            for sample, key in pairs
+            if sample.task_id not in self.skipped
+        ]
+        if self.skipped and not graded:
+            raise SandboxError(f"no problem can be scored: {'; '.join(self.notes())}")
         if self._file is not None:
             self._file.finish(graded)
         return graded
+
+    def notes(self) -> list[str]:
+        """What is to be said of the problems that are skipped."""
+        shown = list(self.skipped.items())[:SHOWN]
+        said = [f"{name} not scored: its reference does not pass here ({why})" for name, why in shown]
+        more = len(self.skipped) - len(shown)
+        return (
+            [*said, f"{more} more problems not scored: their references do not pass"] if more else said
+        )
 
     def __enter__(self) -> Grader:
         return self
@@ -226,6 +247,12 @@ class Grader:
     def _take_reference(self, verdict: Verdict) -> None:
         with self._changed:
             after = self._waiting.pop(verdict.id)
+            if not verdict.passed and not self._problems[verdict.id].known:
+                self.skipped[verdict.id] = f"{verdict.status} {verdict.detail}".rstrip(": ")
+                for key in after:
+                    del self._pending[key]
+                self._changed.notify_all()
+                return
             if not verdict.passed:
                 raise SandboxError(
                     f"this sandbox ({self._sandbox.name}) cannot run the reference solution of "

@@ -40,7 +40,7 @@ class ScoreReport:
     metrics: tuple[Metric, ...]  # pass@k, one per k
     graded: tuple[Graded, ...]  # in the file's order
     counts: dict[str, int]  # verdicts by status
-    problems: int  # that have a sample
+    problems: int  # that have a sample, and were scored
     programs: int  # different ones
     reused: int  # of them, judged by an earlier call
     seconds: float  # from the first sample to the last verdict
@@ -136,13 +136,13 @@ def score_file(
         ),
         graded=tuple(graded),
         counts=dict(Counter(g.verdict.status for g in graded).most_common()),
-        problems=attempted,
+        problems=len({g.sample.task_id for g in graded}),
         programs=grader.programs,
         reused=grader.reused,
         seconds=seconds,
         sandbox=sandbox.name,
         layers=sandbox.layers,
-        notes=(*_notes(sandbox, attempted, len(loaded.problems)), *lowered),
+        notes=(*_notes(sandbox, attempted, len(loaded.problems)), *lowered, *grader.notes()),
         verdicts=path,
     )
 

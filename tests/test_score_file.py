@@ -313,6 +313,32 @@ def test_a_reference_that_does_not_pass_ends_it(samples, reader, monkeypatch):
         score_file(samples)
 
 
+def test_of_a_file_of_ones_own_a_problem_without_a_right_reference_is_left_out(
+    samples, reader, monkeypatch
+):
+    from qeval.tasks.samples import benchmark
+
+    def own(name, data, wrong=("HumanEval/1",)):
+        found = benchmark(name, data)
+        problems = {
+            task: replace(p, known=False, solution="    pass\n" if task in wrong else p.solution)
+            for task, p in found.problems.items()
+        }
+        return replace(found, problems=problems)
+
+    monkeypatch.setattr("qeval.score_file.benchmark", own)
+    report = score_file(samples)
+    assert [g.sample.task_id for g in report.graded] == ["HumanEval/0"] * 3
+    assert (report.metrics[0].units, report.problems) == (("HumanEval/0",), 1)
+    said = "HumanEval/1 not scored: its reference does not pass here (failed AssertionError)"
+    assert said in report.notes
+    assert score_file(samples).graded == report.graded  # again, from what was kept
+    both = ("HumanEval/0", "HumanEval/1")
+    monkeypatch.setattr("qeval.score_file.benchmark", lambda name, data: own(name, data, both))
+    with pytest.raises(SandboxError, match="no problem can be scored: HumanEval/0 not scored: its ref"):
+        score_file(samples)
+
+
 @pytest.mark.parametrize(
     ("k", "message"), [([4], "HumanEval/0 has 3"), ([], "one number"), ([0], "1 or more")]
 )

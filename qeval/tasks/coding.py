@@ -172,7 +172,7 @@ class CodingTask(ABC, Generic[OptionsT]):
             metrics=pass_metrics(
                 graded, options.k, self.protocol(options, name, mode, n_problems=len(chosen))
             ),
-            notes=(*weak, *lowered, *_notes(samples, _max_new(mode, options))),
+            notes=(*weak, *lowered, *grader.notes(), *_notes(samples, _max_new(mode, options))),
             files=files,
             facts={
                 "problems_sha256": found.sha256,

@@ -195,6 +195,7 @@ def _problem(row: Mapping[str, Any], where: str) -> Problem:
         names=tuple(names),
         solution=code if _separable(before, asserts, names) else None,
         text=text,
+        known=False,
     )
 
 

@@ -40,6 +40,7 @@ class Problem:
     names: tuple[str, ...] = ()
     solution: str | None = None  # the reference's completion of ``prompt``; None: none that passes
     text: str = ""  # what is asked, in words, where modes have prompts of their own
+    known: bool = True  # its solution passes wherever the sandbox works; not so in a file of one's own
 
 
 @dataclass(frozen=True)
