@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qeval.errors import ModelError, UsageError, did_you_mean
+from qeval.errors import ModelError, UsageError, did_you_mean, raise_all
 from qeval.extras import require
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.packed_tensors import PackedLinear, packed_linears
@@ -141,9 +141,12 @@ def check_runs(artifact: Artifact, model: ModelRef) -> None:
     found = artifact.details.get("format")
     if not found:
         return
-    require(found["extra"], *found["modules"])
-    if found["name"] in KERNELS_FOR:
-        check_half_precision(found["label"], model)
+
+    def check_dtype() -> None:
+        if found["name"] in KERNELS_FOR:
+            check_half_precision(found["label"], model)
+
+    raise_all(lambda: require(found["extra"], *found["modules"]), check_dtype)
 
 
 def check_float(method: str, model: ModelRef) -> None:
