@@ -32,6 +32,11 @@ class QevalError(Exception):
 
     exit_code = 1
 
+    @property
+    def lines(self) -> list[str]:
+        """What is told of it: one line, but where it stands for several things."""
+        return [str(self)]
+
 
 class UsageError(QevalError):
     exit_code = 2
@@ -48,7 +53,9 @@ class MissingExtraError(UsageError):
 
 
 class PreflightError(QevalError):
-    pass
+    @property
+    def lines(self) -> list[str]:
+        return str(self).splitlines()
 
 
 class SeveralErrors(QevalError):

@@ -25,7 +25,7 @@ from qeval.errors import (
     SeveralErrors,
     install_command,
 )
-from qeval.results import say
+from qeval.streams import say
 from qeval.units import human_bytes
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Problem:
     where: str
     message: str
     extra: str = ""
+    error: QevalError | None = field(default=None, compare=False, repr=False)  # for its traceback
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def problems_of(where: str, err: QevalError) -> Iterator[Problem]:
         for each in err.errors:
             yield from problems_of(where, each)
     elif isinstance(err, MissingExtraError):
-        yield Problem(where, err.fact, err.extra)
+        yield Problem(where, err.fact, err.extra, err)
     else:
         message = str(err)
-        yield Problem("" if message.startswith(where) else where, message)
+        yield Problem("" if message.startswith(where) else where, message, error=err)
 
 
 # The checks
@@ -212,16 +213,18 @@ def _fetch(download: Download) -> None:
 def refuse(problems: Sequence[Problem]) -> None:
     """Raises PreflightError where there are any."""
     if problems:
-        raise PreflightError(report(problems))
+        raise PreflightError("\n".join(report(problems))) from problems[0].error
 
 
-def report(problems: Sequence[Problem]) -> str:
+def report(problems: Sequence[Problem]) -> list[str]:
     """One line for one problem; for several a line each, with one command for all missing packages."""
     lines, extras = list(_lines(problems)), sorted({p.extra for p in problems if p.extra})
+    install = install_command(extras) if extras else ""
     if len(lines) == 1:
-        return lines[0] + (f": {install_command(extras)}" if extras else "")
-    install = [f"install what is missing: {install_command(extras)}"] if extras else []
-    return "\n  ".join([f"{len(lines)} problems, nothing was started:", *lines, *install])
+        return [lines[0] + (f": {install}" if install else "")]
+    last = [f"- install what is missing: {install}"] if install else []
+    head = f"{len(lines)} problems, nothing was started:"
+    return [head, *(f"- {line}" for line in lines), *last]
 
 
 def _lines(problems: Sequence[Problem]) -> Iterator[str]:

@@ -84,8 +84,7 @@ class Rtn(Method):
         check_device("rtn", options, device)
 
     def preflight(self, options: RtnOptions, model: ModelRef) -> None:
-        if options.format == "gptq":
-            preflight("rtn", options, model)
+        preflight("rtn", options, model)
 
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the group size does not divide a layer's inputs (all are named), and
