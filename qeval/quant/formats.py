@@ -114,7 +114,7 @@ def describe_packed(folder: Path) -> Artifact:
         bpw=8 * sum(p.n_bytes for p in linears) / sum(p.n_weights for p in linears),
         bpw_file=8 * total / n_parameters,
         layers=tuple(LayerReport(p.name, p.shape, p.kind, p.n_bytes) for p in packed),
-        notes=_left_as_floats(packed, rest),
+        notes=(*_left_as_floats(packed, rest), *_not_linear(packed, rest)),
         details={"format": {**asdict(found), "modules": list(found.modules)}},
     )
 
@@ -129,6 +129,24 @@ def _left_as_floats(packed: list[PackedLinear], rest: Iterable[Tensor]) -> tuple
     kinds = "/".join(sorted({t.dtype for t in left}))
     n = len(packed) + len(left)
     return (f"{len(left)} of {n} linears left as {kinds}, not counted in bpw: {names}{more}",)
+
+
+def _not_linear(packed: list[PackedLinear], rest: Iterable[Tensor]) -> tuple[str, ...]:
+    body = [t for t in rest if not t.is_embedding]
+    n_packed = sum(p.n_weights for p in packed if not is_embedding(p.name))
+    n_left = sum(t.n_elements for t in body if len(t.shape) == 2)
+    return unquantized_note(n_packed + n_left, n_packed + sum(t.n_elements for t in body))
+
+
+def unquantized_note(n_linear: int, n_body: int) -> tuple[str, ...]:
+    """Says so where much of a model's body (its parameters but for embeddings and head) is not in
+    linear layers: convolutions, experts in one tensor that the method does not open."""
+    share = 1 - n_linear / max(1, n_body)
+    if share < 0.05:
+        return ()
+    return (
+        f"{share:.0%} of the parameters outside embeddings are not in linear layers: left unquantized",
+    )
 
 
 def check_runs(artifact: Artifact, model: ModelRef) -> None:

@@ -12,7 +12,6 @@ from qeval.quant.architectures import ARCHITECTURES, decoder_blocks
 from qeval.quant.blocks import quantize_blocks
 from qeval.quant.experts import expert_of, experts_as_linears
 from qeval.quant.linears import linears
-from qeval.quant.packing import is_router
 from qeval.quant.solvers.base import Facts, GridRules, Solution
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.rtn import rtn
@@ -56,9 +55,8 @@ def true_inputs(model, windows=FEW):
     """The inputs [tokens, in] of every linear in an ordinary forward pass of the whole model."""
     seen, handles = {}, []
     for layer in linears(model):
-        if not is_router(layer.name):
-            add = partial(_dense, seen.setdefault(layer.name, []))
-            handles.append(layer.module.register_forward_pre_hook(add))
+        add = partial(_dense, seen.setdefault(layer.name, []))
+        handles.append(layer.module.register_forward_pre_hook(add))
     for name, module in model.named_modules():
         if name.endswith(".experts"):
             handles.append(module.register_forward_pre_hook(partial(_experts, seen, name)))
