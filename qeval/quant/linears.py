@@ -47,8 +47,12 @@ def linears(model: Any) -> Iterator[Linear]:
 
 
 def router_names(model: Any) -> frozenset[str]:
-    """The linear layers of a float model that are routers (routers.py)."""
-    return routers({name: tuple(p.shape) for name, p in model.named_parameters()})
+    """The linear layers of a model, float or packed, that are routers (routers.py)."""
+    shapes: dict[str, tuple[int, ...]] = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        if sizes := widths(module):
+            shapes[f"{name}.weight"] = sizes[::-1]
+    return routers(shapes)
 
 
 def head_name(model: Any) -> str | None:
@@ -58,12 +62,12 @@ def head_name(model: Any) -> str | None:
 
 
 def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer but the head, of whatever class a packed format has for it; of layers inside
-    one another the outermost. With names, in the model's own order."""
-    head = model.get_output_embeddings()
+    """Every linear layer but the head and routers, of whatever class a packed format has for it; of
+    layers inside one another the outermost. With names, in the model's own order."""
+    head, left = model.get_output_embeddings(), router_names(model)
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module is not head and module not in inside and widths(module):
+        if module is not head and module not in inside and name not in left and widths(module):
             inside.update(module.modules())
             yield name, module
 

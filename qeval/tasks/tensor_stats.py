@@ -51,7 +51,7 @@ class TensorStatsOptions(TextOptions):
 
 
 class TensorStats:
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: no rows for routers
     Options: ClassVar[type[Options]] = TensorStatsOptions
     needs: ClassVar[frozenset[str]] = frozenset({"tensors"})
     on_simulated: ClassVar[bool] = True
