@@ -8,6 +8,7 @@ This module imports neither torch nor llama.cpp: the parent process reads it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -42,6 +43,7 @@ class Sampling:
     """How to draw completions. ``temperature`` 0 is greedy (then ``n`` must be 1)."""
 
     n: int = 1
+    samples: tuple[int, ...] | None = None  # their numbers; None: 0 .. n-1
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 512
@@ -49,15 +51,27 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()  # end-of-sequence ids; () never stops at one
     at_once: int | None = None  # sequences generated together; None: EngineSettings.batch_size
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the samples of each prompt."""
+        return range(self.n) if self.samples is None else self.samples
+
+
+def seed_of(seed: int, prompt: Ids, sample: int) -> int:
+    """31 bits (llama.cpp takes 0xFFFFFFFF for a random seed) for one sample, from the spec's seed, the
+    prompt's ids and the sample's number: what else is generated, and when, changes no text."""
+    digest = hashlib.sha256(f"{seed}/{sample}/{[int(i) for i in prompt]}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
 
 @dataclass(frozen=True)
 class Completion:
     """One finished sequence: the new tokens, the stopping id not included."""
 
     prompt: int  # index into the prompts
-    sample: int  # 0 .. n-1
+    sample: int  # its number, of Sampling.numbers
     ids: list[int]
-    finish: str  # "eos" | "stop" | "length"
+    finish: str  # "eos" | "stop" | "length" | "nonfinite": the logits of the next token
 
 
 @dataclass(frozen=True)
@@ -124,8 +138,13 @@ class LM(Protocol):
     def generate(
         self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
     ) -> Iterator[Completion]:
-        """``n`` completions of every prompt, yielded as they finish, in any order. The same seed,
-        prompts and batch size give the same completions on the same machine."""
+        """The samples of every prompt, yielded as they finish, in any order: argmax of the logits at
+        temperature 0, else drawn from softmax(logits / temperature), cut to the fewest tokens that have
+        ``top_p`` together. Nothing that comes with the model has a say in it. A sequence is as long as
+        the model's maximum at most.
+
+        A text hangs on the seed, its prompt and its number alone: not on batch_size, on the order or on
+        what else is generated, but for the rounding of logits in another batch."""
         ...
 
     def internals(self) -> Internals:

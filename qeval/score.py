@@ -328,11 +328,28 @@ def pass_metrics(graded: Sequence[Graded], k: Sequence[int], protocol: str) -> t
     """pass@k as a share 0..1: the mean over problems of the unbiased estimate, which are ``values``.
 
     ``stderr`` and the 95% interval are over the problems (Wilson where each is 0 or 1, else bootstrap).
-    Every problem needs at least max(k) samples (check_k).
+    Every problem needs at least max(k) samples (check_k). Where the logits of a sample were not finite,
+    its problem has no value, and so the whole has none.
     """
     total = Counter(g.sample.task_id for g in graded)
     passed = Counter(g.sample.task_id for g in graded if g.verdict.passed)
-    return tuple(_metric(total, passed, one, protocol) for one in k)
+    broken = Counter(g.sample.task_id for g in graded if g.sample.finish == "nonfinite")
+    metrics = (_metric(total, passed, one, protocol) for one in k)
+    return tuple(_without(metric, broken, len(graded)) if broken else metric for metric in metrics)
+
+
+def _without(metric: Metric, broken: Mapping[str, int], samples: int) -> Metric:
+    """The metric without a value, and without those of the problems that have ``broken`` samples."""
+    values = zip(metric.units, metric.values, strict=True)
+    return Metric(
+        name=metric.name,
+        value=None,
+        protocol=metric.protocol,
+        n=metric.n,
+        nonfinite=sum(broken.values()) / samples,
+        values=tuple(None if unit in broken else value for unit, value in values),
+        units=metric.units,
+    )
 
 
 def _metric(total: Mapping[str, int], passed: Mapping[str, int], k: int, protocol: str) -> Metric:

@@ -65,7 +65,7 @@ class ScoreReport:
 
     def text(self) -> str:
         """The totals for a reader: pass@k with its 95% interval, verdicts by status, notes."""
-        lines = [f"{m.name}: {m.value:.4f}  95% {m.low:.4f} to {m.high:.4f}" for m in self.metrics]
+        lines = [_line(metric) for metric in self.metrics]
         ends = ", ".join(f"{count:,} {status}" for status, count in self.counts.items())
         lines.append(f"{len(self.graded):,} samples of {self.problems} problems: {ends}")
         lines.append(self._ran())
@@ -78,6 +78,14 @@ class ScoreReport:
         took = f" in {human_seconds(self.seconds)} ({self.rate:,.0f} a second)" if ran else ""
         parts = [f"{self.reused:,} verdicts reused", f"{ran:,} run{took}"]
         return f"{self.programs:,} programs for {len(self.graded):,} samples: {', '.join(parts)}"
+
+
+def _line(m: Metric) -> str:
+    if m.value is None:
+        return (
+            f"{m.name}: broken, the model's logits were not finite in {m.nonfinite:.1%} of the samples"
+        )
+    return f"{m.name}: {m.value:.4f}  95% {m.low:.4f} to {m.high:.4f}"
 
 
 def score_file(

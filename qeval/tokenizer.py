@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from qeval.errors import ModelError
 from qeval.quant.base import ModelRef
+
+# Where config.json of a model of several modalities has that of its language model.
+_LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
 
 
 class Tokenizer(Protocol):
@@ -113,9 +116,21 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _eos_ids(tok: Any, path: Path) -> tuple[int, ...]:
-    """The tokenizer's EOS and the ids that generation_config.json names (chat models end their turn
-    with another one)."""
+    """The tokenizer's EOS and the ids that generation_config.json and config.json name: chat models end
+    their turn with another one, and it may stand in any of the three."""
     ids = set() if tok.eos_token_id is None else {int(tok.eos_token_id)}
-    named = _json(path / "generation_config.json").get("eos_token_id")
-    ids.update(named if isinstance(named, list) else [] if named is None else [named])
+    for name in ("generation_config.json", "config.json"):
+        ids.update(_named_eos(_json(path / name)))
     return tuple(sorted(ids))
+
+
+def _named_eos(config: Any) -> Iterator[int]:
+    """``eos_token_id``, a number or a list of them, of a configuration and of its language model's."""
+    if not isinstance(config, dict):
+        return
+    named = config.get("eos_token_id")
+    for value in named if isinstance(named, list) else [named]:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            yield value
+    for part in _LANGUAGE_PARTS:
+        yield from _named_eos(config.get(part))

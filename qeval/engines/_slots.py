@@ -10,28 +10,31 @@ So a prompt is computed once for all of its samples, and the batch stays full un
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qeval.engines._llama import Context, library
-from qeval.lm import Completion, Ids, Sampling, Stop
+from qeval.lm import Completion, Ids, Sampling, Stop, seed_of
 
 
 class Sampler:
     """One sample's llama.cpp sampler chain: greedy, or temperature, top_p and a seeded draw."""
 
-    def __init__(self, sampling: Sampling, prompt: int, sample: int) -> None:
+    def __init__(self, sampling: Sampling, prompt: Ids, sample: int) -> None:
         self._lib = lib = library()
         self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for part in _parts(lib, sampling, seed_of(sampling.seed, prompt, sample)):
             lib.llama_sampler_chain_add(self.chain, part)  # the chain frees its parts
 
-    def draw(self, context: Context, row: int) -> int:
-        """The next token, from the logits of the batch's ``row``-th token."""
+    def draw(self, context: Context, row: int, logits: NDArray[np.float32]) -> int | None:
+        """The next token, from the logits [vocab] of the batch's ``row``-th token; None where they are
+        not finite: NaN, infinity or nothing at all."""
+        if not np.isfinite(logits.max()):
+            return None
         return int(self._lib.llama_sampler_sample(self.chain, context.handle, row))
 
     def close(self) -> None:
@@ -47,12 +50,6 @@ def _parts(lib: Any, sampling: Sampling, seed: int) -> list[Any]:
     return [*parts, lib.llama_sampler_init_dist(seed)]
 
 
-def seed_of(seed: int, prompt: int, sample: int) -> int:
-    """31 bits, different for every sample: 0xFFFFFFFF would mean a random seed to llama.cpp."""
-    digest = hashlib.sha256(f"{seed}/{prompt}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
-
-
 class _Slot:
     """A sample in progress: ``next_id`` goes to ``position`` in the coming batch."""
 
@@ -60,10 +57,14 @@ class _Slot:
         self.sequence, self.prompt, self.sample = sequence, prompt, sample
         self.next_id, self.position = ids[-1], len(ids) - 1
         self.ids: list[int] = []
-        self.sampler = Sampler(sampling, prompt, sample)
+        self.sampler = Sampler(sampling, ids, sample)
 
-    def accept(self, token: int, sampling: Sampling, limit: int, stop: Stop | None) -> str | None:
+    def accept(
+        self, token: int | None, sampling: Sampling, limit: int, stop: Stop | None
+    ) -> str | None:
         """Take the drawn token; the reason to finish, or None to go on."""
+        if token is None:
+            return "nonfinite"
         if token in sampling.stop_ids:
             return "eos"
         self.ids.append(token)
@@ -108,8 +109,8 @@ class Slots:
         """One slot after the other, ready to decode; computes a prompt when its first sample is asked
         for. The caller has made sure that a slot is free."""
         for index, ids in enumerate(prompts):
-            for sample in range(self._sampling.n):
-                if sample == 0:
+            for i, sample in enumerate(self._sampling.numbers):
+                if i == 0:
                     self._hold(ids[:-1])
                 sequence = self._free.pop(0)
                 if len(ids) > 1:
@@ -137,8 +138,12 @@ class Slots:
             np.ones(len(slots), np.int8),
         )
         self._context.synchronize()  # so that the samplers only read, from several threads
-        rows = range(len(slots))
-        drawn = list(self._pool.map(lambda row: slots[row].sampler.draw(self._context, row), rows))
+        logits = self._context.logits(len(slots))
+
+        def draw(row: int) -> int | None:
+            return slots[row].sampler.draw(self._context, row, logits[row])
+
+        drawn = list(self._pool.map(draw, range(len(slots))))
         self._active, finished = [], []
         for slot, token in zip(slots, drawn, strict=True):
             finish = slot.accept(token, self._sampling, self._limit, stop)

@@ -3,11 +3,13 @@
 Runs float models and simulated weights alike: an artifact is a normal Hugging Face folder. Perplexity
 forwards one batch of equal windows at a time without a KV cache and scores in float32 pieces, so that
 the logits of a long window over a large vocabulary never exist twice. Rows with ``activations`` or
-``kv_cache`` run with low_bits.py's roundings, and the latter always through a cache.
+``kv_cache`` run with low_bits.py's roundings, and the latter always through a cache. Generation is in
+decoding.py.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -26,18 +28,20 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from qeval.engines.decoding import Decoder
     from qeval.engines.low_bits import LowBitCache, RoundedCache
     from qeval.quant.base import Artifact
 
 _CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
 _TOKENS_CACHED = 4096  # the same, where the keys and values of all layers are kept beside them
+_ROUNDED = {"execution", "format"}  # of an artifact's details: more than float32 computes
 _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 
 
 class HfEngine:
     name: ClassVar[str] = "hf"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: nothing but the spec decides generation; exact log-softmax
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache"}
@@ -58,9 +62,12 @@ class HfEngine:
         self._low_bit_cache = low_bit_cache
         self._notes = notes
         self._largest_batch: int | None = None
+        self._decoder: Decoder | None = None
         config = model.config.get_text_config()
         self.max_seq_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.vocab_size = int(config.vocab_size)
+        table = model.get_input_embeddings()  # may have more rows, up to a round number
+        self._n_embeddings = int(getattr(table, "num_embeddings", self.vocab_size))
 
     @classmethod
     def preflight(cls) -> None:
@@ -76,6 +83,7 @@ class HfEngine:
         cannot have the ``kv_cache`` that is asked."""
         import torch
 
+        from qeval.engines.decoding import take_no_advice
         from qeval.engines.packed import load
         from qeval.quant.linears import device_of
 
@@ -84,6 +92,7 @@ class HfEngine:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
         model = load(artifact, settings, device)
+        take_no_advice(model)
         asked = artifact.details.get("execution") or {}
         if not asked.keys() & cls.capabilities:
             return cls(model, artifact, settings)
@@ -112,6 +121,8 @@ class HfEngine:
         import numpy as np
         import torch
 
+        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
+            raise self._no_cache()
         cache, nll, seconds, allocated = self._new_cache(), [], [], []
         on_gpu = self._device.type == "cuda"
         with torch.inference_mode():
@@ -124,19 +135,41 @@ class HfEngine:
                     torch.cuda.synchronize(self._device)
                     allocated.append(torch.cuda.memory_allocated(self._device))
                 seconds.append(time.perf_counter() - start)
-                cache = out.past_key_values
+                cache = getattr(out, "past_key_values", None)
+                if cache is None:
+                    raise self._no_cache()
                 if position + 1 < len(ids):
-                    row = out.logits[0, -1].float().log_softmax(-1)
-                    nll.append(-row[ids[position + 1]].item())
+                    following = self._tensor([[ids[position + 1]]])[0]
+                    nll.append(token_nll(out.logits[0, -1:], following).item())
         return StepTrace(np.array(nll, np.float32), np.array(seconds), max(allocated, default=None))
 
     def generate(
         self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
     ) -> Iterator[Completion]:
-        size = sampling.at_once or self._batch_size or _SEQUENCES[self._device.type]
-        units = [(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
-        for start in range(0, len(units), size):
-            yield from self._generate_batch(prompts, units[start : start + size], sampling, stop)
+        from qeval.engines.decoding import Decoder
+
+        if not prompts:
+            return
+        for i, ids in enumerate(prompts):
+            if not 0 < len(ids) < self.max_seq_len:
+                most = self.max_seq_len - 1
+                raise EngineError(
+                    f"prompt {i} has {len(ids)} tokens; {self._artifact.path} takes 1 to {most}"
+                )
+            self._check(ids)
+        if self._decoder is None:
+            details = self._artifact.details
+            exact = str(self._model.dtype) == "torch.float32" and not details.keys() & _ROUNDED
+            self._decoder = Decoder(self._model, self.max_seq_len, self._new_cache, exact=exact)
+        at_once = sampling.at_once or self._batch_size or _SEQUENCES[self._device.type]
+        yield from self._decoder.run(prompts, sampling, at_once, stop)
+
+    def _no_cache(self) -> EngineError:
+        kind = self._model.config.model_type
+        return EngineError(
+            f"{self._artifact.path}: {kind} keeps no cache of keys and values that one token after the "
+            "other could go through: take protocol gptq-benchmark off this model"
+        )
 
     def internals(self) -> Internals:
         from transformers import DynamicCache
@@ -169,10 +202,11 @@ class HfEngine:
 
         from qeval.engines.packed import kernels
 
+        batches = (self._largest_batch, self._decoder and self._decoder.largest_batch)
         facts: dict[str, Any] = {
             **_place(self._device),
             "n_threads": torch.get_num_threads(),
-            "batch_size": self._largest_batch,
+            "batch_size": max((n for n in batches if n), default=None),
             "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
         }
         chosen: dict[str, Any] = getattr(self._model, "kernel_facts", {})
@@ -182,10 +216,11 @@ class HfEngine:
     def notes(self) -> tuple[str, ...]:
         from qeval.engines.packed import resident_bytes, unpacked_note
 
-        if self._artifact.simulated or "format" not in self._artifact.details:
-            return self._notes
-        note = unpacked_note(self._artifact, resident_bytes(self._model))
-        return (*self._notes, note) if note else self._notes
+        notes = [*self._notes, *(self._decoder.notes() if self._decoder else ())]
+        if not self._artifact.simulated and "format" in self._artifact.details:
+            unpacked = unpacked_note(self._artifact, resident_bytes(self._model))
+            notes += [unpacked] if unpacked else []
+        return tuple(notes)
 
     def close(self) -> None:
         del self._model
@@ -194,8 +229,19 @@ class HfEngine:
         """One forward's input, [len(rows), tokens]; rows of one length."""
         import torch
 
+        for row in rows:
+            self._check(row)
         self._largest_batch = max(len(rows), self._largest_batch or 0)
         return torch.tensor(rows, dtype=torch.long, device=self._device)
+
+    def _check(self, ids: Ids) -> None:
+        """Raises EngineError for an id that the model has no embedding of."""
+        wrong = [i for i in (min(ids), max(ids)) if not 0 <= i < self._n_embeddings]
+        if wrong:
+            raise EngineError(
+                f"token id {wrong[0]} is outside the vocabulary of {self._artifact.path} "
+                f"({self._n_embeddings} tokens): it does not belong to this tokenizer"
+            )
 
     def _new_cache(self) -> RoundedCache | None:
         """None: the model makes its own, in its dtype."""
@@ -219,66 +265,15 @@ class HfEngine:
             for start in range(0, len(equal), size):
                 yield equal[start : start + size]
 
-    def _score(self, batch: list[Ids], first: int) -> Iterator[NDArray[np.float32]]:
+    def _score(self, batch: list[Ids], first: int) -> list[NDArray[np.float32]]:
         import torch
-        from torch.nn.functional import cross_entropy
 
         ids = self._tensor(batch)
         keep = ids.shape[1] - first + 1  # logits at first-1 .. last; the last one predicts nothing here
         with torch.inference_mode():
             logits = self._model(input_ids=ids, logits_to_keep=keep, **self._caching()).logits
-            flat = logits[:, -keep:-1].flatten(0, 1)
-            targets = ids[:, first:].flatten()
-            step = max(1, _CHUNK_ELEMENTS // flat.shape[1])
-            pieces = [
-                cross_entropy(flat[i : i + step].float(), targets[i : i + step], reduction="none")
-                for i in range(0, len(targets), step)
-            ]
-            nll = torch.cat(pieces).view(len(batch), -1).cpu().numpy()
-        yield from nll
-
-    def _generate_batch(
-        self,
-        prompts: Sequence[Ids],
-        units: list[tuple[int, int]],
-        sampling: Sampling,
-        stop: Stop | None,
-    ) -> Iterator[Completion]:
-        """Prompts padded on the left into one batch of transformers' own ``generate``."""
-        import torch
-        from transformers import GenerationConfig, StoppingCriteriaList
-
-        width = max(len(prompts[p]) for p, _ in units)
-        pad = sampling.stop_ids[0] if sampling.stop_ids else 0
-        rows = [[pad] * (width - len(prompts[p])) + list(prompts[p]) for p, _ in units]
-        mask = [[0] * (width - len(prompts[p])) + [1] * len(prompts[p]) for p, _ in units]
-        greedy = sampling.temperature == 0
-        drawing = (
-            {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        )
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=not greedy,
-            eos_token_id=list(sampling.stop_ids) or None,
-            pad_token_id=pad,
-            **drawing,
-        )
-        cache = self._new_cache()
-        cached = {} if cache is None else {"past_key_values": cache}
-        config.use_cache = True if cached else config.use_cache
-        ends = _Ends(width, stop)
-        torch.manual_seed(_seed(sampling.seed, units[0]))
-        with torch.inference_mode():
-            out = self._model.generate(
-                self._tensor(rows),
-                attention_mask=self._tensor(mask),
-                generation_config=config,
-                **cached,
-                stopping_criteria=StoppingCriteriaList([ends] if stop else []),
-            )
-        for i, (prompt, sample) in enumerate(units):
-            ids, finish = _cut(out[i, width:].tolist(), ends.found.get(i), sampling)
-            yield Completion(prompt, sample, ids, finish)
+            windows = zip(logits[:, -keep:-1], ids[:, first:], strict=True)  # views: nothing is copied
+            return [_window_nll(rows, targets).cpu().numpy() for rows, targets in windows]
 
     def _kv_bytes(self, context: int) -> int | None:
         """Keys and values of every layer, in the model's dtype or in the row's own bits; None where the
@@ -310,35 +305,20 @@ def _place(device: torch.device) -> dict[str, str]:
     return {"device": f"cuda:{index}", "device_name": torch.cuda.get_device_name(index)}
 
 
-class _Ends:
-    """transformers stopping criterion: where ``stop`` ended each sequence of a batch."""
+def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """token_nll in pieces."""
+    import torch
 
-    def __init__(self, width: int, stop: Stop | None) -> None:
-        self._width = width
-        self._stop = stop
-        self.found: dict[int, int] = {}  # sequence -> number of new tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        import torch
-
-        new = input_ids[:, self._width :].tolist()
-        for i, ids in enumerate(new):
-            if i not in self.found and self._stop is not None and self._stop(ids):
-                self.found[i] = len(ids)
-        done = [i in self.found for i in range(len(new))]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+    step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+    starts = range(0, len(targets), step)
+    return torch.cat([token_nll(logits[i : i + step], targets[i : i + step]) for i in starts])
 
 
-def _cut(ids: list[int], end: int | None, sampling: Sampling) -> tuple[list[int], str]:
-    """New tokens up to the first stopping id or stop, and why they ended."""
-    for i, token in enumerate(ids[:end]):
-        if token in sampling.stop_ids:
-            return ids[:i], "eos"
-    if end is not None:
-        return ids[:end], "stop"
-    return ids, "length"
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log softmax(logits)[targets] in float32: logits [n, vocab], targets [n] -> [n].
 
-
-def _seed(seed: int, unit: tuple[int, int]) -> int:
-    """One stream of random numbers a batch, fixed by the spec's seed and the batch's first unit."""
-    return (seed * 1_000_003 + unit[0] * 10_007 + unit[1]) % 2**63
+    Not by cross_entropy: on the CPU, torch's log-softmax adds the exponentials up one after the other
+    and is low by up to 1e-5 nats at 49,152 entries, 5e-5 at 262,144. logsumexp adds pairwise.
+    """
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]

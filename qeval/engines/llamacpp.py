@@ -40,7 +40,7 @@ _SLOTS_CPU, _SLOTS_GPU = 16, 32  # sequences generated at once, unless batch_siz
 
 class LlamaCppEngine:
     name: ClassVar[str] = "llamacpp"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: samples keyed by prompt and number; logits that are not finite
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
 
@@ -134,7 +134,7 @@ class LlamaCppEngine:
         self._check_prompts(prompts)
         usual = _SLOTS_CPU if self._model.device == "cpu" else _SLOTS_GPU
         n_slots = sampling.at_once or self._batch_size or usual
-        n_slots = min(n_slots, len(prompts) * sampling.n, _llama.MAX_SEQUENCES - 1)
+        n_slots = min(n_slots, len(prompts) * len(sampling.numbers), _llama.MAX_SEQUENCES - 1)
         longest = max(len(ids) for ids in prompts)
         limit = min(longest + sampling.max_new_tokens, self.max_seq_len)
         with self._context(n_slots + 1, limit, unified=True) as context:

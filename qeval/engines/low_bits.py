@@ -149,7 +149,6 @@ class LowBitCache:
                     f"kv_cache: {kind} keeps more than keys and values ({type(layer).__name__}): "
                     "take kv_cache off this row"
                 )
-        model.generation_config.cache_implementation = None  # generate() is handed a cache
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         try:
             with torch.inference_mode():

@@ -8,7 +8,6 @@ without the model. A benchmark is a ``CodingTask`` with a loader (``samples.LOAD
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from abc import ABC, abstractmethod
@@ -241,7 +240,7 @@ def _generate(
         temperature=options.temperature,
         top_p=options.nucleus,
         max_new_tokens=_max_new(mode, options),
-        seed=_seed(options.seed, written),
+        seed=options.seed,
         stop_ids=mode.stop_ids,
     )
     context.progress(written, total, "completions")
@@ -249,13 +248,6 @@ def _generate(
         yield sample
         written += 1
         context.progress(written, total, "completions")
-
-
-def _seed(seed: int, written: int) -> int:
-    """Another seed for a run that goes on: what the killed one drew must not be drawn again."""
-    if written == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{written}".encode()).digest()[:4], "big") >> 1
 
 
 def _asked(
@@ -270,22 +262,27 @@ def _asked(
 def _samples(
     lm: LM, mode: Mode, sampling: Sampling, asked: Sequence[Asked], context: TaskContext
 ) -> Iterator[Sample]:
-    """The missing samples as they are finished; problems that miss equally many go together."""
+    """The missing samples as they are finished; problems that miss the same ones go together. By its
+    number a sample has the text that it would have had if the run had not been killed."""
     for one in asked:
         if len(one.ids) >= lm.max_seq_len:
             answer = vars(mode.answer(one.problem, ""))
             for i in one.missing:
                 yield Sample(one.problem.task_id, sample=i, finish="no room", tokens=0, **answer)
     fitting = [one for one in asked if len(one.ids) < lm.max_seq_len]
-    for n in sorted({len(one.missing) for one in fitting}):
-        group = [one for one in fitting if len(one.missing) == n]
+    for numbers in sorted({tuple(one.missing) for one in fitting}):
+        group = [one for one in fitting if tuple(one.missing) == numbers]
         prompts = [one.ids for one in group]
-        for done in lm.generate(prompts, replace(sampling, n=n), mode.stop):
+        drawing = replace(sampling, n=len(numbers), samples=numbers)
+        for done in lm.generate(prompts, drawing, mode.stop):
             one = group[done.prompt]
             answer = vars(mode.answer(one.problem, context.tokenizer.decode(done.ids)))
-            number = one.missing[done.sample]
             yield Sample(
-                one.problem.task_id, sample=number, finish=done.finish, tokens=len(done.ids), **answer
+                one.problem.task_id,
+                sample=done.sample,
+                finish=done.finish,
+                tokens=len(done.ids),
+                **answer,
             )
 
 
@@ -293,6 +290,8 @@ def _notes(samples: Sequence[Sample], max_new: int) -> Iterator[str]:
     ends, n = Counter(sample.finish for sample in samples), len(samples)
     if ends["length"]:
         yield f"{ends['length']} of {n} completions ended by length (max_new_tokens {max_new})"
+    if ends["nonfinite"]:
+        yield f"{ends['nonfinite']} of {n} completions broken: the model's logits are not finite"
     if ends["no room"]:
         yield f"{ends['no room']} of {n} samples failed: prompt longer than the model's context"
 

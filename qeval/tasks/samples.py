@@ -84,7 +84,7 @@ class Sample:
     sample: int = 0
     prefix: str | None = None  # what the program begins with; None: the problem's prompt
     raw: str | None = None  # a chat model's whole answer
-    finish: str | None = None  # "eos" | "stop" | "length" | "no room"
+    finish: str | None = None  # "eos" | "stop" | "length" | "no room" | "nonfinite"
     tokens: int | None = None  # generated
 
     def program(self, problem: Problem, id: str) -> Program:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from qeval.errors import DataError
+from qeval.errors import DataError, EngineError
 from qeval.lm import LM, Sampling
 from qeval.quant.base import Options
 from qeval.record import Metric
@@ -42,7 +43,7 @@ class SpeedOptions(Options):
 
 
 class Speed:
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: not ended by a model's end-of-sequence; the tokens are counted
     Options: ClassVar[type[Options]] = SpeedOptions
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
     on_simulated: ClassVar[bool] = False  # they run as the float model does
@@ -60,7 +61,12 @@ class Speed:
         """Needs nothing but the engine."""
 
     def run(self, lm: LM, options: SpeedOptions, context: TaskContext) -> TaskResult:
-        """Raises DataError where the model's maximum is shorter than the decoding run."""
+        """No metric has a value where the model's logits are not finite.
+
+        Raises:
+            DataError: the model's maximum is shorter than the decoding run.
+            EngineError: the engine generated fewer tokens than it was asked to.
+        """
         context_len = options.decode_prompt + options.new_tokens
         if context_len > lm.max_seq_len:
             raise DataError(
@@ -68,76 +74,84 @@ class Speed:
                 f"{lm.max_seq_len}"
             )
         prefill = min(options.prefill_tokens, lm.max_seq_len - 1)
+        runs = _Runs(lm, options.repeats)
         steps = 1 + len(options.batch_sizes)
-        first = _prepared(lm, prefill, 1, 1)
-        seconds = [first() for _ in range(options.repeats)]
+        metrics = runs.prefill(prefill)
         context.progress(1, steps, "measurements")
-        name = f"speed/p{prefill}"
-        metrics = [
-            _rate("prefill_tok_s", prefill, seconds, name),
-            Metric(
-                "ttft_s",
-                median(seconds),
-                name,
-                "s",
-                low=min(seconds),
-                high=max(seconds),
-                n=len(seconds),
-            ),
-        ]
         for i, batch in enumerate(options.batch_sizes):
-            metrics.append(_decode(lm, options, batch))
+            metrics.append(runs.decode(options.decode_prompt, options.new_tokens, batch))
             context.progress(i + 2, steps, "measurements")
+        notes: tuple[str, ...] = ()
+        if runs.broken:  # such numbers may come from another path through a kernel
+            metrics = [Metric(m.name, None, m.protocol, m.unit, nonfinite=1.0) for m in metrics]
+            notes = ("the model's logits are not finite: its speed says nothing",)
         longest = max(prefill + 1, context_len)
-        return TaskResult(tuple(metrics), spread_note(metrics), context=longest)
+        return TaskResult(
+            tuple(metrics), notes, facts={"tokens_timed": runs.tokens_timed}, context=longest
+        )
 
 
-def _decode(lm: LM, options: SpeedOptions, batch: int) -> Metric:
-    """None where the machine's noise is larger than the time of the tokens."""
-    first = _prepared(lm, options.decode_prompt, 1, batch)
-    all_of_them = _prepared(lm, options.decode_prompt, options.new_tokens, batch)
-    seconds = [-first() + all_of_them() for _ in range(options.repeats)]
-    name = f"speed/d{options.decode_prompt}+{options.new_tokens}b{batch}"
-    if min(seconds) <= 0:
-        return Metric("decode_tok_s", None, name, "tok/s", n=len(seconds))
-    return _rate("decode_tok_s", batch * (options.new_tokens - 1), seconds, name)
+class _Runs:
+    """Timed generation on one engine, with the tokens that it gave counted."""
+
+    def __init__(self, lm: LM, repeats: int) -> None:
+        self._lm, self._repeats = lm, repeats
+        self.broken = False
+        self.tokens_timed: dict[str, int] = {}  # new tokens of one run, by protocol
+
+    def prefill(self, prompt: int) -> list[Metric]:
+        name = f"speed/p{prompt}"
+        first = self._prepared(prompt, 1, 1)
+        seconds = [first().seconds for _ in range(self._repeats)]
+        self.tokens_timed[name] = 1
+        ttft = Metric(
+            "ttft_s", median(seconds), name, "s", low=min(seconds), high=max(seconds), n=len(seconds)
+        )
+        return [_rate("prefill_tok_s", prompt, seconds, name), ttft]
+
+    def decode(self, prompt: int, new_tokens: int, batch: int) -> Metric:
+        """Without a value where the machine's noise is larger than the time of the tokens."""
+        name = f"speed/d{prompt}+{new_tokens}b{batch}"
+        first = self._prepared(prompt, 1, batch)
+        all_of_them = self._prepared(prompt, new_tokens, batch)
+        pairs = [(first(), all_of_them()) for _ in range(self._repeats)]
+        seconds = [long.seconds - short.seconds for short, long in pairs]
+        tokens = pairs[0][1].tokens - pairs[0][0].tokens
+        self.tokens_timed[name] = pairs[0][1].tokens
+        if min(seconds) <= 0:
+            return Metric("decode_tok_s", None, name, "tok/s", n=len(seconds))
+        return _rate("decode_tok_s", tokens, seconds, name)
+
+    def _prepared(self, prompt: int, new_tokens: int, batch: int) -> Callable[[], _Run]:
+        """A warmed-up run. The same prompts on every engine."""
+        rng = random.Random(0)
+        vocab = self._lm.vocab_size
+        prompts = [[rng.randrange(vocab) for _ in range(prompt)] for _ in range(batch)]
+        sampling = Sampling(max_new_tokens=new_tokens, at_once=batch)
+
+        def timed() -> _Run:
+            start = time.perf_counter()
+            done = list(self._lm.generate(prompts, sampling))
+            seconds = time.perf_counter() - start
+            tokens = sum(len(completion.ids) for completion in done)
+            if any(completion.finish == "nonfinite" for completion in done):
+                self.broken = True
+            elif tokens != batch * new_tokens:
+                raise EngineError(
+                    f"speed: the engine generated {tokens} tokens in place of {batch} x {new_tokens}"
+                )
+            return _Run(seconds, tokens)
+
+        timed()
+        return timed
 
 
-def spread_note(metrics: list[Metric]) -> tuple[str, ...]:
-    """One note where the repeats of a rate lie further apart than SPREAD of their median. (hyperfine's
-    test for outliers needs ten and more repeats.)"""
-    spreads = {
-        f"{m.name} {m.protocol.partition('/')[2]}": (m.high - m.low) / m.value
-        for m in metrics
-        if m.unit == "tok/s" and m.value and m.low is not None and m.high is not None
-    }
-    wide = {name: share for name, share in spreads.items() if share > SPREAD}
-    if not wide:
-        return ()
-    worst = max(wide, key=wide.__getitem__)
-    others = f" (and {len(wide) - 1} more)" if len(wide) > 1 else ""
-    return (
-        f"repeats of {worst} lie {100 * wide[worst]:.0f}% apart{others}: something else ran, or the "
-        "runs are too short to time; measure again, or raise repeats",
-    )
+@dataclass(frozen=True)
+class _Run:
+    seconds: float
+    tokens: int  # new ones, of all sequences
 
 
 def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:
     rates = sorted(tokens / s for s in seconds)
     return Metric(name, median(rates), protocol, "tok/s", low=rates[0], high=rates[-1], n=len(rates))
-
-
-def _prepared(lm: LM, prompt: int, new_tokens: int, batch: int) -> Callable[[], float]:
-    """A warmed-up run that returns its wall seconds. The same prompts on every engine."""
-    rng = random.Random(0)
-    prompts = [[rng.randrange(lm.vocab_size) for _ in range(prompt)] for _ in range(batch)]
-    sampling = Sampling(max_new_tokens=new_tokens, at_once=batch)
-
-    def timed() -> float:
-        start = time.perf_counter()
-        for _ in lm.generate(prompts, sampling):
-            pass
-        return time.perf_counter() - start
-
-    timed()
-    return timed

@@ -1,0 +1,351 @@
+"""How the torch engine generates: by transformers' own loop, with nothing but the spec's word on what
+is drawn.
+
+A folder's files say much about generating: generation_config.json (penalties, beams, forced tokens,
+lengths, a temperature), config.json (``use_cache: false``), a ``generate`` of their own. None of it
+holds here. Greedy is argmax of the logits, a sample is drawn from softmax(logits / temperature) cut to
+the nucleus of ``top_p``, and who may end a sequence is said by ``Sampling`` and ``Stop``.
+
+Sequences of unequal length are padded on the left where the model is seen to answer as it does
+alone; elsewhere only equally long ones run together (``Trials``). Every sample has random numbers of
+its own, so its text does not hang on what runs beside it, but for the rounding of matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from qeval.errors import EngineError
+from qeval.lm import Completion, Ids, Sampling, Stop, seed_of
+
+_PAD = 0  # any id: no model may see it
+# Tokens of a trial: given ones, of a prompt alone, of the padded prompt and of the one beside it.
+_STEPS, _TRIED, _FEW, _MANY = 4, 64, 8, 512
+_RESTLESS = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
+
+
+def take_no_advice(model: Any) -> None:
+    """From now on the model's files decide nothing about generating or about what a call returns."""
+    model.generation_config = GenerationConfig()
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = True
+        config.return_dict = True
+        config.output_attentions = config.output_hidden_states = False
+
+
+def draw(scores: Tensor, temperature: float, top_p: float, u: Tensor) -> Tensor:
+    """One token of each row: the one that ``u`` falls on, the nucleus laid out in the order of ids.
+
+    The nucleus is the fewest most probable tokens that have ``top_p`` together, as in transformers and
+    llama.cpp. Args: scores [rows, vocab], float32; u [rows] in [0, 1), float64. Returns [rows].
+    """
+    p = (scores / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = p.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        p = torch.zeros_like(p).scatter_(-1, order, ordered.masked_fill_(before >= top_p, 0))
+    up_to = p.double().cumsum(-1)
+    total = up_to[:, -1:]
+    target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(up_to, target, right=True)
+    return found[:, 0].clamp_(max=p.shape[-1] - 1)  # NaN falls on none
+
+
+@dataclass
+class Row:
+    """A sequence in progress."""
+
+    prompt: int
+    sample: int
+    ids: list[int]  # of the prompt
+    u: np.ndarray[Any, np.dtype[np.float64]] | None  # [max_new_tokens] in [0, 1); None: greedy
+    new: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, token: int, sampling: Sampling, limit: int, stop: Stop | None) -> None:
+        """The next token; may finish the row."""
+        if token in sampling.stop_ids:
+            self.finish = "eos"
+            return
+        self.new.append(token)
+        if stop is not None and stop(self.new):
+            self.finish = "stop"
+        elif len(self.new) >= sampling.max_new_tokens or len(self.ids) + len(self.new) >= limit:
+            self.finish = "length"
+
+
+class Decoder:
+    """Completes prompts with ``model``, whose sequences have at most ``limit`` tokens.
+
+    ``new_cache`` makes the cache of a batch where it is not transformers' own (None there); ``exact``:
+    the model computes in float32 and rounds nothing.
+    """
+
+    def __init__(self, model: Any, limit: int, new_cache: Callable[[], Any], *, exact: bool) -> None:
+        if not isinstance(model, GenerationMixin):
+            raise EngineError(
+                f"{model.config.model_type}: its class, {type(model).__name__}, cannot generate: only "
+                "perplexity can be measured"
+            )
+        self._model, self._limit, self._new_cache, self._exact = model, limit, new_cache, exact
+        self._trials: Trials | None = None
+        self.largest_batch: int | None = None
+
+    def notes(self) -> tuple[str, ...]:
+        return () if self._trials is None else self._trials.notes()
+
+    def run(
+        self, prompts: Sequence[Ids], sampling: Sampling, at_once: int, stop: Stop | None
+    ) -> Iterator[Completion]:
+        """Completions as they finish, the longest prompts first. ``prompts`` are not empty, and leave
+        room for a token."""
+        rows = [
+            Row(i, sample, list(ids), _uniforms(sampling, ids, sample))
+            for i, ids in enumerate(prompts)
+            for sample in sampling.numbers
+        ]
+        rows.sort(key=lambda row: -len(row.ids))
+        if self._trials is None:
+            self._trials = Trials(self._model, self._new_cache, self._exact, [row.ids for row in rows])
+        for batch in self._batches(rows, at_once):
+            self.largest_batch = max(len(batch), self.largest_batch or 0)
+            yield from self._finished(batch, sampling, stop)
+
+    def _batches(self, rows: list[Row], at_once: int) -> Iterator[list[Row]]:
+        """All that may run together, in pieces of ``at_once``."""
+        assert self._trials is not None
+        if at_once == 1 or len(rows) == 1 or not self._trials.may_batch():
+            yield from ([row] for row in rows)
+            return
+        groups = [list(same) for _, same in groupby(rows, lambda row: len(row.ids))]
+        if len(groups) > 1 and self._trials.may_pad([row.ids for row in rows]):
+            groups = [rows]
+        for group in groups:
+            for start in range(0, len(group), at_once):
+                yield group[start : start + at_once]
+
+    def _finished(self, rows: list[Row], sampling: Sampling, stop: Stop | None) -> Iterator[Completion]:
+        """One batch to its end. Where the longest sequence fills the model's context, the others go on
+        without it."""
+        assert self._trials is not None
+        while rows:
+            longest = max(len(row.ids) + len(row.new) for row in rows)
+            steps = min(sampling.max_new_tokens - len(rows[0].new), self._limit - longest)
+            ends = _Ends(rows, sampling, self._limit, stop)
+            ids, pick = [row.ids + row.new for row in rows], _Draw(rows, sampling)
+            if self._trials.caches:
+                generate(self._model, ids, steps, self._new_cache(), pick, ends)
+            else:
+                generate_plainly(self._model, ids, steps, pick, ends)
+            for row in rows:
+                if row.finish is not None:
+                    yield Completion(row.prompt, row.sample, row.new, row.finish)
+            rows = [row for row in rows if row.finish is None]
+
+
+def generate(
+    model: Any,
+    rows: Sequence[Ids],
+    steps: int,
+    cache: Any,
+    pick: LogitsProcessor,
+    ends: StoppingCriteria | None = None,
+) -> None:
+    """transformers' greedy loop over rows, padded on the left to one length; ``pick`` and ``ends`` see
+    what comes out. The class's own ``generate``: a folder may bring another."""
+    width = max(map(len, rows))
+    ids = [[_PAD] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    config = GenerationConfig(max_new_tokens=steps, do_sample=False, use_cache=True, pad_token_id=_PAD)
+    with torch.inference_mode():
+        GenerationMixin.generate(
+            model,
+            torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([pick]),
+            stopping_criteria=StoppingCriteriaList([ends] if ends else []),
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+
+
+def generate_plainly(
+    model: Any, rows: Sequence[Ids], steps: int, pick: LogitsProcessor, ends: StoppingCriteria
+) -> None:
+    """The same over rows of one length by what defines it: a forward of the whole sequence a token."""
+    ids = torch.tensor(rows, device=model.device)
+    for _ in range(steps):
+        with torch.inference_mode():
+            scores = pick(ids, model(input_ids=ids, use_cache=False).logits[:, -1].float())
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=-1)
+            if bool(ends(ids, scores).all()):
+                return
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves the loop's argmax no choice but the token drawn for each row. A row whose logits are not
+    finite (NaN, infinity) is finished."""
+
+    def __init__(self, rows: list[Row], sampling: Sampling) -> None:
+        self._rows, self._sampling = rows, sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        finite = scores.amax(-1).isfinite().tolist()
+        for row, fine in zip(self._rows, finite, strict=True):
+            if not fine and row.finish is None:
+                row.finish = "nonfinite"
+        if self._sampling.temperature == 0:
+            return scores
+        u = [
+            row.u[len(row.new)] if row.u is not None and row.finish is None else 0 for row in self._rows
+        ]
+        drawn = draw(
+            scores,
+            self._sampling.temperature,
+            self._sampling.top_p,
+            torch.tensor(u, dtype=torch.float64, device=scores.device),
+        )
+        return scores.fill_(-torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+
+class _Ends(StoppingCriteria):  # type: ignore[misc]
+    """Hands each row its new token, and says which rows are finished."""
+
+    def __init__(self, rows: list[Row], sampling: Sampling, limit: int, stop: Stop | None) -> None:
+        self._rows, self._sampling, self._limit, self._stop = rows, sampling, limit, stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            if row.finish is None:
+                row.take(token, self._sampling, self._limit, self._stop)
+        done = [row.finish is not None for row in self._rows]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _uniforms(sampling: Sampling, ids: Ids, sample: int) -> Any:
+    if sampling.temperature == 0:
+        return None
+    seed = seed_of(sampling.seed, ids, sample)
+    return np.random.default_rng(seed).random(sampling.max_new_tokens)
+
+
+class Trials:
+    """What a model does with a cache and in company, found out by trying it on the prompts at hand.
+
+    Some classes of transformers answer otherwise through their cache, some in a batch, and some see
+    padding in spite of the attention mask (a state that runs through it, positions counted from it).
+
+    Compared are the logits before and after a few given tokens with those of one forward of the whole
+    sequence (``_distance``). Rounding gives 1e-5 in float32 and 0.05 in bfloat16, a wrong position or
+    mask 0.3 and more.
+    """
+
+    def __init__(
+        self, model: Any, new_cache: Callable[[], Any], exact: bool, prompts: Sequence[Ids]
+    ) -> None:
+        """``exact``: the model computes in float32 and rounds nothing."""
+        self._model, self._new_cache = model, new_cache
+        self._kind = model.config.model_type
+        self._batches: bool | None = None
+        self._pads: bool | None = None
+        longest = max(prompts, key=len)
+        self._some = list(longest[:_FEW])
+        self._forced = list(longest[-_STEPS:]) + [longest[-1]] * (_STEPS - len(longest))
+        alone = (self._some, longest[:_TRIED])
+        self._noise = max(self._apart([ids]) for ids in alone)
+        self.caches = new_cache() is not None or self._noise < (0.005 if exact else 0.3)
+        self._allowed = min(0.2, max(0.001 if exact else 0.03, 4 * self._noise))
+
+    def may_batch(self) -> bool:
+        """Whether a sequence is answered beside another one of its length as it is alone."""
+        if self._batches is None:
+            other = self._some[::-1]
+            self._batches = self.caches and self._apart([other, self._some]) < self._allowed
+        return self._batches
+
+    def may_pad(self, prompts: Sequence[Ids]) -> bool:
+        """Whether a short sequence is answered beside a long one as it is alone."""
+        if self._pads is None:
+            long, short = max(prompts, key=len), min(prompts, key=len)
+            self._pads = (
+                self._rope_type() not in _RESTLESS
+                and self._apart([long[:_MANY], short[:_FEW]]) < self._allowed
+            )
+        return self._pads
+
+    def notes(self) -> tuple[str, ...]:
+        if self.caches:
+            return ()
+        return (
+            f"generated without a cache: through that of transformers {self._kind} answers otherwise",
+        )
+
+    def _apart(self, rows: list[Ids]) -> float:
+        """Of the last row as it is decoded together with the others, from what it is alone."""
+        forced = _Force(self._forced)
+        try:
+            expected = self._alone(rows[-1])
+            generate(self._model, rows, _STEPS, self._new_cache(), forced)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # each class has its own where it does not take this
+            return math.inf
+        return _distance(torch.stack(forced.seen), expected)
+
+    def _alone(self, ids: Ids) -> Tensor:
+        """Logits [_STEPS, vocab] by one forward of the sequence with the given tokens."""
+        cache = self._new_cache()
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.tensor([[*ids, *self._forced[:-1]]], device=self._model.device),
+                use_cache=cache is not None,
+                **({} if cache is None else {"past_key_values": cache}),
+            ).logits
+        return logits[0, len(ids) - 1 :].float()  # type: ignore[no-any-return]
+
+    def _rope_type(self) -> str:
+        config = self._model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        return str(rope.get("rope_type") or rope.get("type") or "")
+
+
+class _Force(LogitsProcessor):  # type: ignore[misc]
+    """Remembers the last row's logits, and has the given tokens follow."""
+
+    def __init__(self, forced: list[int]) -> None:
+        self._forced = forced
+        self.seen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self._forced[len(self.seen)]
+        self.seen.append(scores[-1].clone())
+        scores[:, token] = torch.inf
+        return scores
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over the standard deviation of the logits, the largest of the
+    steps; 0 where the model itself gives nothing finite."""
+    fine = expected.isfinite()
+    if not fine.any(-1).all() or expected.isnan().any():
+        return 0.0
+    apart = (found - expected).masked_fill(~fine, 0).square().mean(-1).sqrt()
+    spread = expected.masked_fill(~fine, 0).std(-1)
+    worst = (apart / spread.clamp(min=1e-30)).max().item()
+    return worst if math.isfinite(worst) else math.inf
