@@ -26,6 +26,7 @@ from qeval.artifacts import ArtifactCache
 from qeval.cores import threads
 from qeval.errors import QevalError
 from qeval.files import disk_message, write_atomic
+from qeval.finite import check_finite
 from qeval.jobs import Job, JobResult, Stopwatch
 from qeval.memory import VramSampler, peak_rss
 from qeval.quant.base import BuildContext, Progress
@@ -96,6 +97,8 @@ def _build(job: Job, progress: Progress) -> JobResult:
     )
     sampler, load = VramSampler(), machine.Load()
     sampler.start()
+    if job.artifact is None and job.model.path.is_dir():  # else it was checked with the base
+        check_finite(job.model.path, job.model.dtype if method.engine == "hf" else None)
     artifact = method.build(method.Options.model_validate(job.options), context)
     memory = MemoryReport(vram_process=sampler.stop(), ram_peak=peak_rss())
     timing = {**watch.timing(), "build_s": watch.seconds()}

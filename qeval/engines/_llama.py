@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qeval import provenance
+from qeval.engines.gguf_file import GGML_TYPES, Tensor
 from qeval.errors import EngineError, MissingExtraError
 
 Int32 = NDArray[np.int32]
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ: a compile-time constant of llama.cpp
 N_BATCH = 2048  # tokens of one llama_decode call, llama.cpp's own default
+_CHECKED_BYTES = 2**24  # of weights at once
 _DEVICE_GPU = 1  # enum ggml_backend_dev_type
 _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5  # enum ggml_log_level
 
@@ -92,6 +94,29 @@ def _gpus() -> list[str]:
     devices = [libggml.ggml_backend_dev_get(i) for i in range(count)]
     gpus = [d for d in devices if libggml.ggml_backend_dev_type(d) == _DEVICE_GPU]
     return [libggml.ggml_backend_dev_description(d).decode() for d in gpus]
+
+
+def nonfinite(tensors: Iterable[Tensor]) -> list[str]:
+    """The names of tensors of a file whose values or scales are not finite, as ggml finds them. Read
+    piece by piece: a mapped file would stand in the peak of memory."""
+    from llama_cpp._ggml import libggml
+
+    check = libggml.ggml_validate_row_data
+    check.argtypes, check.restype = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t], ctypes.c_bool
+    number = {kind: n for n, (kind, _, _) in GGML_TYPES.items()}
+    block = {kind: n_bytes for kind, _, n_bytes in GGML_TYPES.values()}
+
+    def is_finite(t: Tensor) -> bool:
+        step = block[t.kind] * max(1, _CHECKED_BYTES // block[t.kind])
+        with t.file.open("rb") as file:
+            file.seek(t.offset)
+            for start in range(0, t.n_bytes, step):
+                data = file.read(min(step, t.n_bytes - start))
+                if not check(number[t.kind], data, len(data)):
+                    return False
+        return True
+
+    return [t.name for t in tensors if not is_finite(t)]
 
 
 def reason(default: str) -> str:

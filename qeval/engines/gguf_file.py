@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,6 +69,8 @@ class Tensor:
     shape: tuple[int, ...]  # as in torch: [out_features, in_features]; the file has it reversed
     kind: str  # "Q4_K", "F32", ...
     n_bytes: int
+    file: Path = field(default=Path(), compare=False)
+    offset: int = field(default=0, compare=False)  # where its data begins in the file
 
     @property
     def n_params(self) -> int:
@@ -208,8 +210,11 @@ def _read_one(path: Path) -> Header:
         raise ModelError(f"{path}: the GGUF header is cut off or damaged") from err
     _check_once(path, [name for name, _ in values])
     metadata = dict(values)
-    _check_tensors(path, tensors, metadata.get("general.alignment", 32), header_ends)
-    return Header(metadata, tuple(t for t, _ in tensors))
+    alignment = metadata.get("general.alignment", 32)
+    _check_tensors(path, tensors, alignment, header_ends)
+    start = -(-header_ends // alignment) * alignment
+    placed = (replace(t, file=path, offset=start + offset) for t, offset in tensors)
+    return Header(metadata, tuple(placed))
 
 
 def _check_tensors(

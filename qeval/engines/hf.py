@@ -20,6 +20,7 @@ from qeval.cores import threads
 from qeval.devices import torch_device
 from qeval.errors import EngineError
 from qeval.extras import require
+from qeval.finite import nonfinite_notes
 from qeval.lm import Completion, EngineSettings, Ids, Internals, Sampling, StepTrace, Stop
 from qeval.record import MemoryReport
 
@@ -84,7 +85,7 @@ class HfEngine:
         import torch
 
         from qeval.engines.decoding import take_no_advice
-        from qeval.engines.packed import load
+        from qeval.engines.packed import load, nonfinite
         from qeval.quant.linears import device_of
 
         torch.set_num_threads(threads(settings.n_threads))
@@ -93,9 +94,10 @@ class HfEngine:
             raise EngineError(f"device {settings.device}: torch sees no CUDA GPU; use device: cpu")
         model = load(artifact, settings, device)
         take_no_advice(model)
+        notes = nonfinite_notes(nonfinite(model))
         asked = artifact.details.get("execution") or {}
         if not asked.keys() & cls.capabilities:
-            return cls(model, artifact, settings)
+            return cls(model, artifact, settings, notes=notes)
         from qeval.engines.low_bits import LowBitCache, round_activations
 
         note, cache = None, None
@@ -103,7 +105,7 @@ class HfEngine:
             note = round_activations(model, how["num_bits"], how["symmetric"])
         if how := asked.get("kv_cache"):
             cache = LowBitCache.on(model, **how)
-        return cls(model, artifact, settings, cache, (note,) if note else ())
+        return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         for batch in self._batches(windows):

@@ -25,6 +25,7 @@ from qeval.engines.gguf_file import read_header
 from qeval.engines.gguf_tokenizer import GgufTokenizer
 from qeval.errors import EngineError
 from qeval.extras import require
+from qeval.finite import nonfinite_notes
 from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
 from qeval.record import MemoryReport
 
@@ -44,12 +45,13 @@ class LlamaCppEngine:
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
 
-    def __init__(self, model: Model, settings: EngineSettings) -> None:
+    def __init__(self, model: Model, settings: EngineSettings, notes: tuple[str, ...] = ()) -> None:
         self._model = model
         self._batch_size = settings.batch_size
         self._n_threads = threads(settings.n_threads)
         self._pool = ThreadPoolExecutor(self._n_threads)
         self._largest_batch: int | None = None
+        self._notes = notes
         self.max_seq_len = model.max_seq_len
         self.vocab_size = model.vocab_size
 
@@ -69,7 +71,9 @@ class LlamaCppEngine:
             EngineError: it is no GGUF file, truncated, of an unknown architecture, or the device is
                 not one that the installed llama.cpp can use.
         """
-        return cls(Model(artifact.path, device=_device(settings.device)), settings)
+        model = Model(artifact.path, device=_device(settings.device))
+        broken = _llama.nonfinite(read_header(artifact.path).tensors)
+        return cls(model, settings, nonfinite_notes(broken))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         if not windows:
@@ -184,7 +188,7 @@ class LlamaCppEngine:
         }
 
     def notes(self) -> tuple[str, ...]:
-        return ()
+        return self._notes
 
     def close(self) -> None:
         self._pool.shutdown()

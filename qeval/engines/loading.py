@@ -26,7 +26,8 @@ def load_model(
     trust_remote_code: bool = False,
     quantization_config: Any = None,
 ) -> Any:
-    """A transformers causal LM in eval mode, every weight accounted for.
+    """A transformers causal LM in eval mode, every weight accounted for. What generation_config.json says
+    is not read: it decides nothing here, and may be invalid.
 
     ``quantization_config`` (transformers' BitsAndBytesConfig, TorchAoConfig) quantizes while it loads.
 
@@ -37,7 +38,7 @@ def load_model(
     import torch
 
     lean_transformers()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -51,6 +52,7 @@ def load_model(
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            generation_config=GenerationConfig(),
             **more,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as err:

@@ -98,6 +98,39 @@ def unpacked_note(artifact: Artifact, resident: int) -> str | None:
     return f"its kernel holds {held} of weights for {size} stored: unpacked in memory"
 
 
+def nonfinite(model: Any) -> list[str]:
+    """The names of weights and of what is stored beside them (scales, zero points) that are not finite,
+    as they were loaded: float16 makes infinity of what is over 65,504."""
+    return [name for name, tensor in _stored(model) if not _is_finite(tensor)]
+
+
+def _stored(model: Any) -> Iterator[tuple[str, Any]]:
+    """Float tensors that come from files, by their parameter or module; what several names share once.
+    Buffers that are not stored (masks with -inf, scratch space) are left out."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        unsaved = module._non_persistent_buffers_set
+        held = {k: v for k, v in module._buffers.items() if k not in unsaved}
+        held = {
+            **module._parameters,
+            **held,
+            "meta": getattr(module, "meta", None),
+        }  # meta: HQQ's scales
+        for key, value in held.items():
+            for tensor in _within(value, seen):
+                if tensor.is_floating_point():
+                    yield f"{name}.{key}", tensor
+
+
+def _is_finite(tensor: Any) -> bool:
+    if not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # float8 has no order in torch
+        tensor = tensor.float()
+    low, high = tensor.aminmax()  # NaN where there is one; no mask of the tensor's size is made
+    return bool(low.isfinite() & high.isfinite())
+
+
 def _tensors(model: Any) -> Iterator[Any]:
     """Every tensor that a module holds: as a parameter or buffer, as an attribute, in a dictionary
     (HQQ's scales), or on another object (bitsandbytes' states)."""

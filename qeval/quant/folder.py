@@ -17,7 +17,9 @@ _PACKED = (".qweight", ".weight_packed", ".W_q", ".SCB", "._weight_qdata", ".wei
 
 def copy_side_files(source: Path, folder: Path) -> None:
     """Tokenizer, chat template and the like: what a folder of weights needs to be a model that others
-    load. Files that are there already stay."""
+    load. Files that are there already stay, but for generation_config.json: no model is loaded with the
+    source's, so what was saved beside the weights says nothing."""
+    (folder / "generation_config.json").unlink(missing_ok=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS) and not (folder / file.name).exists():
             shutil.copy(file, folder / file.name)

@@ -81,7 +81,7 @@ class Speed:
         for i, batch in enumerate(options.batch_sizes):
             metrics.append(runs.decode(options.decode_prompt, options.new_tokens, batch))
             context.progress(i + 2, steps, "measurements")
-        notes: tuple[str, ...] = ()
+        notes = spread_note(metrics)
         if runs.broken:  # such numbers may come from another path through a kernel
             metrics = [Metric(m.name, None, m.protocol, m.unit, nonfinite=1.0) for m in metrics]
             notes = ("the model's logits are not finite: its speed says nothing",)
@@ -150,6 +150,25 @@ class _Runs:
 class _Run:
     seconds: float
     tokens: int  # new ones, of all sequences
+
+
+def spread_note(metrics: list[Metric]) -> tuple[str, ...]:
+    """One note where the repeats of a rate lie further apart than SPREAD of their median. (hyperfine's
+    test for outliers needs ten and more repeats.)"""
+    spreads = {
+        f"{m.name} {m.protocol.partition('/')[2]}": (m.high - m.low) / m.value
+        for m in metrics
+        if m.unit == "tok/s" and m.value and m.low is not None and m.high is not None
+    }
+    wide = {name: share for name, share in spreads.items() if share > SPREAD}
+    if not wide:
+        return ()
+    worst = max(wide, key=wide.__getitem__)
+    others = f" (and {len(wide) - 1} more)" if len(wide) > 1 else ""
+    return (
+        f"repeats of {worst} lie {100 * wide[worst]:.0f}% apart{others}: something else ran, or the "
+        "runs are too short to time; measure again, or raise repeats",
+    )
 
 
 def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from qeval.cores import usable_cores
 from qeval.engines import _llama, llamacpp
-from qeval.engines._slots import seed_of
 from qeval.engines.llamacpp import LlamaCppEngine, token_nll
 from qeval.errors import EngineError
-from qeval.lm import EngineSettings, Sampling
+from qeval.lm import EngineSettings, Sampling, seed_of
 from qeval.provenance import cpu_name
 from qeval.quant.base import Artifact, BuildContext, ModelRef
 from qeval.quant.gguf import Gguf, GgufOptions
@@ -271,8 +270,10 @@ def test_prompts_that_cannot_run_are_refused(engine, size):
 
 
 def test_seeds_are_31_bits_and_differ():
-    seeds = {seed_of(s, p, i) for s in (-1, 0) for p in range(20) for i in range(20)}
+    prompts = [[1, 2, p] for p in range(10)] + [[12, p] for p in range(10)]
+    seeds = {seed_of(s, p, i) for s in (-1, 0) for p in prompts for i in range(20)}
     assert len(seeds) == 800 and max(seeds) < 2**31
+    assert seed_of(0, np.array([1, 2]), 3) == seed_of(0, (1, 2), 3)
 
 
 # ---- what ran

@@ -53,7 +53,7 @@ class TableLM:
     def generate(self, prompts, sampling, stop=None):
         self.calls.append((len(prompts), sampling))
         for p, ids in enumerate(prompts):
-            for s in range(sampling.n):
+            for s in sampling.numbers:
                 if self.dies_after is not None:
                     if self.dies_after == 0:
                         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
 
 from qeval.data import DataSource
 from qeval.errors import DataError, SandboxError, UsageError
+from qeval.report.compare import difference
 from qeval.sandbox.weak import WeakSandbox
 from qeval.tasks import coding
 from qeval.tasks.coding import CodingOptions
@@ -197,7 +199,7 @@ def test_a_killed_run_goes_on_where_it_was(box, run, table, every_other, problem
     lm = table(every_other)
     result = run(lm, **options)
     assert sum(prompts * sampling.n for prompts, sampling in lm.calls) == 6 * 3 - 7
-    assert all(sampling.seed != 0 for _, sampling in lm.calls)
+    assert {sampling.seed for _, sampling in lm.calls} == {0}  # a sample's text hangs on its number
     after = read_samples(path, problems)
     assert after[:7] == before
     pairs = sorted((f"Mbpp/{t}", i) for t in range(11, 17) for i in range(3))
@@ -205,10 +207,33 @@ def test_a_killed_run_goes_on_where_it_was(box, run, table, every_other, problem
     assert sorted((v["task_id"], v["sample"]) for v in lines(result.files["verdicts"])) == pairs
     unbroken = run(table(every_other), folder="other", **options)
     assert [m.values for m in unbroken.metrics] == [m.values for m in result.metrics]
+    whole = read_samples(tmp_path / "other" / "samples.jsonl", problems)
+    assert sorted(after, key=_place) == sorted(whole, key=_place)
 
     again = table(every_other)
     assert run(again, **options).metrics == result.metrics
     assert again.calls == []
+
+
+def _place(sample):
+    return sample.task_id, sample.sample
+
+
+def test_logits_that_are_not_finite_break_the_cell(box, run, table, every_other):
+    """One sample of twelve: as with perplexity there is no value, and so no interval, no difference."""
+
+    class Broken(type(table(every_other))):
+        def _complete(self, p, s, ids, sampling, stop):
+            done = super()._complete(p, s, ids, sampling, stop)
+            return replace(done, ids=[], finish="nonfinite") if (p, s) == (2, 1) else done
+
+    [metric] = run(Broken(table(every_other).keys, every_other), n_samples=2, temperature=1.0).metrics
+    assert (metric.value, metric.low, metric.high, metric.stderr) == (None, None, None, None)
+    assert metric.nonfinite == pytest.approx(1 / 12)
+    assert [v is None for v in metric.values] == [False, False, True, False, False, False]
+    whole = run(table(every_other), n_samples=2, temperature=1.0, folder="other").metrics[0]
+    assert difference(metric, whole) is None and difference(whole, metric) is None
+    assert difference(metric, metric) is None  # never "identical"
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_completions(box, run, table, every_other):

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from qeval.data import DataSource
-from qeval.errors import DataError
+from qeval.errors import DataError, EngineError
+from qeval.lm import Completion
 from qeval.quant.base import ModelRef
 from qeval.record import Metric
 from qeval.tasks.base import TaskContext
@@ -17,16 +18,21 @@ class Clock:
 
     max_seq_len = 256
     vocab_size = 100
+    finish = "length"
 
     def __init__(self, step=0.001):
         self.calls = []
         self.step = step
         self.now = 0.0
 
+    def tokens(self, asked):
+        return asked
+
     def generate(self, prompts, sampling, stop=None):
         self.calls.append((len(prompts), len(prompts[0]), sampling))
         self.now += 0.01 + self.step * (sampling.max_new_tokens - 1)
-        yield from ()
+        for i in range(len(prompts)):
+            yield Completion(i, 0, [1] * self.tokens(sampling.max_new_tokens), self.finish)
 
 
 @pytest.fixture
@@ -55,6 +61,37 @@ def test_rates_follow_from_two_times(lm, tmp_path):
     assert result.context == 101
     assert {(n, at.at_once) for n, _, at in lm.calls} == {(1, 1), (4, 4)}
     assert all(s.stop_ids == () and s.temperature == 0 for _, _, s in lm.calls)
+
+
+def test_the_tokens_that_were_timed_are_counted(lm, tmp_path):
+    _, result = run(lm, tmp_path, prefill_tokens=100, new_tokens=51, batch_sizes=[1, 4])
+    assert result.facts["tokens_timed"] == {
+        "speed/p100": 1,
+        "speed/d128+51b1": 51,
+        "speed/d128+51b4": 204,
+    }
+
+
+def test_a_run_that_ends_early_is_no_number(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm, "tokens", lambda asked: min(asked, 7))
+    with pytest.raises(EngineError, match="generated 28 tokens in place of 4 x 51"):
+        run(lm, tmp_path, new_tokens=51, batch_sizes=[4])
+
+
+def test_logits_that_are_not_finite_break_every_number(lm, tmp_path):
+    """Those before it, too: prompts and batches differ, kernels are the same."""
+    generate = lm.generate
+
+    def sometimes(prompts, sampling, stop=None):
+        lm.finish = "nonfinite" if len(prompts) == 4 else "length"
+        return generate(prompts, sampling, stop)
+
+    lm.generate = sometimes
+    metrics, result = run(lm, tmp_path, batch_sizes=[1, 4])
+    assert len(metrics) == 4
+    for metric in metrics.values():
+        assert (metric.value, metric.low, metric.nonfinite) == (None, None, 1.0)
+    assert result.notes == ("the model's logits are not finite: its speed says nothing",)
 
 
 def test_a_rate_lost_in_noise_is_no_number(lm, tmp_path):
