@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,13 @@ def make_tiny_llama(folder: Path, *, dtype: str = "float32", **config: object) -
     return folder
 
 
-def tiny_tokenizer():
+@pytest.fixture(scope="session")
+def tokenizer_with() -> Callable[..., Any]:
+    """tiny_tokenizer, for tests that want special tokens of their own."""
+    return tiny_tokenizer
+
+
+def tiny_tokenizer(*special: str):
     """A byte-level BPE of 512 tokens, trained on the licence, which never changes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +119,7 @@ def tiny_tokenizer():
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

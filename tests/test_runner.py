@@ -1,8 +1,10 @@
 """The runner's jobs, with an executor that runs nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qeval.cells import plan
 from qeval.executor import OnProgress
@@ -143,3 +145,41 @@ def test_a_clock_that_is_set_back_gives_no_negative_times(tmp_path, monkeypatch)
     timing = watch.timing()
     assert timing["start"] == 2e9 < timing["end"] < 2e9 + 3600
     assert 0 < watch.seconds() < 3600
+
+
+BROKEN = """\
+name: t
+models: [{model}]
+dtype: {dtype}
+quantizations: [none, {{rtn: {{num_bits: 8, group_size: -1}}}}]
+tasks:
+  - perplexity: {{dataset: 'file:{text}', seq_len: 32, limit: 4}}
+  - speed: {{prefill_tokens: 16, decode_prompt: 4, new_tokens: 4, batch_sizes: [1], repeats: 1}}
+device: cpu
+"""
+
+
+def test_weights_that_are_not_finite_break_every_number_and_are_named(tiny_llama: Path, tmp_path: Path):
+    """7e4 is infinity in float16. The float row measures nothing and says why; nothing is quantized."""
+    text, path = tmp_path / "text.txt", tmp_path / "t.yaml"
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(model / "model.safetensors")
+    tensors[name][0, 0] = 7e4
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    path.write_text(BROKEN.format(model=model, text=text, dtype="float16"))
+    ref = resolve_model(str(model), dtype="float16", cache_dir=tmp_path)
+    settings = RunSettings(tmp_path, None, EngineSettings(device="cpu"))
+    store = Store(tmp_path / "r")
+    records = Runner(store, InProcess(), settings, Silent()).run(plan(load_spec(path), [ref], tmp_path))
+    found = {(r.cell["quantization"]["label"], r.cell["task"]["name"]): r for r in records}
+    for task in ("perplexity", "speed"):
+        floats, rounded = found["none", task], found["RTN W8A16", task]
+        assert floats.status == "ok" and len(floats.metrics) == (1 if task == "perplexity" else 3)
+        assert all(m.value is None and m.nonfinite == 1.0 for m in floats.metrics)
+        assert f"weights that are not finite (NaN, infinity): {name}" in floats.notes
+        assert rounded.status in ("failed", "skipped")
+    assert f"{name} holds 7e+04, which is infinity in float16" in str(
+        found["RTN W8A16", "perplexity"].error
+    )

@@ -26,8 +26,8 @@ def load_model(
     trust_remote_code: bool = False,
     quantization_config: Any = None,
 ) -> Any:
-    """A transformers causal LM in eval mode, every weight accounted for. What generation_config.json says
-    is not read: it decides nothing here, and may be invalid.
+    """A transformers causal LM in eval mode, every weight accounted for. generation_config.json is not
+    read: it decides nothing here, and may be invalid.
 
     ``quantization_config`` (transformers' BitsAndBytesConfig, TorchAoConfig) quantizes while it loads.
 

@@ -216,7 +216,7 @@ def family(request, tmp_path_factory):
 
 def test_no_batch_size_changes_an_answer(family):
     kind, folder, expected = family
-    for size in (1, 2, 4):
+    for size in (1, 4):
         lm = open_lm(folder, batch_size=size)
         assert greedy(lm) == expected, size
         words = "generated without a cache: through that of transformers"

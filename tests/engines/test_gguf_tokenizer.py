@@ -52,6 +52,16 @@ def test_the_chat_template_is_rendered_as_transformers_does(tiny_llama, build_gg
     assert GgufTokenizer(artifact.path).chat(messages) == theirs
 
 
+def test_all_that_ends_a_generation_is_found_in_the_vocabulary(
+    tiny_llama, tokenizer_with, build_gguf, tmp_path
+):
+    """The end of text, of a turn and of a message: llama.cpp knows them by name and by metadata."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "turns"))
+    tokenizer_with("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<tool>").save_pretrained(folder)
+    artifact = build_gguf(folder, "F32", tmp_path / "out")
+    assert GgufTokenizer(artifact.path).eos_ids == (0, 1, 2, 3)
+
+
 def test_without_a_template_chat_is_refused(tiny_f32):
     with pytest.raises(ModelError, match="no chat template"):
         GgufTokenizer(tiny_f32.path).chat([{"role": "user", "content": "x"}])

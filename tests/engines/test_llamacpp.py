@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from qeval.cores import usable_cores
 from qeval.engines import _llama, llamacpp
+from qeval.engines.gguf_file import Tensor
 from qeval.engines.llamacpp import LlamaCppEngine, token_nll
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling, seed_of
@@ -225,6 +228,67 @@ def test_stop_sees_every_token_and_keeps_them(engine):
 
     [done] = engine.generate([PROMPTS[0]], Sampling(max_new_tokens=9), stop)
     assert (len(done.ids), done.finish, seen) == (5, "stop", [1, 2, 3, 4, 5])
+
+
+def test_a_sample_hangs_on_nothing_but_seed_prompt_and_number(engine):
+    usual = Sampling(n=4, temperature=1.0, top_p=0.95, max_new_tokens=8, seed=3)
+    first = by_place(engine.generate(PROMPTS, usual))
+    for at_once in (1, 3):
+        slots = replace(usual, at_once=at_once)
+        assert by_place(engine.generate(PROMPTS, slots)) == first
+    backwards = by_place(engine.generate(PROMPTS[::-1], usual))
+    assert {(3 - p, s): ids for (p, s), ids in backwards.items()} == first
+    some = by_place(engine.generate(PROMPTS[1:2], replace(usual, n=2, samples=(3, 1))))
+    assert some == {(0, s): first[1, s] for s in (1, 3)}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_a_sequence(engine, monkeypatch, temperature, value):
+    """The third token's, of one sequence of two."""
+    calls, logits = [], _llama.Context.logits
+
+    def spoil(context, n):
+        rows = logits(context, n)
+        calls.append(n)
+        if len(calls) == 3:
+            rows[1, 400] = value
+        return rows
+
+    monkeypatch.setattr(_llama.Context, "logits", spoil)
+    sampling = Sampling(max_new_tokens=6, temperature=temperature)
+    done = {c.prompt: c for c in engine.generate(PROMPTS[:2], sampling)}
+    assert (done[0].finish, len(done[0].ids)) == ("length", 6)
+    assert (done[1].finish, len(done[1].ids)) == ("nonfinite", 2)
+
+
+@pytest.mark.parametrize("bad", [None, 0, 7])
+def test_scales_that_are_not_finite_are_found(tmp_path, monkeypatch, bad):
+    """Eight blocks of Q8_0, each a float16 scale and 32 integers, read three at a time."""
+    monkeypatch.setattr(_llama, "_CHECKED_BYTES", 3 * 34)
+    blocks = np.zeros((8, 34), np.uint8)
+    if bad is not None:
+        blocks[bad, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    (tmp_path / "data").write_bytes(b"12345" + blocks.tobytes())
+    tensor = Tensor("a", (256,), "Q8_0", 8 * 34, tmp_path / "data", 5)
+    assert _llama.nonfinite([tensor]) == (["a"] if bad is not None else [])
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_weights_that_are_not_finite_are_named(tiny_llama, build_gguf, engine, tmp_path, kind):
+    """7e4 is more than float16 holds."""
+    from safetensors.torch import load_file, save_file
+
+    assert engine.notes() == ()
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 7e4 if kind == "F16" else math.inf
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    spoiled = LlamaCppEngine.open(build_gguf(folder, kind, tmp_path / "out"), CPU)
+    assert spoiled.notes() == ("weights that are not finite (NaN, infinity): blk.1.ffn_up.weight",)
+    done = list(spoiled.generate(PROMPTS, Sampling(max_new_tokens=4)))
+    assert {(c.finish, len(c.ids)) for c in done} == {("nonfinite", 0)}
+    spoiled.close()
 
 
 def test_samples_are_reproducible_and_differ(engine):
