@@ -30,8 +30,7 @@ def ending(debug: bool) -> Iterator[None]:
     except QevalError as err:
         if debug:
             traceback.print_exc()
-        for line in err.lines:
-            say(line)
+        say(str(err))
         sys.exit(err.exit_code)
     except click.ClickException as err:
         context = getattr(err, "ctx", None)

@@ -19,13 +19,7 @@ from qeval.lm import LM
 from qeval.quant.base import Options
 from qeval.record import Metric
 from qeval.tasks.base import TaskContext, TaskResult
-from qeval.tasks.perplexity import (
-    TextOptions,
-    dataset_name,
-    gptq_windows,
-    text_of,
-    window_length,
-)
+from qeval.tasks.perplexity import TextOptions, dataset_name, gptq_windows, window_length
 from qeval.tensor_stats.rows import Statistics, TensorRow, value, worst, write
 
 if TYPE_CHECKING:
@@ -51,7 +45,7 @@ class TensorStatsOptions(TextOptions):
 
 
 class TensorStats:
-    version: ClassVar[int] = 2  # 2: no rows for routers
+    version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = TensorStatsOptions
     needs: ClassVar[frozenset[str]] = frozenset({"tensors"})
     on_simulated: ClassVar[bool] = True
@@ -60,8 +54,7 @@ class TensorStats:
         return protocol_id(options)
 
     def preflight(self, options: TensorStatsOptions, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Raises DataError where the text is not to be had."""
-        data.check(text_of(options))
+        """Needs nothing but the engine."""
 
     def run(self, lm: LM, options: TensorStatsOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window, BuildError where group_size does
