@@ -58,19 +58,23 @@ class ArtifactCache:
 
     def load(self, key: str) -> Artifact | None:
         """The artifact, or None where it was never built whole; marks it as used now."""
+        artifact = self.peek(key)
+        try:
+            if artifact is not None:
+                os.utime(self.folder / key / "artifact.json")
+        except OSError:
+            return artifact  # a cache that may only be read is still a cache
+        return artifact
+
+    def peek(self, key: str) -> Artifact | None:
+        """``load`` without marking it."""
         manifest = self.folder / key / "artifact.json"
         try:
             artifact = Artifact.from_json(json.loads(manifest.read_text(encoding="utf-8"))["artifact"])
         except _DAMAGED:
             return None
         artifact = replace(artifact, path=manifest.parent / artifact.path)
-        if not artifact.path.exists():
-            return None
-        try:
-            os.utime(manifest)
-        except OSError:
-            return artifact  # a cache that may only be read is still a cache
-        return artifact
+        return artifact if artifact.path.exists() else None
 
     @contextmanager
     def building(self, key: str) -> Iterator[Path]:

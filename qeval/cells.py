@@ -116,27 +116,41 @@ def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> lis
         ModelError: a checkpoint that a row names is missing or broken.
         UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
     """
-    cells: list[Cell] = []
-    conditions = _Conditions(experiment.settings)
-    for m, model in enumerate(models):
-        for q, quantization in enumerate(experiment.quantizations):
-            method = registry.method(quantization.method)
-            artifact = None
-            if method.in_place:
-                context = BuildContext(model, Path(), None, _nothing, _nothing, cache_dir)
-                artifact = method.build(quantization.options, context)
-            engine = artifact.engine if artifact else method.engine
-            baseline = quantization.label == experiment.baseline
-            row = Row(model, quantization, engine, artifact, baseline, (m, q))
-            _check_running(row)
-            for t, task in enumerate(experiment.tasks):
-                machine_counts = measures_machine(registry.task(task.task))
-                here = conditions.of(engine) if machine_counts else None
-                cells.append(Cell(row, task, t, here))
+    conditions = Conditions(experiment.settings)
+    return [
+        cell
+        for m, model in enumerate(models)
+        for q, quantization in enumerate(experiment.quantizations)
+        for cell in row_cells(experiment, model, quantization, (m, q), cache_dir, conditions)
+    ]
+
+
+def row_cells(
+    experiment: Experiment,
+    model: ModelRef,
+    quantization: Quantization,
+    order: tuple[int, int],
+    cache_dir: Path,
+    conditions: Conditions,
+) -> list[Cell]:
+    """The cells of one row; ``order``: the place of its model and its own. Raises as ``plan``."""
+    method = registry.method(quantization.method)
+    artifact = None
+    if method.in_place:
+        context = BuildContext(model, Path(), None, _nothing, _nothing, cache_dir)
+        artifact = method.build(quantization.options, context)
+    engine = artifact.engine if artifact else method.engine
+    baseline = quantization.label == experiment.baseline
+    row = Row(model, quantization, engine, artifact, baseline, order)
+    _check_running(row)
+    cells = []
+    for t, task in enumerate(experiment.tasks):
+        machine_counts = measures_machine(registry.task(task.task))
+        cells.append(Cell(row, task, t, conditions.of(engine) if machine_counts else None))
     return cells
 
 
-class _Conditions:
+class Conditions:
     """What a worker of this machine would run on, as far as it can be known without starting one. Its
     record has what it did run on."""
 

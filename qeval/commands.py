@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -10,14 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeval import registry
 from qeval.artifacts import ArtifactCache, default_cache_dir
-from qeval.cells import Cell, device_of_engine, plan
+from qeval.cells import Cell
 from qeval.devices import device_name
-from qeval.errors import UsageError, one_line
+from qeval.errors import UsageError, one_line, short
 from qeval.files import real_path
-from qeval.models import resolve_model
-from qeval.quant.base import ModelRef
 from qeval.record import Record
 from qeval.results import FAILED, cell_name, failed_cells, failures_line, read_results, warn
 from qeval.spec import Experiment, load_spec
@@ -28,6 +24,7 @@ from qeval.units import human_bytes
 if TYPE_CHECKING:
     from qeval.runner import RunSettings
     from qeval.score_file import ScoreReport
+    from qeval.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -56,31 +53,37 @@ def run_spec(
     """Plan the spec, do what has no ok record yet, return the records of all its cells. ``debug``
     prints the tracebacks of workers that fail."""
     from qeval.executor import LocalExecutor
+    from qeval.preflight import fetch, refuse
     from qeval.progress import Progress
-    from qeval.runner import Runner, is_done
+    from qeval.runner import Runner
+    from qeval.state import is_done
+    from qeval.survey import survey
 
     overrides = {"limit": limit, "device": device}
     experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
     settings = _settings(experiment, data_dir, cache_dir, allow_weak_sandbox)
-    cells = plan(experiment, _models(experiment, settings.cache_dir), settings.cache_dir)
-    chosen = _select(cells, only)
     store = Store(results or Path("results") / experiment.name)
+    found = survey(experiment, settings, store.latest(), only=only)
     if dry_run:
-        _print_plan(chosen, store.latest(), ArtifactCache(settings.cache_dir))
-        return Outcome(0, None)
-    _check_device(chosen, experiment.settings.device)
+        _print_plan(found)
+        return Outcome(1 if found.problems else 0, None)
+    refuse(found.problems)
+    if found.downloads:
+        fetch(found.downloads)
+        found = survey(experiment, settings, store.latest(), only=only)
+        refuse(found.problems)
     with store.lock():
         _keep_spec(experiment, store.folder)
         done = store.latest()
-        pending = [cell for cell in chosen if not is_done(cell, done)]
-        _preflight(pending, settings)
-        say(f"{len(chosen) - len(pending)} of {len(chosen)} cells are done in {store.folder}")
+        pending = [cell for cell in found.chosen_cells if not is_done(cell, done)]
+        n = len(found.chosen_cells)
+        say(f"{n - len(pending)} of {n} cells are done in {store.folder}")
         with Progress(len(pending), store.folder if debug else None) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
             Runner(store, executor, settings, progress).run(pending)
-        records = as_planned(store.read(), cells)
+        records = as_planned(store.read(), found.cells)
         warn(store.warnings)
-    keys = {cell.key for cell in cells}
+    keys = {cell.key for cell in found.cells}
     failed = failed_cells([r for r in records if r.key in keys])  # not what failed elsewhere
     return (
         Outcome(FAILED, records, failures_line(failed, store.folder)) if failed else Outcome(0, records)
@@ -102,35 +105,6 @@ def as_planned(records: list[Record], cells: list[Cell]) -> list[Record]:
         if cell is not None or record.kind == "build":
             found.append(record)
     return found
-
-
-def _check_device(cells: list[Cell], asked: str) -> None:
-    """Raises EngineError where an engine finds no such device here, whether or not all is measured."""
-    for engine in dict.fromkeys(cell.row.engine for cell in cells):
-        device_of_engine(registry.engine(engine), asked)
-
-
-def _preflight(cells: list[Cell], settings: RunSettings) -> None:
-    """Raises QevalError for what this machine lacks for these cells, before an hour is spent."""
-    from qeval.data import DataSource
-    from qeval.quant.formats import check_float, check_runs
-    from qeval.runner import interpreter
-
-    for engine in dict.fromkeys(cell.row.engine for cell in cells):
-        registry.engine(engine).preflight()
-    for row in {id(cell.row): cell.row for cell in cells}.values():
-        method = registry.method(row.quantization.method)
-        if row.artifact is not None:
-            check_runs(row.artifact, row.model)
-        else:
-            check_float(row.quantization.method, row.model)
-        method.preflight(row.quantization.options, row.model)
-        interpreter(method, row.quantization.options, settings.cache_dir)
-    tasks = {(cell.task.task, repr(cell.task.options)): cell.task for cell in cells}
-    data = DataSource(settings.data_dir)
-    for task in tasks.values():
-        found = registry.task(task.task)
-        found.preflight(task.options, data, weak_sandbox=settings.weak_sandbox)
 
 
 def _settings(
@@ -156,57 +130,22 @@ def _settings(
     )
 
 
-def _models(experiment: Experiment, cache_dir: Path) -> list[ModelRef]:
-    return [
-        resolve_model(
-            entry.id,
-            dtype=entry.dtype or experiment.settings.dtype,
-            cache_dir=cache_dir,
-            revision=entry.revision,
-            trust_remote_code=entry.trust_remote_code,
-        )
-        for entry in experiment.models
-    ]
+def _print_plan(found: Survey) -> None:
+    """A line a cell on stdout; on stderr what would be downloaded, and what is in the way."""
+    from qeval.preflight import report
 
-
-def _select(cells: list[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """Cells of which any of the patterns is a part of the name (model · quantization · task), or the
-    method or the task, or matches these whole.
-
-    Raises:
-        UsageError: no cell is.
-    """
-    if not patterns:
-        return cells
-    chosen = [c for c in cells if any(_is_meant(c, pattern.lower()) for pattern in patterns)]
-    if not chosen:
-        raise UsageError(
-            f"--only {' '.join(patterns)}: no cell has that in its name, such as {cells[0].name!r}"
-        )
-    return chosen
-
-
-def _is_meant(cell: Cell, pattern: str) -> bool:
-    names = (cell.name, cell.row.quantization.method, cell.task.task)
-    return any(pattern in name.lower() or fnmatch.fnmatch(name.lower(), pattern) for name in names)
-
-
-def _print_plan(cells: list[Cell], done: dict[str, Record], cache: ArtifactCache) -> None:
-    from qeval.runner import is_done, missing_capabilities
-
-    for cell in cells:
-        if is_done(cell, done):
-            state = "done"
-        elif missing_capabilities(cell):
-            state = f"skip: {cell.row.engine} offers no {', '.join(missing_capabilities(cell))}"
-        elif cell.row.artifact or cache.load(cell.row.artifact_key):
-            state = "run"
-        else:
-            state = "build, run"
-        limit = f" [first {cell.task.limit}]" if cell.task.limit else ""
-        echo(f"{cell.key[:12]}  {cell.row.engine:9} {state:11} {cell.name}{limit}")
-    n_done = sum(is_done(c, done) for c in cells)
-    say(f"{len(cells)} cells, {n_done} done")
+    for planned, state in zip(found.chosen, found.states, strict=True):
+        key = planned.cell.key[:12] if planned.cell else "-"
+        limit = f" [first {planned.task.limit}]" if planned.task.limit else ""
+        reason = f" ({short(state.reason, 80)})" if state.reason else ""
+        echo(f"{key:12}  {planned.engine or '-':9} {state!s:13} {planned.name}{limit}{reason}")
+    kinds = [state.kind for state in found.states]
+    say(f"{len(kinds)} cells, {kinds.count('done')} done")
+    for download in found.downloads:
+        say(f"to download: {download.what}")
+    if found.problems:
+        for line in report(found.problems):
+            say(line)
 
 
 def _keep_spec(experiment: Experiment, folder: Path) -> None:

@@ -25,14 +25,21 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from qeval.data_files import read_jsonl, read_rows, read_text
-from qeval.errors import DataError, HubError, MissingExtraError, QevalError, did_you_mean
+from qeval.errors import (
+    DataError,
+    HubError,
+    MissingExtraError,
+    NotHereError,
+    QevalError,
+    did_you_mean,
+)
 from qeval.extras import require
 from qeval.files import user_path
 
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from qeval.hub import Plan
 
 FILE_PREFIX = "file:"
+_READ_WHOLE = 32 * 2**20  # bytes of a file that is read before the run to see what is in it
 DATA_DIR_VARIABLE = "QEVAL_DATA_DIR"
 
 
@@ -154,13 +162,17 @@ class DataSource:
     """Where this run finds its texts: a data directory, then the hub.
 
     ``data_dir`` defaults to the environment variable QEVAL_DATA_DIR. ``offline`` leaves out the hub and
-    its cache; HF_HUB_OFFLINE leaves out the hub.
+    its cache; HF_HUB_OFFLINE leaves out the hub. Without ``download`` what the hub's cache has not is a
+    NotHereError.
     """
 
-    def __init__(self, data_dir: Path | None = None, *, offline: bool = False) -> None:
+    def __init__(
+        self, data_dir: Path | None = None, *, offline: bool = False, download: bool = True
+    ) -> None:
         named = os.environ.get(DATA_DIR_VARIABLE) or None
         self.data_dir = data_dir or (Path(named) if named else None)
         self.offline = offline
+        self.download = download
 
     def load(self, name: str) -> Corpus:
         """The documents of a text, checked against the manifest.
@@ -187,9 +199,48 @@ class DataSource:
         path = self.find(entry)
         if path is not None:
             return checked(entry, read_rows(path, entry.column), str(path))
-        if entry.hub is not None and not self.offline:
-            return from_hub(entry, entry.hub, self.searched(entry))
-        raise DataError(_not_found(entry, self.searched(entry)))
+        if entry.hub is None or self.offline:
+            raise DataError(_not_found(entry, self.searched(entry)))
+        if not self.download:
+            self._planned(entry, entry.hub)
+        return from_hub(entry, entry.hub, self.searched(entry))
+
+    def _planned(self, entry: Dataset, hub: Hub) -> int:
+        """The bytes of the hub's files, which are all in its cache.
+
+        Raises:
+            DataError: they never will be, with the reason and the fix.
+            NotHereError: they would be downloaded.
+        """
+        plan = self.plan(entry.name)
+        assert plan is not None  # the hub would be asked
+        if plan.out_of_reach:
+            raise DataError(_not_found(entry, self.searched(entry), DataError(plan.out_of_reach)))
+        if plan.missing:
+            raise NotHereError(f"{entry.name}: {plan}", partial(fetch, entry, self.searched(entry)))
+        return sum(file.n_bytes for file in plan.files)
+
+    def check(self, name: str) -> None:
+        """Whether ``load`` will give the text, found without a download, and without reading a large
+        file whole.
+
+        Raises:
+            DataError: it will not, with the reason and the fix.
+            NotHereError: it would be downloaded.
+        """
+        if name.startswith(FILE_PREFIX):
+            _file_corpus(name)
+            return
+        entry = text_dataset(name)
+        path = self.find(entry)
+        if path is not None:
+            size = path.stat().st_size
+        elif entry.name == "pydoc" or entry.hub is None or self.offline:
+            size = 0
+        else:
+            size = self._planned(entry, entry.hub)
+        if size <= _READ_WHOLE:
+            self.read(entry)
 
     def plan(self, name: str) -> Plan | None:
         """What ``load`` or ``table`` would download; None for what needs no hub. Nothing is read.
@@ -310,14 +361,20 @@ def from_hub(entry: Dataset, hub: Hub, searched: str) -> Corpus:
     Raises:
         DataError: out of reach, or not the text that the manifest names.
     """
-    try:
-        _require_hub(hub)
-        paths = [_hub_file(hub, file) for file in hub.files]
-    except (HubError, MissingExtraError) as err:
-        raise DataError(_not_found(entry, searched, err)) from err
+    paths = fetch(entry, searched)
     documents = [row for path in paths for row in read_rows(path, entry.column)]
     files = " ".join(str(path.resolve()) for path in paths)
     return checked(entry, tuple(documents), f"hub {hub}", f"remove {files} and run again")
+
+
+def fetch(entry: Dataset, searched: str) -> list[Path]:
+    """The hub's files, in its cache. Raises DataError as ``from_hub``."""
+    assert entry.hub is not None  # else nobody asks for them
+    try:
+        _require_hub(entry.hub)
+        return [_hub_file(entry.hub, file) for file in entry.hub.files]
+    except (HubError, MissingExtraError) as err:
+        raise DataError(_not_found(entry, searched, err)) from err
 
 
 def _require_hub(hub: Hub) -> None:

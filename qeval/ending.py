@@ -30,7 +30,8 @@ def ending(debug: bool) -> Iterator[None]:
     except QevalError as err:
         if debug:
             traceback.print_exc()
-        say(str(err))
+        for line in err.lines:
+            say(line)
         sys.exit(err.exit_code)
     except click.ClickException as err:
         context = getattr(err, "ctx", None)

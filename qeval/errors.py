@@ -8,6 +8,7 @@
     ├── SeveralErrors     1  what several checks of one thing found
     ├── ModelError        1  a model folder or checkpoint is missing, truncated or of no known format
     ├── DataError         1  a dataset is missing, empty, too short or not the one its sha256 names
+    │   └── NotHereError  1  it would have to be downloaded first
     ├── HubError          1  the hub gave no model or file; says whether it refused
     ├── StoreError        1  a results folder cannot be read, written or locked
     ├── OutputError       1  standard output is closed or full
@@ -31,6 +32,11 @@ class QevalError(Exception):
 
     exit_code = 1
 
+    @property
+    def lines(self) -> list[str]:
+        """What is told of it: one line, but where it stands for several things."""
+        return [str(self)]
+
 
 class UsageError(QevalError):
     exit_code = 2
@@ -47,7 +53,9 @@ class MissingExtraError(UsageError):
 
 
 class PreflightError(QevalError):
-    pass
+    @property
+    def lines(self) -> list[str]:
+        return str(self).splitlines()
 
 
 class SeveralErrors(QevalError):
@@ -62,6 +70,14 @@ class ModelError(QevalError):
 
 class DataError(QevalError):
     pass
+
+
+class NotHereError(DataError):
+    """It would have to be downloaded first, which was not allowed: ``what``, by ``fetch``."""
+
+    def __init__(self, what: str, fetch: Callable[[], object]) -> None:
+        super().__init__(f"{what}: not here")
+        self.what, self.fetch = what, fetch
 
 
 class HubError(QevalError):

@@ -19,8 +19,10 @@ from qeval.executor import Executor
 from qeval.files import disk_message
 from qeval.jobs import Job, JobResult
 from qeval.lm import EngineSettings
+from qeval.preflight import interpreter
 from qeval.quant.base import Artifact, ModelRef
 from qeval.record import Conditions, MemoryReport, Metric, Record
+from qeval.state import why_skipped
 from qeval.store import Store
 
 
@@ -66,7 +68,7 @@ class Runner:
         return records
 
     def _run_row(self, row: Row, cells: list[Cell]) -> list[Record]:
-        wanted = [c for c in cells if not missing_capabilities(c)]
+        wanted = [c for c in cells if why_skipped(c, None) is None]
         failure: _BuildFailed | None = None
         artifact = row.artifact
         if artifact is None and wanted:
@@ -80,9 +82,9 @@ class Runner:
         return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
 
     def _outcome(self, cell: Cell, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
-        if missing := missing_capabilities(cell):
-            reason = f"the engine {cell.row.engine} offers no {', '.join(sorted(missing))}"
-            return Record("eval", cell.key, cell.describe(), "skipped", error=reason)
+        if reason := why_skipped(cell, artifact):
+            made = artifact.summary() if artifact else None
+            return Record("eval", cell.key, cell.describe(), "skipped", artifact=made, error=reason)
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
             return Record(
@@ -92,14 +94,6 @@ class Runner:
                 status,
                 error=f"build failed: {failure}",
                 log=failure.log if failure else None,
-            )
-        simulated = "simulated weights" if artifact.simulated else ""
-        if cell.row.quantization.running:
-            simulated = "simulated activations or KV cache"
-        if simulated and not registry.task(cell.task.task).on_simulated:
-            reason = f"{simulated} run as the float model does: nothing to measure"
-            return Record(
-                "eval", cell.key, cell.describe(), "skipped", artifact=artifact.summary(), error=reason
             )
         return self._evaluate(cell, artifact)
 
@@ -193,31 +187,6 @@ class _BuildFailed(Exception):
         super().__init__(result.error)
         self.status = result.status
         self.log = log
-
-
-def interpreter(method: Any, options: Any, cache_dir: Path) -> Path | None:
-    """The interpreter that a build runs in, where it is not this one.
-
-    Raises:
-        UsageError: the environment is not there; the message has the command that makes it.
-    """
-    name = method.environment(options)
-    if not name:
-        return None
-    from qeval.envs import python_of
-
-    return python_of(name, cache_dir)
-
-
-def missing_capabilities(cell: Cell) -> frozenset[str]:
-    needs: frozenset[str] = registry.task(cell.task.task).needs
-    offered: frozenset[str] = registry.engine(cell.row.engine).capabilities
-    return needs - offered
-
-
-def is_done(cell: Cell, done: dict[str, Record]) -> bool:
-    """Measured, or skipped for a reason that its key contains (task, engine and method versions)."""
-    return cell.key in done and done[cell.key].status in ("ok", "skipped")
 
 
 def _record(

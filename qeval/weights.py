@@ -12,17 +12,20 @@ import math
 import re
 import struct
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qeval.errors import ModelError
+from qeval.quant.routers import routers
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Token (and position) embeddings and output heads, as transformers' model families name them.
 EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|embed_positions|word_embeddings|wte|wpe|embed_in|embed_out|lm_head)$"
+    r"(^|\.)(embed_tokens|embed_positions|word_embeddings?|embeddings|wte|wpe|tokens_embed|positions_embed"
+    r"|embed_in|embed_out|lm_head)$"
 )
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _INTEGERS = re.compile(r"(ids?|index|indices|idx|mask|tid2eid|tracked)$")
@@ -187,13 +190,33 @@ def _shards(index: Path) -> list[str]:
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """The float linears of a folder by name: [out_features, in_features] of every two-dimensional
-    weight that is no embedding and no head."""
-    return {
-        t.name.removesuffix(".weight"): (t.shape[0], t.shape[1])
-        for t in read_tensors(folder)
-        if len(t.shape) == 2 and t.name.endswith(".weight") and not t.is_embedding
-    }
+    """The float linears of a folder that a method quantizes, by name: [out_features, in_features] of
+    every two-dimensional weight that is no embedding, no head and no router. GPT-2's are stored the
+    other way round, which their biases show."""
+    tensors = read_tensors(folder)
+    left, turned = routers({t.name: t.shape for t in tensors}), _turned(tensors)
+    found = {}
+    for t in tensors:
+        name = t.name.removesuffix(".weight")
+        if len(t.shape) == 2 and name != t.name and not t.is_embedding and name not in left:
+            found[name] = (t.shape[1], t.shape[0]) if name in turned else (t.shape[0], t.shape[1])
+    return found
+
+
+def turned_linears(folder: Path) -> list[str]:
+    """The linears that a folder stores as [in_features, out_features], which transformers' Conv1D does
+    (GPT-2), by name; square ones do not show it."""
+    return _turned(read_tensors(folder))
+
+
+def _turned(tensors: Iterable[Tensor]) -> list[str]:
+    shapes = {t.name: t.shape for t in tensors}
+    return [
+        name.removesuffix(".bias")
+        for name, bias in shapes.items()
+        if name.endswith(".bias") and len(shape := shapes.get(f"{name[:-5]}.weight", ())) == 2
+        if (shape[1],) == bias != (shape[0],)
+    ]
 
 
 def read_tensors(folder: Path) -> list[Tensor]:

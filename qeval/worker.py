@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     job_path, result_path, fd = Path(argv[0]), Path(argv[1]), int(argv[2])
     faulthandler.enable()  # a crash in a library's C code says where, in the log
     faulthandler.register(signal.SIGTERM, chain=True)  # and so does a job that its timeout ends
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGTERM))
     job = Job.from_json(job_path.read_text(encoding="utf-8"))
     # Before any library reads it: builds, and what engines do not start themselves, keep to it, too.
     os.environ["OMP_NUM_THREADS"] = str(threads(job.settings.n_threads))

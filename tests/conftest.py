@@ -18,7 +18,9 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 # Files that share the models of tests/quant/quantized.py.
-QUANTIZED = [f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "neighbours")]
+QUANTIZED = [
+    f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "mixtures", "neighbours")
+]
 FIRST = [*QUANTIZED, "test_line.py"]  # they take minutes
 
 

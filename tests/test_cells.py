@@ -10,7 +10,7 @@ import pytest
 from qeval import cores, devices, provenance
 from qeval.cells import Cell, plan
 from qeval.commands import run_spec
-from qeval.errors import EngineError, UsageError
+from qeval.errors import PreflightError, UsageError
 from qeval.quant.base import ModelRef
 from qeval.spec import load_spec
 
@@ -197,7 +197,7 @@ def test_a_gpu_that_is_not_there_stops_a_run_and_no_dry_run(box, tiny_llama, tmp
     run_spec(path, tmp_path / "r", dry_run=True, device="cuda")
     assert "speed" in capsys.readouterr().out
     with pytest.raises(
-        EngineError, match=r"device cuda: this machine shows no CUDA GPU .*: use --device cpu"
+        PreflightError, match=r"device cuda: this machine shows no CUDA GPU .*: use --device cpu"
     ):
         run_spec(path, tmp_path / "r", device="cuda")
     assert not (tmp_path / "r").exists()

@@ -6,6 +6,7 @@ dtype, which moves every logit of a bfloat16 model, and says nothing of weights 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from qeval.errors import EngineError
@@ -25,6 +26,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     modules = dict(model.named_modules())
     file = artifact.path / "qmodel.pt"
     stored = torch.load(file, map_location=device, weights_only=True)
+    given: set[str] = set()
     for name, state in stored.items():
         if name not in modules:
             raise EngineError(f"{file}: unexpected keys, first {name}")
@@ -34,15 +36,36 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
             model.set_submodule(name, layer)
             continue
         for key, tensor in state.items():
-            if key not in modules[name]._parameters:
-                raise EngineError(f"{file}: unexpected keys, first {name}.{key}")
-            parameter = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
-            modules[name]._parameters[key] = parameter
+            _place(modules[name], key, tensor, f"{file}: unexpected keys, first {name}.{key}")
+            given.add(f"{name}.{key}")
     model.tie_weights()
     missing = [name for name, p in model.named_parameters() if p.is_meta]
+    missing += [name for name in _buffers(model) if name not in given]
     if missing:
         raise EngineError(f"{file}: {len(missing)} missing keys, first {missing[0]}")
     return model.to(device).eval()
+
+
+def _place(module: Any, key: str, tensor: Any, otherwise: str) -> None:
+    """Give a module its parameter or saved buffer, in the dtype that it has there."""
+    import torch
+
+    if (old := module._parameters.get(key)) is not None:
+        module._parameters[key] = torch.nn.Parameter(tensor.to(old.dtype), requires_grad=False)
+    elif (old := module._buffers.get(key)) is not None:
+        module._buffers[key] = tensor.to(old.dtype)
+    else:
+        raise EngineError(otherwise)
+
+
+def _buffers(model: Any) -> Iterator[str]:
+    """The buffers that a saved model has with it, but for those of HQQ's own layers."""
+    from hqq.core.quantize import HQQLinear
+
+    for name, module in model.named_modules():
+        if not isinstance(module, HQQLinear):
+            for key in module._buffers.keys() - module._non_persistent_buffers_set:
+                yield f"{name}.{key}"
 
 
 def _in_dtype(state: dict[str, Any], dtype: Any) -> dict[str, Any]:

@@ -90,9 +90,30 @@ def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with init_empty_weights():
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError, ImportError) as err:
         line = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise EngineError(f"{path}: transformers cannot load it: {line}") from err
+    _keep_in_float32(model, getattr(torch, dtype))
+    return model
+
+
+def _keep_in_float32(model: Any, dtype: Any) -> None:
+    """Give those parameters and buffers of an empty model float32 that ``from_pretrained`` loads so,
+    whatever the dtype (the biases of DeepSeek-V3's routers)."""
+    import torch
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern, _, _ = build_glob_alternation(list(plan))
+    for name, module in model.named_modules():
+        for key, p in module._parameters.items():
+            if p is not None and pattern.search(f"{name}.{key}"):
+                module._parameters[key] = torch.nn.Parameter(p.float(), requires_grad=False)
+        for key, buffer in module._buffers.items():
+            if buffer is not None and pattern.search(f"{name}.{key}"):
+                module._buffers[key] = buffer.float()

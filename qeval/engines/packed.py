@@ -75,7 +75,8 @@ def _kernel(module: Any) -> str | None:
     kind = "Tensor" if weight is None else type(weight.data).__name__
     if kind not in ("Tensor", "Parameter"):
         return f"{name}({kind})"
-    return None if type(module) is nn.Linear else name
+    own = type(module) is nn.Linear or type(module).__module__.startswith("transformers.models.")
+    return None if own else name
 
 
 def resident_bytes(model: Any) -> int:

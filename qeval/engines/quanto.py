@@ -1,7 +1,8 @@
 """quanto checkpoints (safetensors and quanto_qmap.json), by the library's ``requantize``.
 
-Two traps of optimum-quanto 0.2.7 are mended here. Tensors of a mapped file crash the CPU's int8 kernel
-in bfloat16 (a segmentation fault): they are copied first. And int4 and int2 weights cannot be used in
+Three traps of optimum-quanto 0.2.7 are mended here. On the CPU its int8 kernel crashes on tensors of
+a mapped file in bfloat16 (a segmentation fault), which are copied first, and refuses inputs that do not
+lie one behind the other (Mamba's): they are copied, too. And int4 and int2 weights cannot be used in
 torch's inference mode ("Cannot set version_counter"): the model leaves it while it runs.
 """
 
@@ -20,7 +21,7 @@ from qeval.quant.base import Artifact
 def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     """Raises EngineError where a weight is missing or left over."""
     import torch
-    from optimum.quanto import requantize
+    from optimum.quanto import QModuleMixin, requantize
     from safetensors import safe_open
 
     from qeval.engines.loading import empty_model
@@ -34,16 +35,25 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     model = empty_model(artifact.path, settings.dtype, settings.trust_remote_code)
     requantize(model, state, kinds, device=torch.device(device))
     model.tie_weights()
-    left = sorted(state.keys() - model.state_dict().keys())
-    missing = [name for name, p in model.named_parameters() if p.is_meta]
+    held = model.state_dict().keys()
+    left, missing = sorted(state.keys() - held), sorted(held - state.keys() - _tied(model))
     for what, names in (("unexpected keys", left), ("missing keys", missing)):
         if names:
             raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
     model.requires_grad_(False)
     if model.dtype != getattr(torch, settings.dtype):
         model.to(getattr(torch, settings.dtype))
+    for module in model.modules():
+        if isinstance(module, QModuleMixin):
+            module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
     model.forward = _outside_inference_mode(model.forward)
     return model.to(device).eval()
+
+
+def _tied(model: Any) -> set[str]:
+    """The names that share another one's weight, of which a file holds one."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return set(tied)
 
 
 def _outside_inference_mode(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,6 @@ class Source:
 class Architecture:
     blocks: str  # the list of decoder blocks, from the model's root
     stages: tuple[Names, ...]  # linears by their names inside a block
-    left: Names = ()  # linears that stay floats: routers
     blocks_differ: bool = False  # a block need not have all of them: a mixture's dense first blocks
     sources: Mapping[str, Source | str] = field(default_factory=dict)  # or why none; by a stage's first
     queries_and_keys: Names = ("self_attn.q_proj", "self_attn.k_proj")  # or what holds them
@@ -164,7 +163,6 @@ ARCHITECTURES: dict[str, Architecture] = {  # by config.model_type
     "qwen2_moe": Architecture(
         "model.layers",
         (*_ATTENTION, *_mlp(), *_mlp("mlp.shared_expert"), *_mlp("mlp.experts.*")),
-        left=("mlp.shared_expert_gate",),
         blocks_differ=True,
         sources=_attention_sources() | _DENSE_OR_EXPERTS | _mlp_sources("mlp.shared_expert"),
     ),
@@ -232,7 +230,7 @@ def decoder_blocks(model: Any) -> list[Block]:
         prefix = f"{entry.blocks}.{index}."
         found = {x.name.removeprefix(prefix): x for x in every if x.name.startswith(prefix)}
         stages = [_groups(stage, found, entry) for stage in entry.stages]
-        _check_names(f"{kind}: {prefix[:-1]}", {*found, *_stacks(module)}, stages, entry)
+        _check_names(f"{kind}: {prefix[:-1]}", {*found, *_stacks(module)}, stages)
         linear = [tuple(tuple(found[n] for n in group) for group in stage) for stage in stages]
         feeds, unfed = _feeds(module, linear, entry, model.config)
         asking = frozenset(found[n].name for n in entry.queries_and_keys if n in found)
@@ -300,11 +298,9 @@ def _stacks(block: nn.Module) -> Iterator[str]:
                     yield f"{path}.{name}"
 
 
-def _check_names(
-    block: str, found: set[str], stages: Sequence[tuple[Names, ...]], entry: Architecture
-) -> None:
+def _check_names(block: str, found: set[str], stages: Sequence[tuple[Names, ...]]) -> None:
     wanted = {name for stage in stages for names in stage for name in names}
-    more, less = sorted(found - wanted - set(entry.left)), sorted(wanted - found)
+    more, less = sorted(found - wanted), sorted(wanted - found)
     if more or less:
         raise BuildError(
             f"{block} is not what qeval/quant/architectures.py says:"

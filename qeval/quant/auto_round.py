@@ -18,6 +18,7 @@ from qeval.errors import BuildError, raise_all
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
 
 _BATCH = 8  # windows a step, the library's default
+_UNREAD = [[0] * 32]  # for iters: 0, which asks for windows and reads none
 
 
 class AutoRoundOptions(Options):
@@ -38,7 +39,7 @@ class AutoRoundOptions(Options):
 
 
 class AutoRound(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats; iters: 0 reads no data
     Options: ClassVar[type[Options]] = AutoRoundOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False
@@ -75,14 +76,14 @@ class AutoRound(Method):
 
         from qeval.engines.loading import load_model
         from qeval.quant.library import finish
-        from qeval.quant.linears import device_of
+        from qeval.quant.linears import device_of, router_names
 
         source = context.model
-        drawn = context.calibration(options.calibration)
+        drawn = context.calibration(options.calibration) if options.iters else None
         model = load_model(source.path, source.dtype, "cpu", source.trust_remote_code)
         windows = [
             {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
-            for ids in drawn.windows
+            for ids in (drawn.windows if drawn else _UNREAD)
         ]
         saved = context.out / "saved"
         with chdir(context.out):  # it writes its working files wherever it is
@@ -96,6 +97,8 @@ class AutoRound(Method):
                     group_size=options.group_size,
                     sym=options.symmetric,
                     iters=options.iters,
+                    disable_opt_rtn=drawn is None,  # which weighs the rounding by the windows' inputs
+                    ignore_layers=",".join(sorted(router_names(model))),
                     dataset=windows,
                     nsamples=len(windows),
                     seqlen=options.calibration.seq_len,
@@ -104,6 +107,8 @@ class AutoRound(Method):
                     device_map=str(device_of(context.device)),
                     enable_torch_compile=False,  # needs a compiler, and its rounding is another one
                 ).quantize_and_save(str(saved), format="auto_round")
+            except SystemExit as err:  # its answer to windows that it cannot use
+                raise BuildError(f"auto-round gave up on {source.id}; the log says why") from err
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
                 line = (str(err).strip().splitlines() or [type(err).__name__])[0]
                 raise BuildError(f"auto-round cannot quantize {source.id}: {line}") from err
@@ -114,4 +119,4 @@ class AutoRound(Method):
         for left in context.out.iterdir():
             if left != folder and left.is_dir():
                 shutil.rmtree(left)
-        return finish(folder, context, "auto-round", drawn.facts if options.iters else None)
+        return finish(folder, context, "auto-round", drawn.facts if drawn else None)

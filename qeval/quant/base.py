@@ -161,6 +161,10 @@ class Method(Protocol):
         """The calibration text that build() asks for; None: none."""
         return None
 
+    def models(self, options: Any) -> tuple[tuple[str, str | None], ...]:
+        """Other models that it takes, by name and revision; those of a hub are downloaded first."""
+        return ()
+
     def simulates(self, options: Any) -> bool:
         """Whether its artifacts are float weights that carry the rounding, where that is known before
         they are built."""

@@ -39,7 +39,7 @@ class BitsAndBytesOptions(Options):
 
 
 class BitsAndBytes(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = BitsAndBytesOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False
@@ -72,13 +72,15 @@ class BitsAndBytes(Method):
         from transformers import BitsAndBytesConfig
 
         from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
+        from qeval.quant.library import finish, left_alone
         from qeval.quant.linears import device_of
 
-        chosen = options.identity()
+        chosen, left = options.identity(), left_alone(context.model)
         if options.num_bits == 8:
             config = BitsAndBytesConfig(
-                load_in_8bit=True, llm_int8_threshold=chosen["llm_int8_threshold"]
+                load_in_8bit=True,
+                llm_int8_threshold=chosen["llm_int8_threshold"],
+                llm_int8_skip_modules=left,
             )
         else:
             config = BitsAndBytesConfig(
@@ -86,6 +88,7 @@ class BitsAndBytes(Method):
                 bnb_4bit_quant_type=chosen["type"],
                 bnb_4bit_use_double_quant=options.double_quant,
                 bnb_4bit_compute_dtype=getattr(torch, context.model.dtype),
+                llm_int8_skip_modules=left,  # of 4 bits, too
             )
         model = load_model(
             context.model.path,

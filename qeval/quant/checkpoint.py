@@ -15,7 +15,7 @@ from qeval.models import resolve_model
 from qeval.quant.base import Artifact, BuildContext, Method, Options
 from qeval.quant.folder import describe_folder
 from qeval.quant.formats import KERNELS_FOR
-from qeval.quant.packing import Kernel
+from qeval.quant.packing import Kernel, check_kernel
 
 
 class CheckpointOptions(Options):
@@ -41,6 +41,12 @@ class Checkpoint(Method):
 
     def label(self, options: CheckpointOptions) -> str:
         return options.label or Path(options.path).name
+
+    def models(self, options: CheckpointOptions) -> tuple[tuple[str, str | None], ...]:
+        return ((options.path, options.revision),)
+
+    def check_device(self, options: CheckpointOptions, device: str) -> None:
+        check_kernel(f"checkpoint {self.label(options)}", options.kernel, device)
 
     def build(self, options: CheckpointOptions, context: BuildContext) -> Artifact:
         """Raises ModelError where the checkpoint is missing, damaged or of no known format, UsageError

@@ -9,8 +9,11 @@ but neither the memory nor the speed of vLLM's kernels. The row says so.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -18,7 +21,10 @@ from pydantic import Field, model_validator
 from qeval.calibration import CalibrationOptions
 from qeval.errors import BuildError, raise_all
 from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.quant.formats import read_json
+from qeval.weights import read_tensors
 
+_OF_EXPERT = re.compile(r"\.experts\.\d+\.(\w+)\.weight$")
 _GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")
 _ALGORITHMS: dict[str, tuple[str, ...]] = {
     "W4A16": ("rtn", "gptq", "awq"),
@@ -76,7 +82,7 @@ class CompressedTensorsOptions(Options):
 
 
 class CompressedTensors(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = CompressedTensorsOptions
     scalar: ClassVar[str | None] = "scheme"
     in_place: ClassVar[bool] = False
@@ -106,10 +112,10 @@ class CompressedTensors(Method):
         return 4 if options.scheme.startswith("W4") else 8
 
     def preflight(self, options: CompressedTensorsOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_folder, check_widths
+        from qeval.quant.packing import check_no_conv1d, check_widths
 
         def check_shapes() -> None:
-            check_folder("compressed-tensors", model)
+            check_no_conv1d("compressed-tensors", model)
             if options.group:
                 check_widths(f"compressed-tensors {options.scheme}", model, options.group)
 
@@ -131,6 +137,7 @@ class CompressedTensors(Method):
         data = _data(drawn.windows) if drawn else {}
         resting = "cpu" if drawn else device  # with data, blocks go to the device one at a time
         model = load_model(source.path, source.dtype, resting, source.trust_remote_code)
+        _name_experts(model, source)
         try:
             with _no_pinning(device):
                 oneshot(model=model, recipe=_recipe(options, model), **data)
@@ -141,8 +148,57 @@ class CompressedTensors(Method):
                 raise
             raise BuildError(f"llm-compressor cannot quantize {source.id}: {_line(err)}") from err
         folder = context.out / "model"
+        left = _left_alone(model)
         model.save_pretrained(folder, save_compressed=True, max_shard_size="4GB")
+        _ignore(folder, left)
         return finish(folder, context, "llmcompressor", drawn.facts if drawn else None)
+
+
+def _left_alone(model: Any) -> list[str]:
+    """The output head, and a mixture's routers."""
+    from qeval.quant.linears import head_name, router_names
+
+    return [*filter(None, [head_name(model)]), *sorted(router_names(model))]
+
+
+def _name_experts(model: Any, source: ModelRef) -> None:
+    """A mixture's experts, of which the library makes linear layers, are saved by the names that they
+    have in the source: Mixtral's are w1, w2 and w3.
+
+    Raises:
+        BuildError: the source has all experts of a layer in one tensor: transformers does not find
+            single ones there.
+    """
+    from llmcompressor.modeling.moe.linearize import get_non_linearized_moes
+    from transformers.core_model_loading import WeightRenaming
+
+    if not get_non_linearized_moes(model):
+        return
+    names = {found[1] for t in read_tensors(source.path) if (found := _OF_EXPERT.search(t.name))}
+    if not names:
+        raise BuildError(
+            f"llm-compressor saves the experts of {source.id} one by one, and transformers loads them "
+            "in one tensor only: use rtn, gptq or gguf"
+        )
+    theirs = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    model._weight_conversions = [
+        *(getattr(model, "_weight_conversions", None) or ()),
+        *(
+            WeightRenaming(rf"\.experts\.(\d+)\.{name}\.", rf".experts.\1.{theirs[name]}.")
+            for name in sorted(names & theirs.keys())
+        ),
+    ]
+
+
+def _ignore(folder: Path, names: list[str]) -> None:
+    """Name the layers that are floats in config.json as they are called in the model, too: transformers
+    saves them under the names of the original checkpoint, and does not find them by these."""
+    file = folder / "config.json"
+    config = read_json(file)
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        quantization["ignore"] = list(dict.fromkeys([*quantization.get("ignore", ()), *names]))
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _recipe(options: CompressedTensorsOptions, model: Any) -> list[Any]:
@@ -150,9 +206,10 @@ def _recipe(options: CompressedTensorsOptions, model: Any) -> list[Any]:
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    head = model.get_output_embeddings()
-    ignore = [name for name, module in model.named_modules() if module is head]
-    how: dict[str, Any] = {"config_groups": {"group_0": _scheme(options)}, "ignore": ignore}
+    how: dict[str, Any] = {
+        "config_groups": {"group_0": _scheme(options)},
+        "ignore": _left_alone(model),
+    }
     smooth, awq = _mappings(model.config.model_type)
     match options.algorithm:
         case "gptq":

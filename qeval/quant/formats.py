@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qeval.errors import ModelError, UsageError, did_you_mean
+from qeval.errors import ModelError, UsageError, did_you_mean, raise_all
 from qeval.extras import require
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.packed_tensors import PackedLinear, packed_linears
@@ -114,7 +114,7 @@ def describe_packed(folder: Path) -> Artifact:
         bpw=8 * sum(p.n_bytes for p in linears) / sum(p.n_weights for p in linears),
         bpw_file=8 * total / n_parameters,
         layers=tuple(LayerReport(p.name, p.shape, p.kind, p.n_bytes) for p in packed),
-        notes=_left_as_floats(packed, rest),
+        notes=(*_left_as_floats(packed, rest), *_not_linear(packed, rest)),
         details={"format": {**asdict(found), "modules": list(found.modules)}},
     )
 
@@ -131,6 +131,24 @@ def _left_as_floats(packed: list[PackedLinear], rest: Iterable[Tensor]) -> tuple
     return (f"{len(left)} of {n} linears left as {kinds}, not counted in bpw: {names}{more}",)
 
 
+def _not_linear(packed: list[PackedLinear], rest: Iterable[Tensor]) -> tuple[str, ...]:
+    body = [t for t in rest if not t.is_embedding]
+    n_packed = sum(p.n_weights for p in packed if not is_embedding(p.name))
+    n_left = sum(t.n_elements for t in body if len(t.shape) == 2)
+    return unquantized_note(n_packed + n_left, n_packed + sum(t.n_elements for t in body))
+
+
+def unquantized_note(n_linear: int, n_body: int) -> tuple[str, ...]:
+    """Says so where much of a model's body (its parameters but for embeddings and head) is not in
+    linear layers: convolutions, experts in one tensor that the method does not open."""
+    share = 1 - n_linear / max(1, n_body)
+    if share < 0.05:
+        return ()
+    return (
+        f"{share:.0%} of the parameters outside embeddings are not in linear layers: left unquantized",
+    )
+
+
 def check_runs(artifact: Artifact, model: ModelRef) -> None:
     """What a packed artifact needs of this machine and of the spec, before any job.
 
@@ -141,9 +159,12 @@ def check_runs(artifact: Artifact, model: ModelRef) -> None:
     found = artifact.details.get("format")
     if not found:
         return
-    require(found["extra"], *found["modules"])
-    if found["name"] in KERNELS_FOR:
-        check_half_precision(found["label"], model)
+
+    def check_dtype() -> None:
+        if found["name"] in KERNELS_FOR:
+            check_half_precision(found["label"], model)
+
+    raise_all(lambda: require(found["extra"], *found["modules"]), check_dtype)
 
 
 def check_float(method: str, model: ModelRef) -> None:

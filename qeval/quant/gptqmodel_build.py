@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -30,7 +31,7 @@ def quantize(
     import torch
 
     from qeval.quant.library import finish
-    from qeval.quant.linears import device_of
+    from qeval.quant.linears import device_of, router_names
 
     device = device_of(context.device)
     library = import_gptqmodel(context.n_threads, device)
@@ -55,6 +56,10 @@ def quantize(
             dtype=getattr(torch, context.model.dtype),
             trust_remote_code=context.model.trust_remote_code,
         )
+        if type(model) is library.models.BaseQModel:
+            # Of an architecture that it has no table for it takes every linear of a block.
+            left = router_names(model.model)
+            model.quantize_config.dynamic = {f"-:{re.escape(name)}$": {} for name in left} or None
         blocks = int(model.model.config.get_text_config().num_hidden_layers)
         model.layer_callback = _Blocks(context, blocks)
         model.awq_get_modules_for_scaling = _exact_scales(model.awq_get_modules_for_scaling)

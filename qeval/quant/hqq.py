@@ -24,7 +24,7 @@ class HqqOptions(Options):
 
 
 class Hqq(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = HqqOptions
     scalar: ClassVar[str | None] = "num_bits"
     in_place: ClassVar[bool] = False
@@ -68,16 +68,33 @@ class Hqq(Method):
             model.set_submodule(layer.name, HQQLinear(layer.module, config, **how))
             context.progress(done + 1, len(layers), "layers")
         folder = context.out / "model"
-        AutoHQQHFModel.save_quantized(model, str(folder))
+        AutoHQQHFModel.cache_model(model, str(folder))
+        weights = AutoHQQHFModel.serialize_weights(model) | _beside_others(model)
+        AutoHQQHFModel.save_weights(weights, str(folder))
         return finish(folder, context, "hqq")
+
+
+def _beside_others(model: Any) -> dict[str, dict[str, Any]]:
+    """Parameters and saved buffers of modules that hold other modules, too (a mixture's experts), by
+    module: the library writes those of the innermost modules only."""
+    from itertools import chain
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if module._modules:
+            lost = module._non_persistent_buffers_set
+            own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+            if state := {key: tensor.detach() for key, tensor in own if key not in lost}:
+                found[name] = state
+    return found
 
 
 def _check_shapes(options: HqqOptions, model: ModelRef) -> None:
     """Raises UsageError for a .gguf file, and for layers that the library cannot pack."""
-    from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+    from qeval.quant.packing import check_no_conv1d, check_widths, refuse_shapes
     from qeval.weights import linear_shapes
 
-    check_folder("hqq", model)
+    check_no_conv1d("hqq", model)
     group = options.group_size
     if options.axis == 1:
         check_widths("hqq", model, group)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.folder import copy_side_files
+from qeval.quant.formats import unquantized_note
+from qeval.quant.routers import routers
 from qeval.weights import DTYPE_BYTES
 
 
@@ -34,23 +36,38 @@ class Linear:
 
 
 def linears(model: Any) -> Iterator[Linear]:
-    """Every linear layer but the output head, in the model's own order; those of a mixture's experts
-    where experts.py has opened them."""
+    """Every linear layer that a method quantizes, in the model's own order: all but the output head and
+    a mixture's routers; those of its experts where experts.py has opened them."""
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    head, left = model.get_output_embeddings(), router_names(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in left:
             yield Linear(name, module, isinstance(module, Conv1D))
 
 
-def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer but the head, of whatever class a packed format has for it; of layers inside
-    one another the outermost. With names, in the model's own order."""
+def router_names(model: Any) -> frozenset[str]:
+    """The linear layers of a model, float or packed, that are routers (routers.py)."""
+    shapes: dict[str, tuple[int, ...]] = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        if sizes := widths(module):
+            shapes[f"{name}.weight"] = sizes[::-1]
+    return routers(shapes)
+
+
+def head_name(model: Any) -> str | None:
+    """The output head's name; None: it is no module of its own."""
     head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer but the head and routers, of whatever class a packed format has for it; of
+    layers inside one another the outermost. With names, in the model's own order."""
+    head, left = model.get_output_embeddings(), router_names(model)
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module is not head and module not in inside and widths(module):
+        if module is not head and module not in inside and name not in left and widths(module):
             inside.update(module.modules())
             yield name, module
 
@@ -95,24 +112,13 @@ def save_simulated(
         bpw=8 * linear_bytes / n_linear,
         bpw_file=8 * (linear_bytes + rest + n_embedding * width) / n_total,
         layers=tuple(layers),
-        notes=(*notes, *_unquantized_note(n_linear, n_total - n_embedding)),
+        notes=(*notes, *unquantized_note(n_linear, n_total - n_embedding)),
     )
 
 
 def _embedding_modules(model: Any) -> list[nn.Module]:
     head = model.get_output_embeddings()
     return [m for m in model.modules() if isinstance(m, nn.Embedding)] + ([head] if head else [])
-
-
-def _unquantized_note(n_linear: int, n_body: int) -> tuple[str, ...]:
-    """Says so where much of the model's body is not in linear layers: convolutions, experts that
-    experts.py does not know."""
-    share = 1 - n_linear / n_body
-    if share < 0.05:
-        return ()
-    return (
-        f"{share:.0%} of the parameters outside embeddings are not in linear layers: left unquantized",
-    )
 
 
 def device_of(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qeval.errors import UsageError
 from qeval.quant.base import ModelRef
-from qeval.weights import linear_shapes
+from qeval.weights import linear_shapes, turned_linears
 
 Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
 """auto: the first that takes the weights: on CUDA marlin, exllama, triton, torch; on the CPU aten,
@@ -23,14 +23,6 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = {
 
 Shapes = Mapping[str, tuple[int, int]]
 """Linears by name: [out_features, in_features]."""
-
-_ROUTERS = (".gate", ".router", ".shared_expert_gate")
-
-
-def is_router(name: str) -> bool:
-    """Whether a linear says which experts of a mixture a token goes to, or how much the shared one
-    counts: small, and never quantized."""
-    return name.endswith(_ROUTERS)
 
 
 def check_half_precision(method: str, model: ModelRef) -> None:
@@ -61,6 +53,17 @@ def check_folder(method: str, model: ModelRef) -> None:
         )
 
 
+def check_no_conv1d(method: str, model: ModelRef) -> None:
+    """Raises UsageError for a model whose linear layers are transformers' Conv1D, for a library that
+    knows nn.Linear alone and would leave the model as it was."""
+    check_folder(method, model)
+    if turned := turned_linears(model.path):
+        raise UsageError(
+            f"{method}: quantizes nn.Linear layers, and {model.id} has Conv1D in their place "
+            f"({turned[0]} and others): use rtn, gptq, bitsandbytes or gguf"
+        )
+
+
 def check_widths(
     method: str,
     model: ModelRef,
@@ -74,7 +77,7 @@ def check_widths(
     not whole groups (-1: any), inputs or outputs that do not fill the words they are packed in; and a
     group size that fits, or what to do ``otherwise``; "": nothing."""
     check_folder(method, model)
-    shapes = {n: s for n, s in linear_shapes(model.path).items() if not is_router(n)}
+    shapes = linear_shapes(model.path)
     group = inputs_of if group_size == -1 else group_size
     wrong = {n: s for n, s in shapes.items() if s[1] % group or s[1] % inputs_of or s[0] % outputs_of}
     groups = [

@@ -7,7 +7,9 @@ inputs. The artifact says which came out.
 
 from __future__ import annotations
 
+import glob
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from qeval.errors import BuildError, raise_all
@@ -21,7 +23,7 @@ class QuantoOptions(Options):
 
 
 class Quanto(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = QuantoOptions
     scalar: ClassVar[str | None] = "weights"
     in_place: ClassVar[bool] = False
@@ -39,9 +41,9 @@ class Quanto(Method):
         return {"int2": 2, "int4": 4}.get(options.weights, 8)
 
     def preflight(self, options: QuantoOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_folder
+        from qeval.quant.packing import check_no_conv1d
 
-        raise_all(lambda: self.check_packages(options), lambda: check_folder("quanto", model))
+        raise_all(lambda: self.check_packages(options), lambda: check_no_conv1d("quanto", model))
 
     def build(self, options: QuantoOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library finds nothing to quantize."""
@@ -49,21 +51,23 @@ class Quanto(Method):
 
         from qeval.engines.loading import load_model
         from qeval.quant.library import finish
-        from qeval.quant.linears import device_of
+        from qeval.quant.linears import device_of, head_name, router_names
 
         source = context.model
         model = load_model(
             source.path, source.dtype, device_of(context.device), source.trust_remote_code
         )
-        head = model.get_output_embeddings()
-        names = [name for name, module in model.named_modules() if module is head]
+        left = [*router_names(model), *filter(None, [head_name(model)])]
         try:
             quantized = QuantizedModelForCausalLM.quantize(
-                model, weights=f"q{options.weights}", exclude=names
+                model, weights=f"q{options.weights}", exclude=[glob.escape(name) for name in left]
             )
         except ValueError as err:
             raise BuildError(f"quanto cannot quantize {source.id}: {err}") from err
         folder = context.out / "model"
+        # Under the model's own names, by which the library loads: transformers would go back to those
+        # of the original checkpoint, where the architecture has others there (GPT-NeoX, mixtures).
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
         quantized.save_pretrained(folder)
         artifact = finish(folder, context, "optimum-quanto")
         group = artifact.details["format"]["group_size"]

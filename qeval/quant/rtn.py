@@ -60,7 +60,7 @@ class RtnOptions(Options):
 
 
 class Rtn(Method):
-    version: ClassVar[int] = 3  # 2: symmetric grids as GPTQ's authors have them. 3: experts
+    version: ClassVar[int] = 4  # 2: symmetric grids as GPTQ's authors have them. 3: experts. 4: routers
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
     in_place: ClassVar[bool] = False
@@ -84,8 +84,7 @@ class Rtn(Method):
         check_device("rtn", options, device)
 
     def preflight(self, options: RtnOptions, model: ModelRef) -> None:
-        if options.format == "gptq":
-            preflight("rtn", options, model)
+        preflight("rtn", options, model)
 
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the group size does not divide a layer's inputs (all are named), and
@@ -97,7 +96,6 @@ class Rtn(Method):
         from qeval.quant.experts import experts_as_linears
         from qeval.quant.gptq_format import check_in_blocks, save_gptq
         from qeval.quant.linears import device_of, linears, save_simulated
-        from qeval.quant.packing import is_router
 
         model = load_model(
             context.model.path, context.model.dtype, "cpu", context.model.trust_remote_code
@@ -105,7 +103,7 @@ class Rtn(Method):
         device, gptq = device_of(context.device), gptq_config(options)
         reports, packed = [], {}
         with experts_as_linears(model), torch.inference_mode():
-            layers = [x for x in linears(model) if not is_router(x.name)]
+            layers = list(linears(model))
             check_group_size({x.name: x.weight.shape[1] for x in layers}, options.group_size)
             if gptq is not None:
                 check_in_blocks(model, [x.name for x in layers])

@@ -43,7 +43,7 @@ class TorchAoOptions(Options):
 
 
 class TorchAo(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = TorchAoOptions
     scalar: ClassVar[str | None] = "scheme"
     in_place: ClassVar[bool] = False
@@ -77,7 +77,7 @@ class TorchAo(Method):
         from transformers import TorchAoConfig
 
         from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
+        from qeval.quant.library import finish, left_alone
         from qeval.quant.linears import device_of
 
         device = device_of(context.device)
@@ -87,7 +87,9 @@ class TorchAo(Method):
             context.model.dtype,
             device,
             context.model.trust_remote_code,
-            quantization_config=TorchAoConfig(_configuration(options)),
+            quantization_config=TorchAoConfig(
+                _configuration(options), modules_to_not_convert=left_alone(context.model)
+            ),
         )
         folder = context.out / "model"
         model.save_pretrained(folder, max_shard_size="4GB")
@@ -103,10 +105,10 @@ def _check_dtype(options: TorchAoOptions, model: ModelRef) -> None:
 
 
 def _check_shapes(options: TorchAoOptions, model: ModelRef) -> None:
-    from qeval.quant.packing import check_folder, check_widths, refuse_shapes
+    from qeval.quant.packing import check_no_conv1d, check_widths, refuse_shapes
     from qeval.weights import linear_shapes
 
-    check_folder("torchao", model)
+    check_no_conv1d("torchao", model)
     if options.group:
         check_widths(f"torchao {options.scheme}", model, options.group)
     if options.scheme == "fp8dyn":

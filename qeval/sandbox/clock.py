@@ -20,6 +20,7 @@ from typing import NamedTuple
 PROC = Path("/proc")
 SHORT_S = 0.1  # most programs are done before anything has to be read
 LOOK_S = 0.25  # from one look to the next
+CREDIT_S = 5.0  # in all, for what threads may have waited between the last look and their end
 PATIENCE = 1000  # however loaded the machine: so many times its limit, and a minute, is enough
 CHUNK = 1 << 16
 
@@ -68,6 +69,7 @@ class Clock:
         self._started = time.monotonic()
         self._known = dict(pair for pid in self._lane for pair in usage(pid).items())  # by thread
         self._cpu = self._waited = 0.0  # of all so far
+        self._looked, self._threads, self._credit = self._started, set[int](), CREDIT_S
         self._there = self._seen = False  # its process, now; ever
 
     def _left(self, limit: float) -> float:
@@ -90,8 +92,9 @@ class Clock:
     def _look(self) -> None:
         """Add what is new since the last look. Threads beside each other take no more time than one,
         and a crowd of them is not to get the sum of their waits: the most of any thread counts."""
-        programs = self._programs()
+        now_s, programs = time.monotonic(), self._programs()
         self._there = not self._sees
+        waited_before, threads = self._waited, set()
         for pid in (*self._lane, *programs):
             cpu = waited = 0.0
             for thread, now in usage(pid).items():
@@ -100,8 +103,15 @@ class Clock:
                     before = Usage()
                 cpu, waited = max(cpu, now.cpu - before.cpu), max(waited, now.waited - before.waited)
                 self._known[thread] = now
-                self._there = self._there or pid in programs
+                if pid in programs:
+                    self._there = True
+                    threads.add(thread)
             self._cpu, self._waited = self._cpu + cpu, self._waited + waited
+        if self._there and not self._threads <= threads:  # what it waited last went with a thread
+            lost = now_s - self._looked - (self._waited - waited_before)
+            lost = min(max(lost, 0.0), self._credit)
+            self._waited, self._credit = self._waited + lost, self._credit - lost
+        self._looked, self._threads = now_s, threads
         self._seen = self._seen or self._there
         if not self._seen:  # the lane still cleans up after another one: this one's time has not begun
             self._restart()

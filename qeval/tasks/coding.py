@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import Field, model_validator
 
-from qeval.errors import UsageError
+from qeval.errors import UsageError, raise_all
 from qeval.lm import LM, Sampling
 from qeval.quant.base import Options
 from qeval.sandbox import Limits, allowed_here, find_sandbox
@@ -124,8 +124,10 @@ class CodingTask(ABC, Generic[OptionsT]):
 
     def preflight(self, options: OptionsT, data: DataSource, *, weak_sandbox: bool) -> None:
         """See Task.preflight: the problems and a sandbox."""
-        self.chosen(benchmark(self.benchmark_name(options), data).problems, options)
-        find_sandbox(weak=weak_sandbox)
+        raise_all(
+            lambda: self.chosen(benchmark(self.benchmark_name(options), data).problems, options),
+            lambda: find_sandbox(weak=weak_sandbox),
+        )
 
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult:
         """pass@k for every k, with one value per problem.

@@ -113,7 +113,10 @@ class Perplexity:
         return options.protocol != "gptq-benchmark"  # one sample
 
     def preflight(self, options: PerplexityOptions, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Needs nothing but the engine."""
+        """Raises DataError where the text is not to be had."""
+        data.check(
+            _benchmark_text(options) if options.protocol == "gptq-benchmark" else text_of(options)
+        )
 
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
@@ -161,8 +164,17 @@ def window_length(task: str, options: TextOptions, lm: LM, own: int = GPTQ_SEQ_L
 # Windows
 
 
+def text_of(options: TextOptions) -> str:
+    """The dataset that an evaluation reads."""
+    return CORPUS.get(options.dataset, options.dataset)
+
+
+def _benchmark_text(options: TextOptions) -> str:
+    return CALIBRATION_SPLIT.get(options.dataset, options.dataset)
+
+
 def gptq_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Windows:
-    corpus = context.data.load(CORPUS.get(options.dataset, options.dataset))
+    corpus = context.data.load(text_of(options))
     encode = context.tokenizer.encode
     if options.dataset in DOCUMENT_SETS:
         texts: list[str] = []
@@ -184,7 +196,7 @@ def gptq_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Wi
 
 def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
     """Chunks whose first token is replaced by BOS where the vocabulary adds one."""
-    corpus = context.data.load(CORPUS.get(options.dataset, options.dataset))
+    corpus = context.data.load(text_of(options))
     if options.dataset.startswith("wikitext2"):  # the raw file again
         text = "".join(" \n" if row == "" else row for row in corpus.documents)
     else:
@@ -196,8 +208,7 @@ def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskCon
 
 
 def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
-    name = CALIBRATION_SPLIT.get(options.dataset, options.dataset)
-    chosen = CalibrationOptions(dataset=name, n_samples=1, seq_len=seq_len)
+    chosen = CalibrationOptions(dataset=_benchmark_text(options), n_samples=1, seq_len=seq_len)
     drawn = draw(context.data, context.tokenizer, chosen)
     text = context.tokenizer.decode(drawn.windows[0])
     return Windows(drawn.windows, [text], drawn.facts["text_sha256"])
@@ -325,6 +336,6 @@ def tokenizer_drift(lm: LM, context: TaskContext, texts: list[str]) -> tuple[str
 
 def _file_sha256(path: Path) -> str:
     if not path.is_file():
-        return "missing"  # the job says so when it runs
+        return "missing"  # preflight says so
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

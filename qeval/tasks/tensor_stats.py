@@ -19,7 +19,13 @@ from qeval.lm import LM
 from qeval.quant.base import Options
 from qeval.record import Metric
 from qeval.tasks.base import TaskContext, TaskResult
-from qeval.tasks.perplexity import TextOptions, dataset_name, gptq_windows, window_length
+from qeval.tasks.perplexity import (
+    TextOptions,
+    dataset_name,
+    gptq_windows,
+    text_of,
+    window_length,
+)
 from qeval.tensor_stats.rows import Statistics, TensorRow, value, worst, write
 
 if TYPE_CHECKING:
@@ -45,7 +51,7 @@ class TensorStatsOptions(TextOptions):
 
 
 class TensorStats:
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: no rows for routers
     Options: ClassVar[type[Options]] = TensorStatsOptions
     needs: ClassVar[frozenset[str]] = frozenset({"tensors"})
     on_simulated: ClassVar[bool] = True
@@ -54,7 +60,8 @@ class TensorStats:
         return protocol_id(options)
 
     def preflight(self, options: TensorStatsOptions, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Needs nothing but the engine."""
+        """Raises DataError where the text is not to be had."""
+        data.check(text_of(options))
 
     def run(self, lm: LM, options: TensorStatsOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window, BuildError where group_size does

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qeval import registry
+from qeval import preflight, registry
 from qeval.artifacts import default_cache_dir
 from qeval.cells import content_key
 from qeval.data import DataSource
@@ -22,7 +22,6 @@ from qeval.lm import EngineSettings
 from qeval.models import resolve_model
 from qeval.progress import Bar
 from qeval.quant.folder import describe_folder
-from qeval.quant.formats import check_runs
 from qeval.streams import say
 from qeval.tensor_stats.rows import Statistics, read
 
@@ -46,6 +45,7 @@ def statistics(model: str, how: How, save: Path | None = None) -> Statistics:
 
     Raises:
         UsageError: an option is impossible, or the model's engine cannot show its tensors.
+        PreflightError: the machine lacks something.
         QevalError: the model or the text is not there; a file cannot be written; what the worker says.
     """
     if Path(model).suffix == ".jsonl":
@@ -72,6 +72,7 @@ def _job(model: str, how: How, out: Path) -> Job:
     options = _options(how.options)
     cache = real_path(how.cache_dir or default_cache_dir())
     settings = how.settings
+    source = DataSource(how.data_dir)
     ref = resolve_model(
         model, dtype=settings.dtype, cache_dir=cache, trust_remote_code=settings.trust_remote_code
     )
@@ -82,9 +83,18 @@ def _job(model: str, how: How, out: Path) -> Job:
             f"{model}: the engine {artifact.engine} offers no {', '.join(missing)}: give the float "
             "model's folder, or a packed one that transformers loads"
         )
-    engine.preflight()
-    check_runs(artifact, ref)
-    data = DataSource(how.data_dir).data_dir
+    found = preflight.Findings.union(
+        (
+            preflight.engine(artifact.engine),
+            preflight.device(artifact.engine, settings.device),
+            preflight.artifact(model, artifact, ref, {}, None),
+            preflight.ask(
+                task.label(options), lambda: task.preflight(options, source, weak_sandbox=False)
+            ),
+        )
+    )
+    preflight.refuse(found.problems)
+    data = source.data_dir
     return Job(
         kind="eval",
         key=content_key({"stats": ref.identity}),

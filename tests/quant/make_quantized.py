@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantized import BUILDS, MODELS, PLAIN, VARIANTS, Variant, probe_ids, random_windows
+from quantized import BUILDS, MODELS, PLAIN, UNLIKE, VARIANTS, Variant, probe_ids, random_windows
 from torch import Tensor
 
 OUT = Path(sys.argv[1])
@@ -124,11 +124,18 @@ def _artifact(name: str) -> Any:
 
 
 def make_models() -> None:
-    """Two blocks of hidden size 256 in bfloat16, StarCoder2 with biases and tied embeddings; a Mixtral
-    of one block; and one that GPTQModel does not know."""
+    """Two blocks of hidden size 256 in bfloat16, StarCoder2 with biases and tied embeddings. Of one
+    block: a Mixtral; a HunYuan, whose routers are linear layers with a name of their own; a GPT-NeoX;
+    a mixture whose files have all experts in one tensor; and one that GPTQModel does not know."""
     from transformers import (
         BioGptConfig,
         BioGptForCausalLM,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        GptOssConfig,
+        GptOssForCausalLM,
+        HunYuanMoEV1Config,
+        HunYuanMoEV1ForCausalLM,
         MixtralConfig,
         MixtralForCausalLM,
         Starcoder2Config,
@@ -153,8 +160,16 @@ def make_models() -> None:
     tied = {"tie_word_embeddings": True, "use_bias": True, "num_hidden_layers": 2}
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "initializer_range": 0.05}
+    hunyuan = HunYuanMoEV1Config(
+        **small, **common, num_experts=4, moe_topk=2, head_dim=16, initializer_range=0.05
+    )
+    neox = GPTNeoXConfig(**{**small, **common, "tie_word_embeddings": False}, initializer_range=0.05)
+    stacked = GptOssConfig(**small, **common, **experts, head_dim=16, layer_types=["full_attention"])
     torch.manual_seed(0)
     made = {
+        "hunyuan": HunYuanMoEV1ForCausalLM(hunyuan),
+        "neox": GPTNeoXForCausalLM(neox),
+        "stacked": GptOssForCausalLM(stacked),
         "starcoder2": Starcoder2ForCausalLM(Starcoder2Config(**wide, **common, **tied)),
         "mixtral": MixtralForCausalLM(MixtralConfig(**small, **common, **experts)),
         "unknown": BioGptForCausalLM(BioGptConfig(vocab_size=512, num_attention_heads=4, **small)),
@@ -242,7 +257,7 @@ def run(name: str, artifact: Any, dtype: str = "bfloat16") -> dict[str, Any]:
         return {}
     lm = HfEngine.open(artifact, EngineSettings(device="cpu", dtype=dtype, n_threads=1))
     before = resident_bytes(lm._model)
-    method = BUILDS[name].method if name in BUILDS else ""
+    method = BUILDS[name].method if name in BUILDS and BUILDS[name].model not in UNLIKE else ""
     by_modules = method in ("bitsandbytes", "hqq", "torchao", "quanto")
     dense = dict(_from_modules(artifact, lm._model)) if by_modules else {}
     nll = [row.tolist() for row in lm.nll(probe_ids())]
@@ -314,7 +329,7 @@ def weigh(name: str, artifact: Any, dense: dict[str, Tensor]) -> None:
     import numpy as np
     from safetensors.torch import load_file
 
-    if BUILDS[name].model == "mixtral":  # transformers keeps its experts in one tensor
+    if BUILDS[name].model in UNLIKE:
         return
     floats = load_file(OUT / BUILDS[name].model / "model.safetensors")
     twin = _twin(artifact, OUT / BUILDS[name].model, dense)

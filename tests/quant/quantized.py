@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-MODELS = ("llama", "starcoder2", "mixtral")
+MODELS = ("llama", "starcoder2", "mixtral", "hunyuan", "neox")
+UNLIKE = ("mixtral", "hunyuan", "neox")  # transformers names their weights otherwise than their files
 ENOUGH = {"n_samples": 16, "seq_len": 64}  # 1024 tokens: more than any linear has inputs
 LONG = {"n_samples": 2, "seq_len": 600}  # longer than the models' 512 positions
 SHORT = {"n_samples": 4, "seq_len": 32}  # AWQ's search for clips takes a time that grows with them
+NO_TEXT = {"dataset": "file:not-there.txt"}
 FEW = {"n_samples": 1, "seq_len": 11}  # so few that an expert of Mixtral's four sees none
 
 
@@ -76,6 +78,7 @@ BUILDS = {
     "starcoder2-gptq-4": _gptq("starcoder2", num_bits=4),
     "mixtral-gptq-8": _gptq("mixtral", num_bits=8, group_size=32, calibration=FEW),
     "unknown-gptq-4": _gptq("unknown"),
+    "hunyuan-gptq-8": _gptq("hunyuan", num_bits=8, group_size=32),
     "ten-gptq-4": _gptq("llama", calibration={"n_samples": 1, "seq_len": 10}),
     "short-gptq-4": _gptq("llama", calibration={"dataset": "file:short.txt", "n_samples": 1}),
     "llama-awq-4": Build("llama", "awq", {"calibration": SHORT}),
@@ -83,19 +86,28 @@ BUILDS = {
     "llama-bnb-8": Build("llama", "bitsandbytes", {"num_bits": 8}),
     "llama-bnb-4": Build("llama", "bitsandbytes", {"num_bits": 4, "double_quant": True}),
     "starcoder2-bnb-4": Build("starcoder2", "bitsandbytes", {"num_bits": 4, "type": "fp4"}),
+    "hunyuan-bnb-4": Build("hunyuan", "bitsandbytes", {"num_bits": 4}),
+    "hunyuan-hqq-8": Build("hunyuan", "hqq", {"num_bits": 8, "group_size": 32}),
+    "neox-hqq-8": Build("neox", "hqq", {"num_bits": 8, "group_size": 32}),
     "llama-hqq-8": Build("llama", "hqq", {"num_bits": 8}),
     "llama-hqq-4": Build("llama", "hqq", {"num_bits": 4}),
     "starcoder2-hqq-3": Build("starcoder2", "hqq", {"num_bits": 3}),
     "llama-torchao-int8wo": Build("llama", "torchao", {"scheme": "int8wo", "group_size": 64}),
+    "hunyuan-torchao-int8wo": Build("hunyuan", "torchao", {"scheme": "int8wo"}),
     "llama-torchao-fp8wo": Build("llama", "torchao", {"scheme": "fp8wo"}),
     "starcoder2-torchao-int8dyn": Build("starcoder2", "torchao", {"scheme": "int8dyn"}),
     "llama-torchao-int4wo": Build("llama", "torchao", {"scheme": "int4wo"}),
     "llama-torchao-fp8dyn": Build("llama", "torchao", {"scheme": "fp8dyn"}),
+    "hunyuan-quanto-8": Build("hunyuan", "quanto", {"weights": "int8"}),
+    "neox-quanto-8": Build("neox", "quanto", {"weights": "int8"}),
     "llama-quanto-8": Build("llama", "quanto", {"weights": "int8"}),
     "llama-quanto-4": Build("llama", "quanto", {"weights": "int4"}),
     "starcoder2-quanto-float8": Build("starcoder2", "quanto", {"weights": "float8"}),
     "llama-ct-4": _ct("llama", algorithm="gptq", calibration=ENOUGH),
     "llama-ct-rtn": _ct("llama"),
+    "hunyuan-ct-rtn": _ct("hunyuan", scheme="W8A16", group_size=32),
+    "mixtral-ct-rtn": _ct("mixtral", scheme="W8A16", group_size=32),
+    "stacked-ct-rtn": _ct("stacked", scheme="W8A16", group_size=32),
     "llama-ct-fp8": _ct("llama", scheme="FP8"),
     "starcoder2-ct-awq": _ct(
         "starcoder2", scheme="W4A16_ASYM", algorithm="awq", group_size=64, calibration=SHORT
@@ -103,6 +115,7 @@ BUILDS = {
     "starcoder2-ct-w8a8": _ct(
         "starcoder2", scheme="W8A8", algorithm="smoothquant+gptq", calibration=ENOUGH
     ),
+    "hunyuan-round-0": _round("hunyuan", num_bits=8, group_size=32, iters=0, calibration=NO_TEXT),
     "llama-round-4": _round("llama", iters=4),
     "starcoder2-round-4": _round("starcoder2", iters=1, symmetric=False, group_size=64),
     **dict(_laboratory()),

@@ -12,7 +12,6 @@ from qeval.quant.architectures import ARCHITECTURES, decoder_blocks
 from qeval.quant.blocks import quantize_blocks
 from qeval.quant.experts import expert_of, experts_as_linears
 from qeval.quant.linears import linears
-from qeval.quant.packing import is_router
 from qeval.quant.solvers.base import Facts, GridRules, Solution
 from qeval.quant.solvers.gptq import gptq
 from qeval.quant.solvers.rtn import rtn
@@ -56,9 +55,8 @@ def true_inputs(model, windows=FEW):
     """The inputs [tokens, in] of every linear in an ordinary forward pass of the whole model."""
     seen, handles = {}, []
     for layer in linears(model):
-        if not is_router(layer.name):
-            add = partial(_dense, seen.setdefault(layer.name, []))
-            handles.append(layer.module.register_forward_pre_hook(add))
+        add = partial(_dense, seen.setdefault(layer.name, []))
+        handles.append(layer.module.register_forward_pre_hook(add))
     for name, module in model.named_modules():
         if name.endswith(".experts"):
             handles.append(module.register_forward_pre_hook(partial(_experts, seen, name)))
@@ -232,9 +230,9 @@ def test_an_unknown_architecture_says_what_is_missing():
 
 def test_a_block_with_another_linear_than_the_table_says():
     model = make_model("llama")
-    model.model.layers[1].mlp.router = torch.nn.Linear(64, 4)
+    model.model.layers[1].mlp.mixer = torch.nn.Linear(64, 4)
     with pytest.raises(
-        BuildError, match=r"llama: model\.layers\.1 is not what .* it has mlp\.router, too"
+        BuildError, match=r"llama: model\.layers\.1 is not what .* it has mlp\.mixer, too"
     ):
         run(model, Untouched())
     model = make_model("opt")
@@ -249,15 +247,15 @@ def test_experts_that_are_no_linears(kind):
         decoder_blocks(make_model(kind))  # experts.py has not opened them
 
 
-def test_a_mixture_without_an_expert_or_with_another_router():
+def test_a_mixture_without_an_expert_or_with_another_linear():
     model = make_model("mixtral")
     with experts_as_linears(model):
         del model.model.layers[1].mlp.experts._modules["3"].up_proj
         with pytest.raises(BuildError, match=r"layers\.1 is not .* it lacks mlp\.experts\.3\.up_proj"):
             decoder_blocks(model)
     model = make_model("qwen2_moe")
-    model.model.layers[1].mlp.router = torch.nn.Linear(64, 4)
-    with pytest.raises(BuildError, match=r"layers\.1 is not what .* it has mlp\.router, too"):
+    model.model.layers[1].mlp.mixer = torch.nn.Linear(64, 8)
+    with pytest.raises(BuildError, match=r"layers\.1 is not what .* it has mlp\.mixer, too"):
         run(model, Untouched())
 
 

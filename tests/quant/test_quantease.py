@@ -13,7 +13,6 @@ from qeval.quant.base import ModelRef
 from qeval.quant.experts import expert_of, experts_as_linears
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.linears import linears
-from qeval.quant.packing import is_router
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.rtn import Rtn, RtnOptions
 
@@ -67,7 +66,7 @@ def _float(model: ModelRef):
 def _linears(model: ModelRef) -> list[str]:
     whole = _float(model)
     with experts_as_linears(whole):
-        return sorted(x.name for x in linears(whole) if not is_router(x.name))
+        return sorted(x.name for x in linears(whole))
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "deepseek_v2"])

@@ -126,6 +126,29 @@ def test_what_a_thread_waited_is_not_forgotten_when_it_ends(machine, timed):
     assert timed.left(LIMIT) > 0
 
 
+def test_what_a_thread_waited_since_the_last_look_is_assumed_when_it_has_ended(machine, timed):
+    machine.fork()
+    machine.tasks[PROGRAM][13] = Thread()
+    machine.go(0.5, t13="R")
+    assert timed.left(LIMIT) > 0
+    machine.go(4.0, t13="W")
+    del machine.tasks[PROGRAM][13]
+    machine.go(0.1)  # the main thread, which waited for it, is not awake yet
+    assert timed.left(LIMIT) > 0
+    machine.go(2.5)
+    assert timed.left(LIMIT) <= 0
+
+
+def test_who_lets_threads_end_while_it_sleeps_gains_little(machine, timed):
+    machine.fork()
+    for number in range(13, 500):
+        machine.tasks[PROGRAM] = {PROGRAM: Thread(), number: Thread()}
+        machine.go(clock.LOOK_S)
+        if timed.left(LIMIT) <= 0:
+            break
+    assert machine.own <= LIMIT + clock.CREDIT_S + 2 * clock.LOOK_S
+
+
 def test_a_thread_that_waits_beside_a_main_thread_that_sleeps_has_more_time(machine, timed):
     machine.fork()
     machine.tasks[PROGRAM][13] = Thread()
