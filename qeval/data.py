@@ -39,9 +39,10 @@ from qeval.errors import (
     NotHereError,
     QevalError,
     did_you_mean,
+    short,
 )
 from qeval.extras import require
-from qeval.files import user_path
+from qeval.files import exists, not_regular, user_path
 
 if TYPE_CHECKING:
     from qeval.hub import Plan
@@ -336,8 +337,11 @@ def _file_corpus(name: str) -> Corpus:
 
 def _own_file(name: str) -> Path:
     path = user_path(name.removeprefix(FILE_PREFIX))
+    if not exists(path):
+        raise DataError(f"dataset {short(name)!r}: no such file: {short(str(path.absolute()), 300)}")
     if not path.is_file():
-        raise DataError(f"dataset {name!r}: no such file: {path.absolute()}")
+        told = not_regular(path.absolute(), path.stat().st_mode)
+        raise DataError(f"dataset {name!r}: {told}")
     return path
 
 

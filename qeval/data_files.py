@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qeval.errors import DataError, MissingExtraError
+from qeval.files import open_regular, parse_json
+from qeval.units import human_bytes
+
+MOST_TEXT = 2**31  # bytes; a shard of C4 is 0.8 GB
+MOST_RATIO = 100  # of a packed text to its file: text packs to a third or a tenth
 
 
 def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
@@ -34,14 +41,36 @@ def read_rows(path: Path, column: str | None = "text") -> tuple[str, ...]:
 
 def read_text(path: Path) -> str:
     """UTF-8 text with its line ends as they are."""
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
-            return str(file.read())
+        with open_regular(path, DataError) as file:
+            raw = _unpacked(path, file) if path.suffix == ".gz" else file.read(MOST_TEXT + 1)
+    except (OSError, EOFError, zlib.error) as err:
+        raise DataError(f"{path}: cannot be read ({err})") from err
+    if len(raw) > MOST_TEXT:
+        raise DataError(f"{path}: over {human_bytes(MOST_TEXT)} of text: take a part of it")
+    try:
+        return raw.decode("utf-8")
     except UnicodeDecodeError as err:
         raise DataError(f"{path}: not UTF-8 text (byte {err.start}); convert it first") from err
-    except (OSError, EOFError) as err:
-        raise DataError(f"{path}: cannot be read ({err})") from err
+
+
+def _unpacked(path: Path, file: BinaryIO) -> bytes:
+    """What a .gz file holds, read in pieces: a few MB of one may stand for any number of GB.
+
+    Raises:
+        DataError: it is more than text can be packed.
+    """
+    most = max(MOST_RATIO * path.stat().st_size, 2**24)
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=file) as packed:
+        while out.tell() <= MOST_TEXT and (piece := packed.read(2**20)):
+            out.write(piece)
+            if out.tell() > most:
+                raise DataError(
+                    f"{path}: unpacks to over {MOST_RATIO} times its size: no text; get it again, or "
+                    "gunzip it first"
+                )
+    return out.getvalue()
 
 
 def _lines(path: Path) -> list[str]:
@@ -51,10 +80,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json_list(path: Path) -> tuple[str, ...]:
-    try:
-        rows = json.loads(read_text(path))
-    except ValueError as err:
-        raise DataError(f"{path}: not JSON ({err})") from err
+    rows = parse_json(read_text(path), str(path), DataError)
     if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
         raise DataError(f"{path}: must be a JSON list of strings")
     return tuple(rows)
@@ -66,8 +92,8 @@ def read_jsonl(path: Path) -> tuple[str, ...]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as err:
+            text = parse_json(line, f"{path}:{number}", DataError)["text"]
+        except (KeyError, TypeError) as err:
             raise DataError(f'{path}:{number}: not a JSON object with a "text" ({err!r})') from err
         if not isinstance(text, str):
             raise DataError(f'{path}:{number}: "text" must be a string, not {type(text).__name__}')
@@ -77,10 +103,7 @@ def read_jsonl(path: Path) -> tuple[str, ...]:
 
 def _table(path: Path) -> tuple[str, ...]:
     if path.suffix == ".json":
-        try:
-            rows = json.loads(read_text(path))
-        except ValueError as err:
-            raise DataError(f"{path}: not JSON ({err})") from err
+        rows = parse_json(read_text(path), str(path), DataError)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: must be a JSON list of objects")
         return tuple(map(_canonical, rows))
@@ -89,10 +112,7 @@ def _table(path: Path) -> tuple[str, ...]:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as err:
-        raise DataError(f"{where}: not JSON ({err}); mend or remove the line") from err
+    row = parse_json(line, where, DataError, "; mend or remove the line")
     if not isinstance(row, dict):
         raise DataError(f"{where}: not a JSON object; mend or remove the line")
     return row

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from qeval.errors import QevalError, StoreError, UsageError, short
 from qeval.units import human_bytes
@@ -140,6 +141,26 @@ def read_bytes(path: Path, limit: int, error: type[QevalError], *, streams: bool
     if len(data) > limit:
         raise error(f"{path}: over {human_bytes(limit)}, the most that is read of such a file")
     return data
+
+
+def parse_json(data: str | bytes, where: str, error: type[QevalError], fix: str = "") -> Any:
+    """The JSON value of ``data``; ``where`` names it.
+
+    Raises:
+        error: not JSON, nested too deeply, or a number of too many digits; with the fix.
+    """
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as err:
+        line = f"line {err.lineno}, " if err.lineno > 1 else ""
+        reason = f"{err.msg} at {line}column {err.colno}"
+    except UnicodeDecodeError as err:
+        reason = f"not UTF-8: {err.reason}"
+    except ValueError:  # sys.set_int_max_str_digits
+        reason = "a number of more than 4,300 digits"
+    except RecursionError:
+        reason = "nested too deeply"
+    raise error(f"{where}: not JSON ({reason}){fix}")
 
 
 def disk_message(folder: Path, err: OSError) -> str:

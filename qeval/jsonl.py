@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
 from qeval.errors import DataError
-from qeval.files import open_regular
+from qeval.files import open_regular, parse_json
 from qeval.units import human_bytes
 
 MAX_LINE = 1 << 25  # characters; their JSON may take twenty times as many bytes of memory
@@ -74,14 +73,4 @@ def parsed(text: str | bytes, where: str) -> Any:
     Raises:
         DataError: not JSON, or nested too deeply, or a number of too many digits.
     """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as err:
-        reason = f"{err.msg} at column {err.colno}"
-    except UnicodeDecodeError as err:
-        reason = f"not UTF-8: {err.reason}"
-    except ValueError:  # sys.set_int_max_str_digits
-        reason = "a number of more than 4,300 digits"
-    except RecursionError:
-        reason = "nested too deeply"
-    raise DataError(f"{where}: not JSON ({reason}); mend or remove it")
+    return parse_json(text, where, DataError, "; mend or remove it")

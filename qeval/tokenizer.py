@@ -9,13 +9,13 @@ own (`qeval env`) transformers may be older than 5 and not know the classes that
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from qeval.errors import ModelError
 from qeval.quant.base import ModelRef
+from qeval.quant.formats import read_json
 
 # Where config.json of a model of several modalities has that of its language model.
 _LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
@@ -111,8 +111,7 @@ def _from_file(folder: Path) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return data
+    return read_json(path) if path.is_file() else {}
 
 
 def _eos_ids(tok: Any, path: Path) -> tuple[int, ...]:

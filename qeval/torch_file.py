@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from qeval.errors import ModelError
 from qeval.weights import Contents, Tensor
@@ -60,8 +60,10 @@ _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2} 
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
 _SMALL_INT = re.compile(r"u?int[1-7]$")
-_MAX_PICKLE = 200 * 2**20
+_MAX_PICKLE = 2**26
+_MAX_STEPS = 4_000_000  # of a pickle: each may make an empty list, or worse
 _MAX_VALUES, _MAX_DEPTH = 1_000_000, 16  # a pickle can hold a tree in itself, over and over
+_MAX_FLAT = 64  # values of a tuple or list that is no tensor: a shape, a list of options
 
 
 def read_torch_file(path: Path) -> Contents:
@@ -95,7 +97,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Contents:
         raise ModelError(f"{path}: no PyTorch file (a zip archive with one NAME/data.pkl)")
     prefix = pickles[0].removesuffix("data.pkl")
     try:
-        root = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
+        root = _Unpickler(archive.read(pickles[0])).load()
         found = list(_walk("", root, [0], 0))
     except _NotATensor as err:
         raise ModelError(
@@ -233,8 +235,29 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def step(self: Any) -> None:
+        self.steps += 1
+        if self.steps > _MAX_STEPS:
+            raise ValueError("too many steps")
+        load(self)
+
+    return step
+
+
 class _Unpickler(pickle._Unpickler):
     """The one in Python: that in C makes room for as many memo entries as a number in the file says."""
+
+    # Sets take more memory for a byte of the file than anything else, and no checkpoint has them.
+    dispatch: ClassVar = {
+        code: _counted(load)
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.EMPTY_SET[0], pickle.FROZENSET[0])
+    }
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.steps = 0
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -255,12 +278,20 @@ class _Unpickler(pickle._Unpickler):
         return _Storage(dtype, str(key), int(n) * _BYTES[dtype])
 
 
+def _is_plain(value: Any) -> bool:
+    """A scalar, or a short row of scalars: what holds other rows may hold itself a billion times."""
+    scalar = (str, int, float, bool)
+    if isinstance(value, tuple | list):
+        return len(value) <= _MAX_FLAT and all(isinstance(v, scalar) for v in value)
+    return isinstance(value, scalar)
+
+
 def _walk(name: str, value: Any, seen: list[int], depth: int) -> Iterator[tuple[str, Any]]:
     """Tensors and plain values by dotted name. ``seen``: how many values so far."""
     seen[0] += 1
     if seen[0] > _MAX_VALUES or depth > _MAX_DEPTH:
         raise ValueError("too many values")
-    if isinstance(value, _TensorRecord | str | int | float | bool | tuple):
+    if isinstance(value, _TensorRecord) or (_is_plain(value) and not isinstance(value, list)):
         yield name, value
     elif isinstance(value, dict):
         for key, inner in value.items():
@@ -270,7 +301,7 @@ def _walk(name: str, value: Any, seen: list[int], depth: int) -> Iterator[tuple[
         for key, inner in value.state.items():
             if isinstance(inner, _TensorRecord | _Object):
                 yield from _walk(f"{stem}._weight_{key}", inner, seen, depth + 1)
-        plain = (str, int, float, tuple, list)
-        attributes = {k: v for k, v in value.state.items() if isinstance(v, plain)}
-        attributes |= {"shape": value.args[2]} if len(value.args) > 2 else {}  # of the whole
+        attributes = {k: v for k, v in value.state.items() if _is_plain(v)}
+        if len(value.args) > 2 and _is_plain(value.args[2]):
+            attributes["shape"] = value.args[2]  # of the whole
         yield name, {"_type": value.kind, "_data": attributes}

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qeval.errors import ModelError
+from qeval.errors import ModelError, short
+from qeval.files import parse_json, read_bytes
 from qeval.quant.routers import routers
+from qeval.units import human_bytes
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,7 +31,11 @@ EMBEDDING = re.compile(
 )
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _INTEGERS = re.compile(r"(ids?|index|indices|idx|mask|tid2eid|tracked)$")
-_MAX_HEADER = 100 * 2**20  # the format's own limit
+_MAX_HEADER = 2**25  # bytes; the format allows 100 MB, which take gigabytes as JSON values
+_MAX_INDEX = 2**25
+_MAX_SMALL = 2**24  # bytes of a tensor that holds a shape, a state, a bias
+_LONGEST_NAME = 255  # bytes of a file's name
+_MAX_DIMS = 64  # torch's own
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -99,16 +105,21 @@ def _read_safetensors(path: Path) -> Contents:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
-        if length > min(_MAX_HEADER, size):
+        if length > size:
             raise ModelError(f"{path}: not a safetensors file, or cut off in its header")
+        if length > _MAX_HEADER:
+            most = human_bytes(_MAX_HEADER)
+            raise ModelError(f"{path}: a safetensors header of over {most}: damaged; copy it again")
         try:
             header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_object)
         except KeyError as err:
             raise ModelError(f"{path}: {err} is in its safetensors header twice: damaged") from err
-        except ValueError as err:
-            raise ModelError(f"{path}: its safetensors header is not JSON") from err
+        except (ValueError, RecursionError) as err:
+            raise ModelError(f"{path}: its safetensors header is not JSON; copy it again") from err
     try:
         facts = header.pop("__metadata__", None) or {}
+        if not isinstance(facts, dict):
+            raise TypeError("the metadata is a mapping")
         tensors = [_entry(name, entry, path, 8 + length) for name, entry in header.items()]
         _check_ranges(path, tensors, 8 + length, size)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as err:
@@ -131,7 +142,9 @@ def _entry(name: str, entry: dict[str, Any], path: Path, start: int) -> Tensor:
         ValueError, KeyError, TypeError: it is not written as the format says.
     """
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+    if len(shape) > _MAX_DIMS or not name.isprintable():
+        raise ValueError("no tensor's shape or name")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
         raise ValueError("not whole numbers from 0 on")
     if not isinstance(entry["dtype"], str):
         raise TypeError("a dtype is a string")
@@ -183,10 +196,30 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
+    """The names of the shards, all of them files of the folder itself."""
+    data = parse_json(read_bytes(index, _MAX_INDEX, ModelError), str(index), ModelError)
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        names = sorted(set(data["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as err:
         raise ModelError(f"{index}: not an index of shards (JSON with a weight_map)") from err
+    for name in names:
+        if not isinstance(name, str) or not _is_file_name(name):
+            raise ModelError(
+                f"{index}: weight_map: {short(repr(name))} is no file of this folder: put the shard "
+                "there and name it"
+            )
+    if not names:
+        raise ModelError(f"{index}: weight_map names no shard")
+    return names
+
+
+def _is_file_name(name: str) -> bool:
+    return (
+        name.isprintable()
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and len(name.encode()) <= _LONGEST_NAME
+    )
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
@@ -247,7 +280,12 @@ def read_contents(folder: Path) -> Contents:
 
 
 def read_data(tensor: Tensor) -> bytes:
-    """The bytes of one (small) tensor."""
+    """The bytes of one small tensor. Raises ModelError where it is not small."""
+    if tensor.n_bytes > _MAX_SMALL:
+        most = human_bytes(_MAX_SMALL)
+        raise ModelError(
+            f"{tensor.file}: {tensor.name} has {tensor.n_bytes} bytes, over {most}: damaged"
+        )
     with tensor.file.open("rb") as file:
         file.seek(tensor.offset)
         return file.read(tensor.n_bytes)

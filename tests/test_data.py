@@ -397,3 +397,56 @@ def test_importing_the_module_imports_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_text_is_read_with_limits(tmp_path, monkeypatch):
+    import gzip
+
+    from qeval import data_files
+
+    bomb = tmp_path / "bomb.gz"
+    bomb.write_bytes(gzip.compress(b"a" * 2**25, 9))
+    with pytest.raises(DataError, match=r"bomb.gz: unpacks to over 100 times its size: no text"):
+        data_files.read_text(bomb)
+    whole = gzip.compress(b"some text " * 1000)
+    for name, packed in {
+        "cut": whole[:-10],
+        "crc": whole[:-8] + bytes(8),
+        "junk": whole[:20] + b"\xff" * 20 + whole[40:],
+        "none": b"no gzip",
+    }.items():
+        (tmp_path / f"{name}.gz").write_bytes(packed)
+        with pytest.raises(DataError, match=f"{name}.gz: cannot be read"):
+            data_files.read_text(tmp_path / f"{name}.gz")
+    monkeypatch.setattr(data_files, "MOST_TEXT", 1000)
+    for file, text in (("long.txt", b"x" * 1001), ("long.txt.gz", gzip.compress(b"x" * 1001))):
+        (tmp_path / file).write_bytes(text)
+        with pytest.raises(DataError, match=f"{file}: over 1000 B of text: take a part of it"):
+            data_files.read_text(tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/zero", "/dev/zero: is a device: name a regular file"),
+        ("FIFO", "fifo: is a pipe: name a regular file"),
+        ("/tmp", "/tmp: is a folder: name a regular file"),
+        ("a" * 300, "no such file"),
+        ("/nope", "no such file: /nope"),
+    ],
+)
+def test_ones_own_text_is_a_regular_file(tmp_path, path, message):
+    import os
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(DataError, match=message):
+        DataSource(None).load(f"file:{fifo if path == 'FIFO' else path}")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", "{", '{"text": '])
+def test_deep_and_long_json_lines_are_one_line(tmp_path, text):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "x"}\n' + text)
+    with pytest.raises(DataError, match=r"a.jsonl:2: not JSON \("):
+        DataSource(None).load(f"file:{file}")

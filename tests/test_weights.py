@@ -461,3 +461,128 @@ def test_a_commit_of_which_a_file_is_missing_is_not_taken_for_whole(hub_cache, t
         resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=OLD)
     (hub_cache / "snapshots" / OLD / "chat_template.jinja").touch()
     resolve_model("org/model-v1.0", dtype="float32", cache_dir=tmp_path, revision=OLD)
+
+
+def header_file(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (header_file(b"[" * 200_000), "header is not JSON"),
+        (header_file(b'{"a": ' * 100_000), "header is not JSON"),
+        (header_file(b'{"a": ' + b"9" * 5000 + b"}"), "header is not JSON"),
+        (header_file(b"\xff" * 100), "header is not JSON"),
+        (header_file(b"null"), "header is damaged"),
+        (header_file(b'{"__metadata__": 3}'), "header is damaged"),
+        (header_file(b'{"__metadata__": [1]}'), "header is damaged"),
+        (safetensors({"\ud800": ("F32", [1], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a\x00b": ("F32", [1], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [1] * 65, 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [2**62] * 100_000, 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [2**64], 0, 4)}, 4), "header is damaged"),
+        (safetensors({"a": ("F32", [2**40, 2**40], 0, 4)}, 4), "has 4 bytes: damaged"),
+        (header_file(b"{" + b" " * 2**25 + b"}"), r"header of over 32.0 MiB: damaged"),
+        (struct.pack("<Q", 2**62) + b"{}", "not a safetensors file, or cut off"),
+    ],
+)
+def test_a_header_of_any_depth_size_and_number_is_one_line(tmp_path, data, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=message) as caught:
+        read_header(path)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            {"weight_map": {"a": "../part.safetensors"}},
+            "'../part.safetensors' is no file of this folder",
+        ),
+        ({"weight_map": {"a": "../../../etc/passwd"}}, "is no file of this folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'/etc/passwd' is no file of this folder"),
+        ({"weight_map": {"a": "sub/part.safetensors"}}, "is no file of this folder"),
+        ({"weight_map": {"a": ".."}}, "'..' is no file of this folder"),
+        ({"weight_map": {"a": ""}}, "'' is no file of this folder"),
+        ({"weight_map": {"a": "x\0y"}}, r"'x\x00y' is no file of this folder"),
+        ({"weight_map": {"a": "\ud800"}}, r"'\ud800' is no file of this folder"),
+        ({"weight_map": {"a": 3}}, "3 is no file of this folder"),
+        ({"weight_map": {"a": "."}}, "'.' is no file of this folder"),
+        ({"weight_map": {"a": "x" * 256}}, "is no file of this folder"),
+        ({"weight_map": {"a": "x"}}, "the shard x named by model.safetensors.index.json is missing"),
+        ({"weight_map": {"a": 3, "b": "c"}}, "not an index of shards"),
+        ({"weight_map": {"a": ["c"]}}, "not an index of shards"),
+        ({"weight_map": {}}, "weight_map names no shard"),
+        ({"weight_map": [1]}, "not an index of shards"),
+        ({"weight_map": None}, "not an index of shards"),
+        ({}, "not an index of shards"),
+        ([], "not an index of shards"),
+        ("{", "index.json: not JSON ("),
+        ("[" * 100_000, "index.json: not JSON (nested too deeply)"),
+        ('{"weight_map": ' + "9" * 5000, "index.json: not JSON (a number of more than 4,300 digits)"),
+        (b'{"weight_map": "\xff"}', "index.json: not JSON (not UTF-8"),
+    ],
+)
+def test_an_index_names_files_of_its_own_folder(tmp_path, index, message):
+    (tmp_path / "part.safetensors").write_bytes(safetensors({"a": ("F32", [1], 0, 4)}, 4))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    text = index if isinstance(index, str | bytes) else json.dumps(index)
+    file = folder / "model.safetensors.index.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ModelError) as caught:
+        weight_files(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[" * 100_000, "config.json: not JSON (nested too deeply)"),
+        ('{"hidden_size": ' + "9" * 5000 + "}", "not JSON (a number of more than 4,300 digits)"),
+        (b'{"a": "\xe9"}', "not JSON (not UTF-8"),
+        (b"\0" * 100, "not JSON ("),
+        (" " * 2**22 + "{}", "config.json: over 4.0 MiB"),
+        ("[1]", "config.json: must be a JSON object"),
+        ("", "config.json: not JSON ("),
+    ],
+)
+def test_a_configuration_is_read_with_limits(tmp_path, config, message):
+    from qeval.quant.formats import read_json
+
+    file = tmp_path / "config.json"
+    file.write_bytes(config if isinstance(config, bytes) else config.encode())
+    with pytest.raises(ModelError) as caught:
+        read_json(file)
+    assert message in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("code", "damaged"),
+    [
+        (b"\x80\x02" + b"(" * 20_000 + b".", True),
+        (b"\x80\x02" + b"]" * 20_000 + b".", True),
+        (b"\x80\x04" + b"\x8f" * 100 + b".", True),  # empty sets
+        (b"\x80\x02}(X\x01\x00\x00\x00aK\x01K\x02\x86" + b"2\x86" * 60 + b"u.", False),  # 2^60 leaves
+    ],
+)
+def test_a_pickle_has_a_bounded_number_of_steps_and_its_trees_are_not_walked(
+    tmp_path, monkeypatch, code, damaged
+):
+    import zipfile
+
+    from qeval import torch_file
+
+    monkeypatch.setattr(torch_file, "_MAX_STEPS", 10_000)
+    path = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", code)
+    if damaged:
+        with pytest.raises(ModelError, match=r"its data\.pkl is damaged"):
+            torch_file.read_torch_file(path)
+    else:
+        assert torch_file.read_torch_file(path).facts == {}

@@ -14,11 +14,25 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qeval.errors import ModelError
+from qeval.errors import ModelError, short
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LONGEST_ARRAY = 4096  # per-layer numbers are kept, vocabularies are not
+_MOST = 100_000  # tensors, and metadata values
+_MOST_DIMS = 4  # ggml's own
+_MOST_STRINGS = 2**23  # of all vocabularies and merges
+_MOST_PARTS = 99_999  # five digits in their names
+_SIZES = {  # of a model, and the most that is believed
+    "block_count": 10_000,
+    "context_length": 2**31,
+    "embedding_length": 2**24,
+    "attention.head_count": 2**20,
+    "attention.head_count_kv": 2**20,
+    "attention.key_length": 2**20,
+    "attention.value_length": 2**20,
+}
+_MOST_KEPT, _MOST_SKIPPED = 2**25, 2**30  # bytes of the header
 
 # ggml.h's enum ggml_type: name, weights per block, bytes per block.
 GGML_TYPES = {
@@ -136,6 +150,7 @@ def read_header(path: Path) -> Header:
             is not the first part; another part is missing, or not of this model.
     """
     header = _read_one(path)
+    _check_model(path, header.metadata)
     parts = _other_parts(path, header.metadata)
     tensors = list(header.tensors)
     for number, part in enumerate(parts, 2):
@@ -155,6 +170,20 @@ def read_header(path: Path) -> Header:
     return Header(header.metadata, tuple(tensors))
 
 
+def _check_model(path: Path, metadata: dict[str, Any]) -> None:
+    """Raises ModelError for a header that is no model's, or that lies about its size: what counts
+    layers, heads and bytes would believe it."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelError(f"{path}: no general.architecture: not a model; get it again")
+    for key, most in _SIZES.items():
+        value = metadata.get(f"{architecture}.{key}", 0)
+        values = value if isinstance(value, list) and key.startswith("attention.") else [value]
+        if not all(type(n) is int and 0 <= n <= most for n in values):
+            shown = short(repr(value))
+            raise ModelError(f"{path}: {architecture}.{key} is {shown}: damaged; get it again")
+
+
 def all_parts(path: Path) -> list[Path]:
     """``path`` and the other parts of a split model.
 
@@ -169,6 +198,8 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if type(count) is not int or type(number) is not int or count <= 1:
         return []
+    if count > _MOST_PARTS or not 0 <= number < count:
+        raise ModelError(f"{path}: part {number + 1} of {count}, by its header: damaged; get it again")
     ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
     named = [
         path.with_name(path.name.removesuffix(ending) + f"-{i:05d}-of-{count:05d}.gguf")
@@ -201,9 +232,15 @@ def _read_one(path: Path) -> Header:
             magic, version, n_tensors, n_values = struct.unpack("<4sIQQ", file.read(24))
             if magic != b"GGUF" or version not in (2, 3):
                 raise ModelError(f"{path}: is not a GGUF file of version 2 or 3")
-            values = [(_string(file), _value(file)) for _ in range(n_values)]
-            tensors = [_tensor(file) for _ in range(n_tensors)]
+            for count, what in ((n_tensors, "tensors"), (n_values, "metadata values")):
+                if count > _MOST:
+                    raise _OverLimit(f"{count:,} {what}", _MOST)
+            header = _HeaderReader(file)
+            values = [(_string(header), _value(header)) for _ in range(n_values)]
+            tensors = [_tensor(header) for _ in range(n_tensors)]
             header_ends = file.tell()
+    except _OverLimit as err:
+        raise ModelError(f"{path}: its header has {err}: damaged; get it again") from err
     except OSError as err:
         raise ModelError(f"{path}: cannot be read ({err.strerror})") from err
     except (struct.error, KeyError) as err:
@@ -242,20 +279,57 @@ def _check_tensors(
         raise ModelError(f"{path}: truncated: {size} bytes of {needed}; get it again")
 
 
-def _read(file: BinaryIO, code: str, count: int = 1) -> tuple[Any, ...]:
+class _OverLimit(Exception):
+    """A number in a header is none that any model has."""
+
+    def __init__(self, found: str, most: int) -> None:
+        super().__init__(f"{found}, and the most is {most:,}")
+
+
+class _HeaderReader:
+    """Reads a header and keeps to the limits: what its numbers announce need not be there, and neither
+    time nor memory may follow them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._skipped = self._kept = self._strings = 0
+
+    def take(self, size: int) -> bytes:
+        """Bytes that are kept."""
+        self._kept += size
+        if self._kept > _MOST_KEPT:
+            raise _OverLimit(f"a value of {size:,} bytes", _MOST_KEPT)
+        raw = self._file.read(size)
+        if len(raw) < size:
+            raise struct.error("ends early")
+        return raw
+
+    def skip(self, size: int) -> None:
+        self._skipped += size
+        if self._skipped > _MOST_SKIPPED:
+            raise _OverLimit(f"an array of {size:,} bytes", _MOST_SKIPPED)
+        self._file.seek(size, 1)
+
+    def skip_strings(self, count: int) -> None:
+        self._strings += count
+        if self._strings > _MOST_STRINGS:
+            raise _OverLimit(f"an array of {count:,} strings", _MOST_STRINGS)
+        for _ in range(count):
+            raw = self._file.read(8)
+            self.skip(struct.unpack("<Q", raw)[0])
+
+
+def _read(file: _HeaderReader, code: str, count: int = 1) -> tuple[Any, ...]:
     layout = f"<{count}{code}"
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+    return struct.unpack(layout, file.take(struct.calcsize(layout)))
 
 
-def _string(file: BinaryIO) -> str:
+def _string(file: _HeaderReader) -> str:
     (size,) = _read(file, "Q")
-    raw = file.read(size)
-    if len(raw) < size:
-        raise struct.error("string ends early")
-    return raw.decode("utf-8", "replace")
+    return file.take(size).decode("utf-8", "replace")
 
 
-def _value(file: BinaryIO) -> Any:
+def _value(file: _HeaderReader) -> Any:
     (kind,) = _read(file, "I")
     if kind == _STRING:
         return _string(file)
@@ -264,22 +338,23 @@ def _value(file: BinaryIO) -> Any:
     return _read(file, _SCALARS[kind])[0]
 
 
-def _array(file: BinaryIO) -> list[Any] | None:
+def _array(file: _HeaderReader) -> list[Any] | None:
     kind, count = _read(file, "I") + _read(file, "Q")
     if kind == _STRING:
-        for _ in range(count):
-            file.seek(_read(file, "Q")[0], 1)
+        file.skip_strings(count)
         return None
     if count > _LONGEST_ARRAY:
-        file.seek(count * struct.calcsize(_SCALARS[kind]), 1)
+        file.skip(count * struct.calcsize(_SCALARS[kind]))
         return None
     return list(_read(file, _SCALARS[kind], count))
 
 
-def _tensor(file: BinaryIO) -> tuple[Tensor, int]:
+def _tensor(file: _HeaderReader) -> tuple[Tensor, int]:
     """A tensor and where its data begins, from the start of all data."""
     name = _string(file)
     (n_dims,) = _read(file, "I")
+    if n_dims > _MOST_DIMS:
+        raise _OverLimit(f"a tensor of {n_dims:,} dimensions", _MOST_DIMS)
     shape = tuple(reversed(_read(file, "Q", n_dims)))
     number, offset = _read(file, "I") + _read(file, "Q")
     kind, block, block_bytes = GGML_TYPES[number]

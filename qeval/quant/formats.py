@@ -7,7 +7,6 @@ quantize_config.json, quanto's in quanto_qmap.json, and hqq's is in each layer o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from qeval.errors import ModelError, UsageError, did_you_mean, raise_all
 from qeval.extras import require
+from qeval.files import parse_json, read_bytes
 from qeval.quant.base import Artifact, LayerReport, ModelRef
 from qeval.quant.packed_tensors import PackedLinear, packed_linears
 from qeval.quant.packing import check_half_precision
@@ -33,6 +33,7 @@ _TORCHAO = {  # class of torchao's configuration -> the name of the scheme, bits
     "Float8DynamicActivationFloat8WeightConfig": ("fp8dyn", 8),
 }
 _NAMED = 3  # layers in a note
+_LONGEST_CONFIG = 2**22  # bytes; as values they may take twenty times as much memory
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,9 @@ def _quantization_config(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises ModelError where the file is missing or no JSON object."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ModelError(f"{file}: missing or not JSON ({err})") from err
+    """Raises ModelError where the file is missing, too long for a configuration, or no JSON object."""
+    raw = read_bytes(file, _LONGEST_CONFIG, ModelError)
+    data = parse_json(raw, str(file), ModelError, ": copy it again")
     if not isinstance(data, dict):
         raise ModelError(f"{file}: must be a JSON object")
     return data

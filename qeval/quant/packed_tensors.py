@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qeval.errors import ModelError
+from qeval.files import parse_json
 from qeval.weights import Contents, Tensor, read_data
 
 Parts = dict[str, Tensor]  # a module's tensors by the rest of their names
@@ -153,7 +154,7 @@ def _bitsandbytes(m: _Module) -> _Found:
         _floats(m, "SCB")
     for name, part in m.parts.items():
         if ".quant_state." in name:
-            state = json.loads(read_data(part))
+            state = parse_json(read_data(part), f"{part.file}: {part.name}", ModelError)
             return tuple(state["shape"]), str(state["quant_type"])
     return weight.shape, f"int{m.check_bits(8)}" if weight.dtype == "I8" else _element_kind(weight)
 

@@ -209,3 +209,74 @@ def test_a_part_that_is_not_the_first_or_not_there_is_named(parts, tmp_path):
                 read_header(first)
     with pytest.raises(ModelError, match=f"part 2 of 3: give the first part, {parts[0]}"):
         resolve_model(str(parts[1]), dtype="float32", cache_dir=tmp_path / "cache")
+
+
+def _gguf(*values: bytes, n_values: int | None = None, n_tensors: int = 0, rest: bytes = b"") -> bytes:
+    n = len(values) if n_values is None else n_values
+    return struct.pack("<4sIQQ", b"GGUF", 3, n_tensors, n) + b"".join(values) + rest
+
+
+ARCHITECTURE = _value("general.architecture", "llama")
+HUGE = 2**60
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_gguf(n_tensors=HUGE), "1,152,921,504,606,846,976 tensors, and the most is 100,000: damaged"),
+        (_gguf(n_tensors=2**64 - 1), "tensors, and the most is 100,000"),
+        (_gguf(n_values=HUGE), "metadata values, and the most is 100,000"),
+        (_gguf(struct.pack("<Q", 2**62)), "a value of 4,611,686,018,427,387,904 bytes, and the most"),
+        (_gguf(struct.pack("<Q", 2**64 - 1)), "bytes, and the most is 33,554,432"),
+        (_gguf(struct.pack("<Q", 2**20)), "cut off or damaged"),
+        (_gguf(_string("a") + struct.pack("<IIQ", 9, 8, HUGE)), "strings, and the most is 8,388,608"),
+        (
+            _gguf(_string("a") + struct.pack("<IIQ", 9, 12, HUGE)),
+            "bytes, and the most is 1,073,741,824",
+        ),
+        (_gguf(_string("a") + struct.pack("<IIQQ", 9, 8, 1, 2**63)), "bytes, and the most is 1,073"),
+        (_gguf(_string("a") + struct.pack("<IIQ", 9, 9, 1)), "cut off or damaged"),
+        (_gguf(_string("a") + struct.pack("<I", 99)), "cut off or damaged"),
+        (
+            _gguf(ARCHITECTURE, n_tensors=1, rest=_string("w") + struct.pack("<I", 2**32 - 1)),
+            "dimensions",
+        ),
+        (
+            _gguf(
+                ARCHITECTURE,
+                n_tensors=1,
+                rest=_string("w") + struct.pack("<I4QIQ", 4, *[2**61] * 4, 0, 0),
+            ),
+            "truncated",
+        ),
+        (_gguf(), "no general.architecture: not a model"),
+        (_gguf(_value("general.architecture", 3)), "no general.architecture: not a model"),
+        (
+            _gguf(ARCHITECTURE, _value("llama.block_count", 2**31)),
+            "llama.block_count is 2147483648: damaged",
+        ),
+        (_gguf(ARCHITECTURE, _value("llama.block_count", "x")), "llama.block_count is 'x': damaged"),
+        (_gguf(ARCHITECTURE, _value("llama.attention.head_count", "x")), "head_count is 'x': damaged"),
+        (
+            _gguf(ARCHITECTURE, _string("split.count") + struct.pack("<II", _U32, 2**32 - 1)),
+            "part 1 of 4294967295, by its header: damaged",
+        ),
+    ],
+)
+def test_a_header_that_announces_more_than_any_model_has_is_one_line(tmp_path, data, message):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.gguf: ") as caught:
+        read_header(path)
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_many_empty_strings_in_a_file_full_of_zeros_end(tmp_path):
+    path = tmp_path / "model.gguf"
+    strings = _string("a") + struct.pack("<IIQ", 9, 8, 5_000_000)
+    path.write_bytes(_gguf(strings, strings, n_values=3))
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # a sparse file: any number of zeros
+    with pytest.raises(ModelError, match=r"cut off or damaged|the most is"):
+        read_header(path)
