@@ -17,6 +17,7 @@ from qeval.errors import ModelError
 from qeval.quant.base import ModelRef
 from qeval.quant.formats import read_json
 
+_LONGEST = 2**28  # bytes of a tokenizer.json, which holds the vocabulary and its merges
 # Where config.json of a model of several modalities has that of its language model.
 _LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
 
@@ -111,7 +112,7 @@ def _from_file(folder: Path) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, _LONGEST) if path.is_file() else {}
 
 
 def _eos_ids(tok: Any, path: Path) -> tuple[int, ...]:

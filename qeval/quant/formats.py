@@ -212,9 +212,9 @@ def _quantization_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     return main, {**other, **found}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises ModelError where the file is missing, too long for a configuration, or no JSON object."""
-    raw = read_bytes(file, _LONGEST_CONFIG, ModelError)
+def read_json(file: Path, most: int = _LONGEST_CONFIG) -> dict[str, Any]:
+    """Raises ModelError where the file is missing, longer than ``most`` bytes, or no JSON object."""
+    raw = read_bytes(file, most, ModelError)
     data = parse_json(raw, str(file), ModelError, ": copy it again")
     if not isinstance(data, dict):
         raise ModelError(f"{file}: must be a JSON object")
