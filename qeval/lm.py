@@ -151,9 +151,11 @@ class LM(Protocol):
         """Capability "tensors": for tasks that look at weights or listen to layers."""
         ...
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
+    def tokenize(
+        self, text: str, *, special: bool = True, parse_special: bool = True
+    ) -> list[int] | None:
         """The engine's own tokenization, to detect drift; None where it has no tokenizer of its own.
-        ``special``: add what the vocabulary adds by default (BOS), as the original tokenizer does."""
+        ``special`` and ``parse_special`` as in ``qeval.tokenizer.Tokenizer.encode``."""
         ...
 
     def memory(self, context: int) -> MemoryReport:

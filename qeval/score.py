@@ -327,7 +327,7 @@ def grade(
 def pass_metrics(graded: Sequence[Graded], k: Sequence[int], protocol: str) -> tuple[Metric, ...]:
     """pass@k as a share 0..1: the mean over problems of the unbiased estimate, which are ``values``.
 
-    ``stderr`` and the 95% interval are over the problems (Wilson where each is 0 or 1, else bootstrap).
+    ``stderr`` and the 95% interval are over the problems (``share_interval``); one problem has none.
     Every problem needs at least max(k) samples (check_k). Where the logits of a sample were not finite,
     its problem has no value, and so the whole has none.
     """
@@ -354,7 +354,7 @@ def _without(metric: Metric, broken: Mapping[str, int], samples: int) -> Metric:
 
 def _metric(total: Mapping[str, int], passed: Mapping[str, int], k: int, protocol: str) -> Metric:
     values = [pass_at_k(n, passed.get(name, 0), k) for name, n in total.items()]
-    low, high = share_interval(values)
+    low, high = share_interval(values) or (None, None)
     return Metric(
         name=f"pass@{k}",
         value=sum(values) / len(values),

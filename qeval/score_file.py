@@ -85,7 +85,7 @@ def _line(m: Metric) -> str:
         return (
             f"{m.name}: broken, the model's logits were not finite in {m.nonfinite:.1%} of the samples"
         )
-    return f"{m.name}: {m.value:.4f}  95% {m.low:.4f} to {m.high:.4f}"
+    return f"{m.name}: {m.value:.4f}{_interval(m)}"
 
 
 def score_file(
@@ -153,6 +153,12 @@ def score_file(
         notes=(*_notes(sandbox, attempted, len(loaded.problems)), *lowered, *grader.notes()),
         verdicts=path,
     )
+
+
+def _interval(metric: Metric) -> str:
+    if metric.low is None or metric.high is None:
+        return "  (no interval: one problem)"
+    return f"  95% {metric.low:.4f} to {metric.high:.4f}"
 
 
 def _verdicts_path(samples: Path, chosen: Path | None) -> Path:

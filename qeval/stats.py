@@ -65,12 +65,15 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
-def share_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean of per-problem estimates in 0..1, over the problems.
+def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of the mean of per-problem estimates in 0..1, over the problems; None for one, which
+    says nothing about others.
 
-    Wilson where every problem is 0 or 1 (greedy, one sample, or none solved: a bootstrap of equal
-    values would claim certainty), else the bootstrap over problems.
+    Wilson where every problem is 0 or 1 (greedy, one sample, or none solved) or all are equal: a
+    bootstrap of equal values would claim certainty. Else the bootstrap over problems.
     """
-    if all(v in (0.0, 1.0) for v in values):
-        return wilson(sum(values), len(values))
+    if len(values) < 2:
+        return None
+    if all(v in (0.0, 1.0) for v in values) or min(values) == max(values):
+        return wilson(math.fsum(values), len(values))
     return bootstrap_mean(values)

@@ -1,23 +1,23 @@
 """The model's own tokenizer, the one source of token ids for every engine.
 
-A Hugging Face folder is read with transformers; a bare ``.gguf`` file brings its own vocabulary,
-which llama.cpp reads (then there is no second tokenizer to compare it with). In an environment of its
-own (`qeval env`) transformers may be older than 5 and not know the classes that 5 writes: there
-``tokenizer.json`` itself is read, and the ids are the same.
+A Hugging Face folder is read by its ``tokenizer.json`` (``tokenizer_file.py`` says how); where it has
+none, or brings code of its own, by its class. A bare ``.gguf`` file has its own vocabulary, which
+llama.cpp reads. In an environment of its own (`qeval env`) transformers may be older than 5; the ids
+are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from qeval.errors import ModelError
 from qeval.quant.base import ModelRef
-from qeval.quant.formats import read_json
+from qeval.tokenizer_file import FileReader, read_json
 
-_LONGEST = 2**28  # bytes of a tokenizer.json, which holds the vocabulary and its merges
 # Where config.json of a model of several modalities has that of its language model.
 _LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
 
@@ -28,17 +28,34 @@ class Tokenizer(Protocol):
     eos_ids: tuple[int, ...]  # every id that ends a generation
     adds_bos: bool  # encode() puts BOS first
     has_chat_template: bool
+    byte_ids: frozenset[int]  # tokens of one byte each, decoded together with those beside them
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids with the tokenizer's default special tokens, or with none (``special=False``)."""
+    def encode(self, text: str, *, special: bool = True, parse_special: bool = True) -> list[int]:
+        """Ids with the tokenizer's default special tokens, or with none (``special=False``).
+
+        ``parse_special``: names of special tokens inside the text become those tokens.
+        """
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out, spaces untouched."""
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued: the special tokens that go before it, and none behind."""
         ...
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of the chat template with the assistant's turn opened."""
+    def decode(self, ids: Sequence[int], *, after: Sequence[int] = (), special: bool = False) -> str:
+        """Text of the ids as they stand behind ``after``, spaces untouched: on their own they would
+        lose the one that many a tokenizer leaves out at the start of a text.
+
+        ``special``: special tokens by their names, else they are left out.
+        """
+        ...
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """What the chat template makes of them, the assistant's turn opened; for
+        ``encode(special=False)``."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the row must know of how the texts so far were read."""
         ...
 
 
@@ -52,75 +69,212 @@ def load_tokenizer(model: ModelRef) -> Tokenizer:
 
 class HfTokenizer:
     def __init__(self, model: ModelRef) -> None:
-        from transformers import AutoTokenizer, __version__
+        """Raises ModelError where the folder has no tokenizer that can be read."""
         from transformers.utils import logging
 
         logging.set_verbosity_error()  # "sequence longer than the model's maximum": that is the point
-        old = int(__version__.partition(".")[0]) < 5 and (model.path / "tokenizer.json").is_file()
         try:
-            self._tok: Any = (
-                _from_file(model.path)
-                if old
-                else AutoTokenizer.from_pretrained(
-                    model.path, trust_remote_code=model.trust_remote_code
-                )
-            )
+            self._reader, self._other, self._class = _readers(model)
         except (OSError, ValueError, KeyError, ImportError) as err:
             first = str(err).strip().splitlines()[0]
             raise ModelError(
                 f"{model.path}: no usable tokenizer ({first}); the folder needs tokenizer.json or "
                 "the files of its tokenizer class"
             ) from err
-        self.bos_id: int | None = self._tok.bos_token_id
-        self.adds_bos = self.bos_id is not None and self.encode("a")[0] == self.bos_id
-        self.eos_ids = _eos_ids(self._tok, model.path)
-        self.has_chat_template = getattr(self._tok, "chat_template", None) is not None
-        vocab = sorted(self._tok.get_vocab().items(), key=lambda item: item[1])
-        self.sha256 = hashlib.sha256(repr(vocab).encode()).hexdigest()
+        self._differences = _Differences(self._reader, self._other)
+        vocab = self._reader.vocab()
+        self.bos_id: int | None = self._named("bos_token", vocab)
+        self._before, _ = _around(self._reader)
+        self.adds_bos = self.bos_id is not None and self._before[:1] == [self.bos_id]
+        self.eos_ids = _eos_ids(self._named("eos_token", vocab), model.path)
+        self.has_chat_template = getattr(self._class, "chat_template", None) is not None
+        self.byte_ids = frozenset(i for token, i in vocab.items() if _BYTE.fullmatch(token))
+        items = sorted(vocab.items(), key=lambda item: item[1])
+        self.sha256 = hashlib.sha256(repr(items).encode()).hexdigest()
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return list(self._tok(text, add_special_tokens=special)["input_ids"])
+    def encode(self, text: str, *, special: bool = True, parse_special: bool = True) -> list[int]:
+        ids = self._reader.ids(text, special, parse_special)
+        self._differences.look(text, parse_special)
+        return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        text = self._tok.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def prompt(self, text: str) -> list[int]:
+        return [*self._before, *self.encode(text, special=False)]
+
+    def decode(self, ids: Sequence[int], *, after: Sequence[int] = (), special: bool = False) -> str:
+        context = list(after)
+        while context:
+            before = self._reader.text(context, special)
+            text = self._reader.text([*context, *ids], special)
+            if text.startswith(before):
+                return text[len(before) :]
+            context.pop()  # bytes that are read as one with the first of ``ids``
+        return self._reader.text(ids, special)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        from qeval.chat_template import strftime_now
+
+        # Only where it is used: a class of the model's own may take no further arguments.
+        dated = "strftime_now" in str(self._class.chat_template)
+        fixed = {"strftime_now": strftime_now} if dated else {}
+        text = self._class.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **fixed
+        )
         return str(text)
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        out = self._tok.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    def notes(self) -> tuple[str, ...]:
+        return self._differences.notes()
+
+    def _named(self, name: str, vocab: Mapping[str, int]) -> int | None:
+        """The id of ``bos_token`` or ``eos_token``."""
+        token = self._reader.names.get(name) or getattr(self._class, name, None)
+        return None if token is None else vocab.get(str(token))
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Reader(Protocol):
+    """One way to read a folder's tokenizer."""
+
+    what: str  # for notes
+    names: dict[str, str]  # special tokens by ``bos_token`` and the like, as far as the files name them
+
+    def ids(self, text: str, special: bool, parse_special: bool) -> list[int]: ...
+
+    def text(self, ids: Sequence[int], special: bool) -> str: ...
+
+    def vocab(self) -> dict[str, int]: ...
+
+
+class ClassReader:
+    """By transformers' class."""
+
+    def __init__(self, tok: Any) -> None:
+        from transformers import __version__
+
+        self.tok = tok
+        self.names: dict[str, str] = {}
+        self.what = f"{type(tok).__name__} (transformers {__version__})"
+
+    def ids(self, text: str, special: bool, parse_special: bool) -> list[int]:
+        # Passed only where it is asked for: a class of the model's own may not know it.
+        as_text = {} if parse_special else {"split_special_tokens": True}
+        return list(self.tok(text, add_special_tokens=special, **as_text)["input_ids"])
+
+    def text(self, ids: Sequence[int], special: bool) -> str:
+        text = self.tok.decode(
+            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
-        return list(out["input_ids"])
+        return str(text)
+
+    def vocab(self) -> dict[str, int]:
+        return dict(self.tok.get_vocab())
 
 
-def _from_file(folder: Path) -> Any:
-    """``tokenizer.json`` as it is, in transformers 4's general class, with the special tokens that
-    ``tokenizer_config.json`` names. As in transformers 5, ``tokenizer.json`` alone says which are
-    added, and not ``add_bos_token``, which 4 would follow."""
-    from tokenizers import Tokenizer
+def _readers(model: ModelRef) -> tuple[Reader, Reader | None, Any]:
+    """What decides; what reads the same folder otherwise; the class, for its chat template."""
+    from transformers import __version__
+
+    if not (model.path / "tokenizer.json").is_file():
+        by_class = ClassReader(_from_class(model))
+        return by_class, None, by_class.tok
+    by_file = FileReader(model.path)
+    if int(__version__.partition(".")[0]) < 5:
+        return by_file, None, _general(by_file, model.path)
+    try:
+        tok = _from_class(model)
+    except Exception:  # whatever it is: only its chat template would have been needed
+        return by_file, None, _general(by_file, model.path)
+    by_class = ClassReader(tok)
+    if type(tok).__module__.startswith("transformers_modules."):
+        return by_class, by_file, tok
+    same = getattr(tok, "backend_tokenizer", None)
+    alike = same is not None and same.to_str() == by_file.backend.to_str()
+    return by_file, None if alike else by_class, tok
+
+
+def _from_class(model: ModelRef) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+
+
+def _general(reader: FileReader, folder: Path) -> Any:
+    """transformers' general class: for chat templates where the folder's own cannot be had."""
     from transformers import PreTrainedTokenizerFast
 
-    config = _json(folder / "tokenizer_config.json")
-    pre_tokenizer = _json(folder / "tokenizer.json").get("pre_tokenizer") or {}
-    named = {key: config[key] for key in ("bos_token", "eos_token", "unk_token") if config.get(key)}
     template = folder / "chat_template.jinja"
+    config = read_json(folder / "tokenizer_config.json")
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(folder / "tokenizer.json")),
-        add_prefix_space=pre_tokenizer.get("add_prefix_space", False),  # else it is set to False
+        tokenizer_object=reader.backend,
         chat_template=template.read_text() if template.is_file() else config.get("chat_template"),
-        **{key: t["content"] if isinstance(t, dict) else str(t) for key, t in named.items()},
+        **reader.names,
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path, _LONGEST) if path.is_file() else {}
+class _Differences:
+    """Where another reading of the folder gives other ids, counted over all texts that were encoded."""
+
+    def __init__(self, reader: Reader, other: Reader | None) -> None:
+        self._reader, self._other = reader, other
+        self._seen: set[tuple[bytes, bool]] = set()
+        self._ours = self._theirs = 0
+        self._first: int | None = None  # token of the first text that is read otherwise
+
+    def look(self, text: str, parse_special: bool) -> None:
+        key = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), parse_special)
+        if self._other is None or key in self._seen:
+            return
+        self._seen.add(key)
+        ours = self._reader.ids(text, False, parse_special)
+        theirs = self._other.ids(text, False, parse_special)
+        self._ours, self._theirs = self._ours + len(ours), self._theirs + len(theirs)
+        if self._first is None and ours != theirs:
+            self._first = first_difference(ours, theirs)
+
+    def notes(self) -> tuple[str, ...]:
+        if self._other is None:
+            return ()
+        what, other = self._reader.what, self._other.what
+        found = []
+        if self._first is not None:
+            found.append(
+                f"tokenizer: read as {what}, {self._ours:,} tokens; {other} would make "
+                f"{self._theirs:,} of the same texts, first difference at token {self._first}"
+            )
+        ours, theirs = (_around(reader) for reader in (self._reader, self._other))
+        if self._seen and ours != theirs:
+            found.append(
+                f"tokenizer: special tokens around a text are {_shown(ours)} by {what} and "
+                f"tokenizer_config.json, {_shown(theirs)} by {other}"
+            )
+        return tuple(found)
 
 
-def _eos_ids(tok: Any, path: Path) -> tuple[int, ...]:
+def _around(reader: Reader) -> tuple[list[int], list[int]]:
+    """The special tokens that go before a text and behind it."""
+    plain, whole = reader.ids("a", False, True), reader.ids("a", True, True)
+    starts = range(len(whole) - len(plain) + 1)
+    at = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+    return whole[:at], whole[at + len(plain) :]
+
+
+def _shown(around: tuple[list[int], list[int]]) -> str:
+    before, behind = (" ".join(map(str, ids)) for ids in around)
+    return f"[{before} ... {behind}]".replace("[ ", "[").replace(" ]", "]")
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    pairs = zip(ours, theirs, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
+def _eos_ids(own: int | None, path: Path) -> tuple[int, ...]:
     """The tokenizer's EOS and the ids that generation_config.json and config.json name: chat models end
     their turn with another one, and it may stand in any of the three."""
-    ids = set() if tok.eos_token_id is None else {int(tok.eos_token_id)}
+    ids = set() if own is None else {own}
     for name in ("generation_config.json", "config.json"):
-        ids.update(_named_eos(_json(path / name)))
+        ids.update(_named_eos(read_json(path / name)))
     return tuple(sorted(ids))
 
 

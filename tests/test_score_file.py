@@ -121,6 +121,16 @@ def test_the_text_for_a_reader(samples, reader):
     assert (again.metrics, again.graded) == (report.metrics, report.graded)
 
 
+def test_samples_of_one_problem_have_no_interval(samples, reader, tmp_path):
+    one = tmp_path / "one.jsonl"
+    first = samples.read_text().splitlines()[0]
+    one.write_text(f"{first}\n" * 3)
+    report = score_file(one)
+    assert (report.metrics[0].low, report.metrics[0].high) == (None, None)
+    assert report.text().partition("\n")[0].endswith("  (no interval: one problem)")
+    assert json.loads([*report.json_lines()][-1])["totals"]["metrics"][0]["low"] is None
+
+
 def test_the_json_is_a_verdict_a_line_in_the_files_order_and_the_totals(samples, reader):
     *verdicts, totals = [json.loads(line) for line in score_file(samples, k=[1, 2]).json_lines()]
     assert json.loads(json.dumps(finite(totals), allow_nan=False)) == totals

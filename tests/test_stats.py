@@ -88,5 +88,11 @@ def test_bootstrap_agrees_with_the_normal_interval_and_repeats():
 def test_share_interval_never_claims_certainty_for_all_or_none():
     assert share_interval([0.0] * 164) == wilson(0, 164)
     assert share_interval([1.0] * 20) == wilson(20, 20)
+    assert share_interval([0.25] * 8) == wilson(2, 8)
     mixed = [0.0, 0.5, 1.0] * 10
     assert share_interval(mixed) == bootstrap_mean(mixed)
+
+
+@given(st.floats(0, 1))
+def test_one_problem_has_no_interval(value):
+    assert share_interval([value]) is None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -178,15 +178,18 @@ class Model:
             count = self._lib.llama_tokenize(*args[:3], buffer, len(buffer), *args[5:])
         return list(buffer[:count])
 
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of the ids; control tokens (BOS, end of turn) give nothing."""
-        tokens = (self._lib.llama_token * len(ids))(*ids)
-        size = 16 * len(ids) + 16
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The token's own bytes; ``special``: a control token's name, else it has none.
+
+        Not llama_detokenize: for many vocabularies that takes out spaces, so that ``' '.join(x)`` in a
+        program becomes ``''.join(x)``.
+        """
+        size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._lib.llama_detokenize(self.vocab, tokens, len(ids), buffer, size, False, False)
+            count = self._lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
             if count >= 0:
-                return buffer.raw[:count].decode("utf-8", "replace")
+                return buffer.raw[:count]
             size = -count
 
     def close(self) -> None:

@@ -182,7 +182,9 @@ class HfEngine:
 
         return Internals(self._model, cache)
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
+    def tokenize(
+        self, text: str, *, special: bool = True, parse_special: bool = True
+    ) -> list[int] | None:
         return None
 
     def memory(self, context: int) -> MemoryReport:

@@ -165,8 +165,10 @@ class LlamaCppEngine:
                 )
             self._checked(ids)
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int] | None:
-        return self._model.tokenize(text, special=special)
+    def tokenize(
+        self, text: str, *, special: bool = True, parse_special: bool = True
+    ) -> list[int] | None:
+        return self._model.tokenize(text, special=special, parse_special=parse_special)
 
     def memory(self, context: int) -> MemoryReport:
         header = read_header(self._model.path)

@@ -7,52 +7,55 @@ inside a fenced block that repeats the prompt, cut at the closing fence.
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+from qeval.tasks.markdown import Block, blocks
+from qeval.tasks.python_code import bound, has_words, lines_of, needed, parsed, solves, split_future
+from qeval.tasks.reasoning import without_reasoning
 from qeval.tokenizer import Tokenizer
 
 BASE_STOPS = (
     *("\nclass ", "\ndef ", "\n#", "\n@", "\nprint", "\nif ", "\n```"),
     *("<file_sep>", "<|endoftext|>"),
 )
-FENCE_STOPS = ("\n```",)
+PREFILL_STOPS = (*BASE_STOPS, "\nassert ")
+FENCE = "```"
 TAIL_TOKENS = 16  # a stop has at most 13 characters, and every visible token at least one
 
-_FENCED = re.compile(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
 _IMPORT = re.compile(r"^(?:import[ \t]+[\w., \t]+|from[ \t]+[\w.]+[ \t]+import[ \t].+)$", re.MULTILINE)
-# A line without indentation that may belong to a program: what follows a function in prose does not.
-_CODE_LINE = re.compile(r"(?:(?:async )?def |class |@|#|[)\]}]|[A-Za-z_]\w*\s*(?::[^=]+)?=[^=])")
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stops; all of it where none occurs."""
+def cut(text: str, stops: Sequence[str], first: str | None = None) -> str:
+    """The text up to the first of the stops, all of it where none occurs; nothing where it begins with
+    ``first``."""
+    if first is not None and text.startswith(first):
+        return ""
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
     return text[: min(found)] if found else text
 
 
-def cut_fence(text: str) -> str:
-    """A continuation that begins at the start of a line, up to the line that closes its fence."""
-    return cut("\n" + text, FENCE_STOPS)[1:]
-
-
 class StopScanner:
     """An ``lm.Stop``: has one sequence come to a stop? Decodes only the last few tokens of it, so it
-    has to be asked after every token; ``line_start`` counts the start of the text as a new line."""
+    has to be asked after every token; ``first`` is a stop at the start of the text alone."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, line_start: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], first: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
-        self._line_start = line_start
+        self._first = first
+        self._anchor = tokenizer.encode(
+            "a", special=False
+        )  # any text: there is a prompt before the ids
 
     def __call__(self, ids: list[int]) -> bool:
-        tail = self._tokenizer.decode(ids[-TAIL_TOKENS:])
-        if self._line_start and len(ids) <= TAIL_TOKENS:
-            tail = "\n" + tail
-        return any(stop in tail for stop in self._stops)
+        start = max(0, len(ids) - TAIL_TOKENS)
+        while start and ids[start] in self._tokenizer.byte_ids:
+            start -= 1  # bytes in a row are decoded together
+        text = self._tokenizer.decode(ids[start:], after=self._anchor)
+        first = self._first if start == 0 else None
+        return cut(text, self._stops, first) != text
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
@@ -72,62 +75,161 @@ def preamble(prompt: str, entry_point: str) -> str:
 
 
 def extract_code(answer: str, entry_point: str) -> str:
-    """The code of a chat answer: the first fenced block that defines the entry point, else the text
-    from its ``def`` on; empty where it is nowhere defined.
+    """The program of a chat answer without its ``__future__`` imports; see ``extract``."""
+    return extract(answer, entry_point)[1]
 
-    A block that only repeats the question (no body but a docstring, ``pass`` or ``...``) or that has
-    the function only inside a class gives way to a later one that defines it. A fence may be left open.
+
+def extract(answer: str, entry_point: str) -> tuple[str, str]:
+    """The program of a chat answer, its ``from __future__`` imports apart; empty where the entry point
+    is nowhere defined.
+
+    - What stands in ``<think>`` is no part of the answer (reasoning.py).
+    - An answer that is a program as it is.
+    - The first fenced block (markdown.py) that defines the entry point. One that is no Python, only
+      repeats the question (no body but a docstring, ``pass`` or ``...``) or has the function only in a
+      class gives way to a later one. What it uses, and other blocks or import lines between them
+      define, goes before it.
+    - Else the lines around its ``def`` that look like a program.
     """
-    blocks = [textwrap.dedent(match[2]) for match in _FENCED.finditer(answer)]
-    defining = [block for block in blocks if _definition(entry_point).search(block)]
+    text = without_reasoning(answer).replace("\r\n", "\n").lstrip("\ufeff")
+    tree = parsed(text)
+    if tree is not None and solves(tree, entry_point) and not has_words(tree):
+        return split_future(text)
+    found = blocks(text)
+    defining = [n for n, block in enumerate(found) if _defines(block.code, entry_point)]
     if defining:
-        top = [block for block in defining if _solves(block, entry_point)]
-        return (top or defining)[0]
-    return _unfenced(answer, entry_point)
+        return split_future(_whole(text, found, min(defining, key=_rank(found, entry_point))))
+    return split_future(_unfenced(text, entry_point))
 
 
-def _definition(entry_point: str) -> re.Pattern[str]:
-    return re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
+def _defines(code: str, name: str) -> bool:
+    tree = parsed(code)
+    return _definition(name).search(code) is not None or (tree is not None and solves(tree, name))
 
 
-def _solves(block: str, entry_point: str) -> bool:
-    """Whether the entry point is defined at the top level with a body; a block that does not parse
-    is believed to."""
-    tree = _parsed(block)
-    if tree is None:
-        return True
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return any(f.name == entry_point and not all(map(_is_filler, f.body)) for f in functions)
+def _definition(name: str) -> re.Pattern[str]:
+    return re.compile(rf"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b", re.MULTILINE)
 
 
-def _parsed(code: str) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in a model's string is its own business
-            return ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+def _rank(found: Sequence[Block], name: str) -> Callable[[int], int]:
+    """0: a solution, 1: no Python, 2: no solution. Of equal ones the first is taken."""
+
+    def rank(n: int) -> int:
+        tree = parsed(found[n].code)
+        return 1 if tree is None else 0 if solves(tree, name) else 2
+
+    return rank
 
 
-def _is_filler(statement: ast.stmt) -> bool:
-    constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return constant or isinstance(statement, ast.Pass)
+# A program in blocks
 
 
-def _unfenced(answer: str, entry_point: str) -> str:
-    """The imports before the ``def``, and from the ``def`` on as far as the lines look like code."""
-    match = _definition(entry_point).search(answer)
-    if match is None:
-        return ""
-    imports = _IMPORT.findall(answer[: match.start()])
-    code = textwrap.dedent(answer[match.start() :])
-    return "\n".join([*imports, _code_lines(code) if _parsed(code) is None else code])
+class Offer(NamedTuple):
+    """A statement outside the chosen block, at a line of the answer and of its block."""
+
+    at: tuple[int, int]
+    source: str
+    names: set[str]  # that it binds
 
 
-def _code_lines(code: str) -> str:
-    lines = code.split("\n")
-    for number, line in enumerate(lines):
-        indented = not line.strip() or line[0] in " \t"
-        if not (indented or _CODE_LINE.match(line) or _IMPORT.match(line) or line.startswith('"""')):
-            return "\n".join(lines[:number])
-    return code
+def _whole(text: str, found: Sequence[Block], chosen: int) -> str:
+    """The chosen block behind what it needs of the others: of several statements that bind a name the
+    last one before it, else the first one after it."""
+    own = found[chosen]
+    parts = [*_imports(text, found), *(block for n, block in enumerate(found) if n != chosen)]
+    offers = sorted((offer for part in parts for offer in _offers(part)), key=lambda offer: offer.at)
+    missing, taken = needed(own.code), {}
+    while missing:
+        name = missing.pop()
+        fitting = [offer for offer in offers if offer.names & {name, "*"}]
+        before = [offer for offer in fitting if offer.at[0] < own.first]
+        for offer in before[-1:] or fitting[:1]:
+            if offer.at not in taken:
+                taken[offer.at] = offer.source
+                missing |= needed(offer.source)
+    return "\n".join([*(taken[at] for at in sorted(taken)), own.code])
+
+
+def _offers(part: Block) -> Iterator[Offer]:
+    tree = parsed(part.code)
+    for statement in [] if tree is None else tree.body:
+        at, names = (part.first, statement.lineno), bound(statement)
+        if names:
+            yield Offer(at, lines_of(part.code, statement), names)
+
+
+def _imports(text: str, found: Sequence[Block]) -> Iterator[Block]:
+    """Import lines between the blocks."""
+    inside = {n for block in found for n in range(block.first, block.last + 1)}
+    for n, line in enumerate(text.split("\n")):
+        if n not in inside and _IMPORT.match(line.strip()) and parsed(line.strip()) is not None:
+            yield Block(n, n, line.strip())
+
+
+# A program without fences
+
+
+def _unfenced(text: str, name: str) -> str:
+    """The lines around the first definition that solves the problem, else around the first one, as far
+    as they look like code, behind the import lines before them."""
+    rows = [_TICKED.sub(r"\1\2", row) for row in text.split("\n")]
+    binds = re.compile(rf"[ \t]*(?:(?:(?:async )?def|class) {name}\b|{name}[ \t]*(?::[^=]+)?=[^=])")
+    regions = [_region(rows, n) for n, row in enumerate(rows) if binds.match(row)]
+    trees = [parsed(_program(rows, *region)) for region in regions]
+    solving = [r for r, tree in zip(regions, trees, strict=True) if tree and solves(tree, name)]
+    for top, end in (solving or regions)[:1]:
+        imports = [part.code for part in _imports("\n".join(rows[:top]), [])]
+        return "\n".join([*imports, _program(rows, top, end)])
+    return ""
+
+
+def _program(rows: Sequence[str], top: int, end: int) -> str:
+    return textwrap.dedent("\n".join(rows[top:end]))
+
+
+def _region(rows: Sequence[str], at: int) -> tuple[int, int]:
+    """First line, and last line + 1, of the program that line ``at`` is in."""
+    enclosing = [n for n in range(at) if rows[n].strip() and _indent(rows[n]) < _indent(rows[at])]
+    if enclosing and rows[enclosing[-1]].lstrip().startswith("class "):
+        return _region(rows, enclosing[-1])
+    end = _end(rows, at)
+    top = at
+    for n in reversed(range(at)):
+        if not _belongs(rows[n], _indent(rows[at])):
+            break
+        if rows[n].strip() and _indent(rows[n]) == _indent(rows[at]):
+            top = n
+    ends = range(end, max(at, end - 50), -1)  # a sentence at the end may look like code
+    whole = ((t, e) for t in (top, at) for e in ends if parsed(_program(rows, t, e)) is not None)
+    return next(whole, (at, end))
+
+
+def _end(rows: Sequence[str], at: int) -> int:
+    """The line behind the last one that belongs to the program; those of a docstring all do."""
+    quotes = ""
+    for n in range(at, len(rows)):
+        if not quotes and n > at and not _belongs(rows[n], _indent(rows[at])):
+            return n
+        for mark in _QUOTES.findall(rows[n]):
+            quotes = mark if not quotes else "" if mark == quotes else quotes
+    return len(rows)
+
+
+def _belongs(row: str, indent: int) -> bool:
+    own = _indent(row)
+    return not row.strip() or own > indent or (own == indent and bool(_CODE.match(row.strip())))
+
+
+def _indent(row: str) -> int:
+    return len(row.expandtabs(4)) - len(row.expandtabs(4).lstrip())
+
+
+_QUOTES = re.compile(r"\"{3}|'{3}")
+_TICKED = re.compile(r"^([ \t]*)`((?:async )?def .*?)`?$")
+_CODE = re.compile(
+    rf"""(?:async[ ])?def[ ] | class[ ] | @ | \# | [)\]}}] | {_IMPORT.pattern}
+    | (?:if|elif|for|while|with|except)\b.*: | (?:else|try|finally): | assert[ ] | \"{{3}} | '{{3}}
+    | [A-Za-z_][\w.]* (?:\[[^=]*\])? [ ]* (?::[^=]+)? [-+*/|&]? = [^=]
+    | [A-Za-z_][\w.]* \(.*\) [ ]* (?:\#.*)? $""",
+    re.VERBOSE,
+)

@@ -8,6 +8,7 @@ without the model. A benchmark is a ``CodingTask`` with a loader (``samples.LOAD
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from abc import ABC, abstractmethod
@@ -147,6 +148,7 @@ class CodingTask(ABC, Generic[OptionsT]):
         limits, lowered = allowed_here(Limits(timeout_s=options.timeout_s))
         files = {"samples": context.out / SAMPLES_FILE, "verdicts": context.out / VERDICTS_FILE}
         place = {pair: at for at, pair in enumerate(_pairs(problems, options))}
+        prompts = {task: mode.ids(problem) for task, problem in problems.items()}
         with (
             SampleFile(files["samples"], found.problems) as store,
             Grader(
@@ -160,7 +162,8 @@ class CodingTask(ABC, Generic[OptionsT]):
             for pair, sample in store.done.items():  # what a killed run left
                 if pair in place:
                     grader.add(sample)
-            for sample in _generate(lm, mode, options, problems, store, context):
+            asked = list(_asked(problems, prompts, options, store))
+            for sample in _generate(lm, mode, options, asked, context, len(place)):
                 store.add(sample)
                 grader.add(sample)
             generated = time.monotonic()
@@ -173,10 +176,18 @@ class CodingTask(ABC, Generic[OptionsT]):
             metrics=pass_metrics(
                 graded, options.k, self.protocol(options, name, mode, n_problems=len(chosen))
             ),
-            notes=(*weak, *lowered, *grader.notes(), *_notes(samples, _max_new(mode, options))),
+            notes=(
+                *weak,
+                *lowered,
+                *grader.notes(),
+                *context.tokenizer.notes(),
+                *_notes(samples, _max_new(mode, options)),
+            ),
             files=files,
             facts={
                 "problems_sha256": found.sha256,
+                "prompts_sha256": hashlib.sha256(repr(list(prompts.values())).encode()).hexdigest(),
+                "tokenizer_sha256": context.tokenizer.sha256,
                 "sandbox": sandbox.name,
                 "sandbox_layers": list(sandbox.layers),
                 "sandbox_python": platform.python_version(),
@@ -184,7 +195,7 @@ class CodingTask(ABC, Generic[OptionsT]):
                 "verdict_texts": dict(Counter(g.verdict.text for g in graded).most_common()),
                 "scoring_s_after_generation": scoring_s,
             },
-            context=_longest(problems, samples, mode),
+            context=max(len(prompts[s.task_id]) + (s.tokens or 0) for s in samples),
         )
 
     def mode_name(self, options: OptionsT, tokenizer: Tokenizer) -> str:
@@ -225,16 +236,9 @@ def _pairs(problems: Mapping[str, Problem], options: CodingOptions) -> Iterator[
 
 
 def _generate(
-    lm: LM,
-    mode: Mode,
-    options: CodingOptions,
-    problems: Mapping[str, Problem],
-    store: SampleFile,
-    context: TaskContext,
+    lm: LM, mode: Mode, options: CodingOptions, asked: Sequence[Asked], context: TaskContext, total: int
 ) -> Iterator[Sample]:
-    """The samples that the file does not have yet, as they are finished."""
-    total = len(problems) * options.n_samples
-    asked = list(_asked(mode, options, problems, store))
+    """The ``total`` samples less those that the file has, as they are finished."""
     written = total - sum(len(a.missing) for a in asked)
     sampling = Sampling(
         temperature=options.temperature,
@@ -251,12 +255,15 @@ def _generate(
 
 
 def _asked(
-    mode: Mode, options: CodingOptions, problems: Mapping[str, Problem], store: SampleFile
+    problems: Mapping[str, Problem],
+    prompts: Mapping[str, list[int]],
+    options: CodingOptions,
+    store: SampleFile,
 ) -> Iterator[Asked]:
     for task, problem in problems.items():
         missing = [i for i in range(options.n_samples) if (task, i) not in store.done]
         if missing:
-            yield Asked(problem, mode.ids(problem), missing)
+            yield Asked(problem, prompts[task], missing)
 
 
 def _samples(
@@ -266,7 +273,7 @@ def _samples(
     number a sample has the text that it would have had if the run had not been killed."""
     for one in asked:
         if len(one.ids) >= lm.max_seq_len:
-            answer = vars(mode.answer(one.problem, ""))
+            answer = vars(mode.answer(one.problem, one.ids, []))
             for i in one.missing:
                 yield Sample(one.problem.task_id, sample=i, finish="no room", tokens=0, **answer)
     fitting = [one for one in asked if len(one.ids) < lm.max_seq_len]
@@ -276,7 +283,7 @@ def _samples(
         drawing = replace(sampling, n=len(numbers), samples=numbers)
         for done in lm.generate(prompts, drawing, mode.stop):
             one = group[done.prompt]
-            answer = vars(mode.answer(one.problem, context.tokenizer.decode(done.ids)))
+            answer = vars(mode.answer(one.problem, one.ids, done.ids))
             yield Sample(
                 one.problem.task_id,
                 sample=done.sample,
@@ -294,9 +301,3 @@ def _notes(samples: Sequence[Sample], max_new: int) -> Iterator[str]:
         yield f"{ends['nonfinite']} of {n} completions broken: the model's logits are not finite"
     if ends["no room"]:
         yield f"{ends['no room']} of {n} samples failed: prompt longer than the model's context"
-
-
-def _longest(problems: Mapping[str, Problem], samples: Sequence[Sample], mode: Mode) -> int:
-    """Tokens of the longest prompt with its completion."""
-    prompts = {task: len(mode.ids(problem)) for task, problem in problems.items()}
-    return max(prompts[sample.task_id] + (sample.tokens or 0) for sample in samples)

@@ -68,9 +68,10 @@ def _problem(found: Mapping[str, str]) -> Problem:
 
 
 class HumanEval(CodingTask[HumanEvalOptions]):
-    version: ClassVar[int] = (
-        2  # 2: tests in a process of their own, time limits on a program's own time
-    )
+    # 2: tests in a process of their own, time limits on a program's own time
+    # 3: completions behind their prompt, the code of more shapes of answers, never of what was thought;
+    #    instruct-prefill ends with the function; one date in chat templates
+    version: ClassVar[int] = 3
     Options: ClassVar[type[Options]] = HumanEvalOptions
 
     def label(self, options: HumanEvalOptions) -> str:

@@ -69,7 +69,7 @@ class MbppOptions(CodingOptions):
 
 
 class Mbpp(CodingTask[MbppOptions]):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: as HumanEval's 3
     Options: ClassVar[type[Options]] = MbppOptions
 
     def label(self, options: MbppOptions) -> str:

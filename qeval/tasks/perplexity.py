@@ -40,6 +40,7 @@ from qeval.quant.base import Options
 from qeval.record import Metric
 from qeval.stats import mean_stderr
 from qeval.tasks.base import TaskContext, TaskResult
+from qeval.tokenizer import first_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,10 +99,12 @@ class Windows:
     ids: list[list[int]]
     texts: list[str]
     text_sha256: str
+    parse_special: bool = True  # whether names of special tokens in the texts became those tokens
 
 
 class Perplexity:
-    version: ClassVar[int] = 1
+    # 2: ids are those of tokenizer.json; names of special tokens are text to the llamacpp protocol
+    version: ClassVar[int] = 2
     Options: ClassVar[type[Options]] = PerplexityOptions
     needs: ClassVar[frozenset[str]] = frozenset({"nll", "steps"})
     on_simulated: ClassVar[bool] = True
@@ -132,8 +135,8 @@ class Perplexity:
             "seq_len": seq_len,
             "windows_total": len(windows.ids),
         }
-        drift = tokenizer_drift(lm, context, windows.texts)
-        return TaskResult((metric, *extra), drift, facts=facts, context=seq_len)
+        notes = (*context.tokenizer.notes(), *tokenizer_drift(lm, context, windows))
+        return TaskResult((metric, *extra), notes, facts=facts, context=seq_len)
 
 
 def protocol_id(options: PerplexityOptions) -> str:
@@ -195,16 +198,18 @@ def gptq_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Wi
 
 
 def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
-    """Chunks whose first token is replaced by BOS where the vocabulary adds one."""
+    """Chunks whose first token is replaced by BOS where the vocabulary adds one. No other special token
+    is added, and those that the text names are text, as llama-perplexity reads them."""
     corpus = context.data.load(text_of(options))
     if options.dataset.startswith("wikitext2"):  # the raw file again
         text = "".join(" \n" if row == "" else row for row in corpus.documents)
     else:
         text = "\n".join(corpus.documents)
-    ids = _cut(context.tokenizer.encode(text), seq_len, corpus.name)
-    if context.tokenizer.adds_bos and context.tokenizer.bos_id is not None:
-        ids = [[context.tokenizer.bos_id, *window[1:]] for window in ids]
-    return Windows(ids, [text], corpus.sha256)
+    tokenizer = context.tokenizer
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    whole = [*bos, *tokenizer.encode(text, special=False, parse_special=False)]
+    ids = [[*bos, *window[len(bos) :]] for window in _cut(whole, seq_len, corpus.name)]
+    return Windows(ids, [text], corpus.sha256, parse_special=False)
 
 
 def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
@@ -317,20 +322,20 @@ def _ppl(mean: float, stderr: float | None, means: list[float], share: float, pr
     )
 
 
-def tokenizer_drift(lm: LM, context: TaskContext, texts: list[str]) -> tuple[str, ...]:
+def tokenizer_drift(lm: LM, context: TaskContext, windows: Windows) -> tuple[str, ...]:
     """One note where the engine's own vocabulary cuts the evaluated text otherwise than the original
     tokenizer does. Scores are not affected (ids go in), but a deployment that feeds text will be."""
-    for text in texts:
-        theirs = lm.tokenize(text)
-        ours = context.tokenizer.encode(text)
-        if theirs is None or theirs == ours:
+    for text in windows.texts:
+        theirs = lm.tokenize(text, parse_special=windows.parse_special)
+        if theirs is None:
             continue
-        pairs = zip(ours, theirs, strict=False)
-        first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-        return (
-            f"tokenizer drift: the artifact's own vocabulary gives {len(theirs)} tokens for the "
-            f"evaluated text, the original {len(ours)}; first difference at token {first}",
-        )
+        ours = context.tokenizer.encode(text, parse_special=windows.parse_special)
+        if theirs != ours:
+            return (
+                f"tokenizer drift: the artifact's own vocabulary gives {len(theirs)} tokens for the "
+                f"evaluated text, the original {len(ours)}; first difference at token "
+                f"{first_difference(ours, theirs)}",
+            )
     return ()
 
 

@@ -80,7 +80,7 @@ class NgramEngine:
             value = np.nan if self.num_bits == 0 else np.log(512.0) + (len(set(ids)) % 7) / 100
             yield np.full(len(ids) - first, value, np.float32)
 
-    def tokenize(self, text, *, special=True):
+    def tokenize(self, text, *, special=True, parse_special=True):
         return None
 
     def memory(self, context):

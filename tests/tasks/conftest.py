@@ -25,18 +25,25 @@ class Letters:
     bos_id = None
     eos_ids = (0,)
     adds_bos = False
+    byte_ids = frozenset()
 
     def __init__(self, chat=False):
         self.has_chat_template = chat
 
-    def encode(self, text, *, special=True):
+    def encode(self, text, *, special=True, parse_special=True):
         return [ord(c) for c in text]
 
-    def decode(self, ids):
+    def prompt(self, text):
+        return self.encode(text)
+
+    def decode(self, ids, *, after=(), special=False):
         return "".join(chr(i) for i in ids if i > 2)
 
     def chat(self, messages):
-        return [2, *self.encode(messages[0]["content"]), 2]
+        return f"\x02{messages[0]['content']}\x02"
+
+    def notes(self):
+        return ()
 
 
 class TableLM:

@@ -240,11 +240,9 @@ def test_an_overflowing_perplexity_is_not_finite(lm, context, monkeypatch):
 
 def test_drift_of_the_engines_own_tokenizer_is_reported(lm, context, monkeypatch):
     ctx = context(limit=1, texts=documents(40))
-    monkeypatch.setattr(lm, "tokenize", lambda text, special=True: ctx.tokenizer.encode(text))
+    monkeypatch.setattr(lm, "tokenize", lambda text, **how: ctx.tokenizer.encode(text, **how))
     assert run(lm, ctx, dataset="pydoc", seq_len=64)[1].notes == ()
-    monkeypatch.setattr(
-        lm, "tokenize", lambda text, special=True: [*ctx.tokenizer.encode(text)[:7], 1, 2]
-    )
+    monkeypatch.setattr(lm, "tokenize", lambda text, **_: [*ctx.tokenizer.encode(text)[:7], 1, 2])
     (note,) = run(lm, ctx, dataset="pydoc", seq_len=64)[1].notes
     assert "gives 9 tokens" in note
     assert "first difference at token 7" in note
