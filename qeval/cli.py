@@ -120,15 +120,32 @@ def run(
 @click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
 @click.option("--wide", is_flag=True, help="All memory columns, build and wall times.")
 @click.option("--columns", multiple=True, metavar="NAME", help="Only these columns (globs; repeat).")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only rows and columns of cells with this in their name, method or task (repeat).",
+)
+@click.option(
+    "--baseline", metavar="NAME", help="The row that differences are from: a label or a method."
+)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Order the rows of a model by it, smallest first; -COLUMN: largest.",
+)
 @click.option("--layout", type=click.Choice(["full", "starcoder2"]), default="full", show_default=True)
-def table(
-    results: tuple[Path, ...], fmt: str, wide: bool, columns: tuple[str, ...], layout: str
-) -> None:
-    """Print the comparison in the RESULTS folders (or in every results folder inside them)."""
+def table(results: tuple[Path, ...], fmt: str, **options: Any) -> None:
+    """Print the comparison in the RESULTS folders (or in every results folder inside them).
+
+    Names, order and baseline are those of the spec that each folder keeps, as it is now. Speed, time
+    and peak memory have a column for each machine, device and number of threads that they were measured
+    with. Where several folders hold the same cell, the newest shows, and a note names the others.
+    """
     from qeval.results import FAILED, failed_cells, read_results
 
     records = read_results(results)
-    _print_table(records, fmt, {"wide": wide, "columns": list(columns) or None, "layout": layout})
+    _print_table(records, fmt, options)
     sys.exit(FAILED if failed_cells(records) else 0)
 
 
@@ -138,9 +155,9 @@ def table(
 def show(cell: str, results: tuple[Path, ...]) -> None:
     """Print everything known of one CELL (the start of its key) in the RESULTS folders."""
     from qeval.report.describe import describe
-    from qeval.results import find_record
+    from qeval.results import find_records
 
-    echo(describe(find_record(cell, results)), end="")
+    echo(describe(*find_records(cell, results)), end="")
 
 
 @cli.command()

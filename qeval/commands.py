@@ -151,8 +151,9 @@ def _print_plan(found: Survey) -> None:
 def _keep_spec(experiment: Experiment, folder: Path) -> None:
     """A copy of the spec beside its results, for whoever reads them later."""
     from qeval.files import write_atomic
+    from qeval.kept_spec import SPEC_NAME
 
-    write_atomic(folder / "spec.yaml", experiment.text)
+    write_atomic(folder / SPEC_NAME, experiment.text)
 
 
 def score_samples(
@@ -236,8 +237,12 @@ def list_cells(path: Path) -> str:
     """The cells of a results folder with key and status; of a spec their names alone, since keys need
     the models."""
     if path.is_dir():
+        from qeval.report.places import place_of
+
         records = latest(r for r in read_results([path]) if r.kind == "eval").values()
-        return _columns([(r.key[:12], r.status, cell_name(r.cell)) for r in records])
+        where = [f" ({place_of(r).words()})" if "conditions" in r.cell else "" for r in records]
+        rows = zip(records, where, strict=True)
+        return _columns([(r.key[:12], r.status, cell_name(r.cell) + w) for r, w in rows])
     experiment = load_spec(path)
     return "\n".join(
         f"{model.id} · {q.label} · {task.label}{f' [first {task.limit}]' if task.limit else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,25 @@ def results_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_results(paths: Sequence[Path]) -> list[Record]:
-    """All records of the folders; what had to be left out is warned of on stderr.
+    """All records of the folders, named and ordered by the spec that each keeps; what had to be left
+    out is warned of on stderr.
 
     Raises:
         StoreError: a folder is missing, empty, or written by a newer qeval.
     """
-    records, warnings = read_many(results_folders(paths))
-    warn(warnings)
+    from qeval.kept_spec import as_kept_spec_says
+
+    records: list[Record] = []
+    for folder in dict.fromkeys(results_folders(paths)):
+        found, warnings = read_many([folder])
+        warn(warnings)
+        records += as_kept_spec_says(found, folder)
     return records
 
 
-def find_record(prefix: str, paths: Sequence[Path]) -> Record:
-    """The newest record whose key begins with ``prefix``; UsageError where not exactly one does."""
+def find_records(prefix: str, paths: Sequence[Path]) -> list[Record]:
+    """The records of the cell whose key begins with ``prefix``, newest first; UsageError where not
+    exactly one does."""
     from qeval.report.describe import pick
 
     return pick(read_results(paths), prefix)
@@ -57,10 +65,18 @@ def failures_line(failed: Sequence[Record], folder: Path) -> str:
     )
 
 
+def is_meant(patterns: Sequence[str], *names: str) -> bool:
+    """Whether a pattern is a part of one of the names, or a glob that matches it whole; upper and lower
+    case are alike."""
+    wanted, lower = [p.lower() for p in patterns], [n.lower() for n in names]
+    return any(p in name or fnmatch.fnmatchcase(name, p) for p in wanted for name in lower)
+
+
 def cell_name(cell: dict[str, Any]) -> str:
     """``model · quantization · task [first N]`` of a Record's cell."""
     first = f" [first {cell['limit']}]" if cell.get("limit") else ""
-    names = (cell["model"]["id"], cell["quantization"]["label"], cell["task"]["label"])
+    parts = [(cell.get(part) or {}) for part in ("model", "quantization", "task")]
+    names = (str(p.get("id") or p.get("label") or p.get("name", "?")) for p in parts)
     return " · ".join(names) + first
 
 

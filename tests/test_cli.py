@@ -9,7 +9,9 @@ import click
 import pytest
 
 from qeval.cli import cli
+from qeval.record import Metric, Record
 from qeval.registry import BUILT_IN
+from qeval.store import Store
 
 
 def qeval(*args, **kwargs):
@@ -207,3 +209,32 @@ def test_reading_results_needs_no_locks(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "speed" in done.stdout
+
+
+def test_tables_of_folders_are_cut_sorted_and_compared_as_asked(tmp_path):
+    rows = [("none", 20.0, True), ("Q8_0", 21.0, False), ("RTN W4", 25.0, False)]
+    for i, (label, value, baseline) in enumerate(rows):
+        cell = {
+            "model": {"id": "m", "identity": "x", "dtype": "float32"},
+            "quantization": {"name": label.split()[0].lower(), "label": label, "options": {"q": i}},
+            "task": {"name": "perplexity", "label": "gptq/x", "options": {}},
+            "engine": {"name": "hf"},
+            "baseline": baseline,
+            "order": [0, i, 0],
+        }
+        metric = Metric("ppl", value, "gptq/x", n=2, values=(3.0, 3.0 + i))
+        Store(tmp_path / "r").append(Record("eval", str(i), cell, "ok", (metric,)))
+
+    def labels(*options: str) -> list[str]:
+        done = qeval("table", "r", "--format", "csv", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [line.split(",")[2] for line in done.stdout.splitlines()[1:]]
+
+    assert labels() == ["none", "Q8_0", "RTN W4"]
+    assert labels("--sort", "-ppl") == ["RTN W4", "Q8_0", "none"]
+    assert labels("--sort", "ppl", "--only", "q8", "--only", "rtn*") == ["Q8_0", "RTN W4"]
+    assert "baseline (Q8_0)" in qeval("table", "r", "--baseline", "q8_0", cwd=tmp_path).stdout
+    for options in (("--baseline", "Q9"), ("--sort", "pl"), ("--only", "zzz")):
+        done = qeval("table", "r", *options, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert options[1] in done.stderr

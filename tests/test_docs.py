@@ -96,6 +96,15 @@ def test_options_of_shown_command_lines_exist():
             assert {w for w in words if w.startswith("--")} <= known, f"{page.name}: qeval {line}"
 
 
+def test_every_option_of_the_table_is_explained():
+    from qeval.cli import cli
+
+    rows = section(text("docs/reference.md"), "`qeval table`")
+    for parameter in cli.commands["table"].params:
+        for option in parameter.opts if parameter.opts[0].startswith("--") else ():
+            assert f"| `{option}` |" in rows or option == "--debug", option
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeval.stats import bootstrap_mean, mean_stderr, pass_at_k, share_interval, wilson
+from qeval.record import Metric
+from qeval.stats import (
+    bootstrap_mean,
+    half_width,
+    mean_stderr,
+    pass_at_k,
+    share_interval,
+    t_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -96,3 +105,21 @@ def test_share_interval_never_claims_certainty_for_all_or_none():
 @given(st.floats(0, 1))
 def test_one_problem_has_no_interval(value):
     assert share_interval([value]) is None
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 30])
+def test_intervals_of_few_units_cover_the_truth_19_times_in_20(n):
+    """With 1.96 standard errors it would be 70% of 2 units and 85% of 4."""
+    np = pytest.importorskip("numpy")
+    draws = np.random.default_rng(1).normal(0, 1, (2000, n))
+    stderr = draws.std(axis=1, ddof=1) / math.sqrt(n)
+    half = half_width(Metric("ppl", 0.0, "gptq/x", stderr=1.0, n=n)) * stderr
+    covered = (abs(draws.mean(axis=1)) <= half).mean()
+    assert 0.93 < covered < 0.97  # 5 standard errors of 2,000 rounds are 0.024
+    assert half_width(Metric("ppl", 0.0, "gptq/x", stderr=1.0, n=n)) == t_quantile(n - 1)
+
+
+def test_an_error_over_single_tokens_has_many_units_however_few_windows_there_were():
+    for name in ("llamacpp/wikitext2", "gptq/benchmark:c4-train"):
+        assert half_width(Metric("ppl", 9.0, name, stderr=1.0, n=1)) == pytest.approx(1.96, abs=1e-3)
+    assert half_width(Metric("ppl", 9.0, "gptq/x", n=1)) is None

@@ -1,16 +1,19 @@
 """Which columns a table has: one for each metric, protocol and limit; memory; time; and their choice.
 
-Two protocols never share a column, nor do a whole text and its first N windows. Raw units are kept
+Two protocols never share a column, nor do a whole text and its first N windows, nor, of what a run
+costs, two places (places.py). Raw units are kept
 here (bytes, shares, seconds); format.py prints GiB and percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from qeval.errors import UsageError, did_you_mean
 from qeval.record import Metric
+from qeval.report.places import Place
 from qeval.report.table import Column
 
 COST_UNITS = frozenset({"tok/s", "s", "ms", "bytes", "MiB", "GiB"})
@@ -55,6 +58,12 @@ TIMES = (
 )
 
 
+TIME_NAMES = frozenset(c.name for c in TIMES)
+
+Facts = Mapping[tuple[str, Place | None], float]
+"""A row's costs by name and place (costs.py)."""
+
+
 def metric_column(metric: Metric, limit: int | None) -> Column:
     """``limit`` is the cell's; it is shown only where it cut something off."""
     whole = limit is None or 0 < metric.n < limit or metric.unit in COST_UNITS
@@ -68,26 +77,52 @@ def task_column(label: str) -> Column:
     return Column(label, label, kind="task")
 
 
-def memory_columns(known: set[str], *, wide: bool = False, every: bool = False) -> list[Column]:
-    """Columns of the memory facts in ``known`` (names). The short form has one column for what a
-    process needs: VRAM where there was a GPU (the driver's number, else the framework's), else RAM.
-    ``every``: those of both forms."""
-    short = [c for c in (BPW, SIZE) if c.name in known]
-    short += [c for c in (VRAM, RESERVED, ALLOCATED, RAM) if c.name in known][:1]
-    long = [c for c in WIDE if c.name in known]
+def at(column: Column, place: Place | None, places: Mapping[Place, str]) -> Column:
+    """The column of what was measured at ``place``; ``places``: how each is called in this table."""
+    return column if place is None else replace(column, place=place, where=places[place])
+
+
+def memory_columns(
+    facts: Sequence[Facts], places: Mapping[Place, str], *, wide: bool = False, every: bool = False
+) -> list[Column]:
+    """Columns of the memory that the rows' ``facts`` name. The short form has one column a place for
+    what a process needs: VRAM where there was a GPU (the driver's number, else the framework's), else
+    RAM; more only where no one of them has a number for all rows. ``every``: those of both forms."""
+    known = {key for fact in facts for key in fact}
+    short = [c for c in (BPW, SIZE) if (c.name, None) in known]
+    short += [at(c, p, places) for p in places for c in _needed(facts, p)]
+    long = [at(c, p, places) for c in WIDE for p in (None, *places) if (c.name, p) in known]
     if every:
         return list({c.id: c for c in (*short, *long)}.values())
     return long if wide else short
 
 
-def starcoder2_columns(quality: Sequence[Column], known: set[str]) -> list[Column]:
+def time_columns(facts: Sequence[Facts], hosts: Mapping[Place, str]) -> list[Column]:
+    known = {key for fact in facts for key in fact}
+    return [at(c, host, hosts) for c in TIMES for host in hosts if (c.name, host) in known]
+
+
+def _needed(facts: Sequence[Facts], place: Place) -> list[Column]:
+    notions = [c.name for c in (VRAM, RESERVED, ALLOCATED, RAM)]
+    rows = [{name for name in notions if (name, place) in fact} for fact in facts]
+    found = []
+    for column in (VRAM, RESERVED, ALLOCATED, RAM):
+        if any(column.name in row for row in rows):
+            found.append(column)
+            rows = [row for row in rows if column.name not in row]
+    return found
+
+
+def starcoder2_columns(
+    quality: Sequence[Column], facts: Sequence[Facts], places: Mapping[Place, str]
+) -> list[Column]:
     """HumanEval's pass@1 and pass@10 (a column each, also where nothing measured it) and the process's
     memory."""
     passes = []
     humaneval = [c for c in quality if c.protocol.startswith("humaneval/")]
     for name in ("pass@1", "pass@10"):
         passes += [c for c in humaneval if c.name == name] or [Column(name, name, "share")]
-    peaks = [c for c in memory_columns(known) if c not in (BPW, SIZE)]
+    peaks = [c for c in memory_columns(facts, places) if c not in (BPW, SIZE)]
     return [*passes, *peaks]
 
 
@@ -109,6 +144,21 @@ def select(columns: Sequence[Column], patterns: Sequence[str]) -> list[Column]:
     return list(chosen.values())
 
 
+def one(columns: Sequence[Column], pattern: str) -> Column:
+    """The column that a name or glob means.
+
+    Raises:
+        UsageError: it matches none, or several.
+    """
+    found = select(columns, [pattern])
+    exact = [c for c in found if pattern.lower() in (c.id.lower(), c.name.lower())]
+    if len(found) > 1 and len(exact) != 1:
+        known = ", ".join(repr(c.id) for c in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise UsageError(f"{len(found)} columns match {pattern!r} ({known}): give more of one")
+    return exact[0] if len(exact) == 1 else found[0]
+
+
 def _matches(column: Column, pattern: str) -> bool:
     wanted = pattern.lower()
-    return any(fnmatchcase(text.lower(), wanted) for text in (column.name, column.id, column.title))
+    texts = [text.lower() for text in (column.name, column.id, column.title)]
+    return wanted in texts or any(fnmatchcase(text, wanted) for text in texts)  # ids have brackets

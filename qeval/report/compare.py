@@ -6,6 +6,7 @@ pass@k          d_i = pass_i - pass0_i of problem i (docs/protocols.md): differe
                 points, percentile bootstrap over the problems (10,000 resamples, fixed seed) and a
                 two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
                 exact test then) and for up to 12 problems that differ, else 10,000 fixed random flips.
+other shares    the same in points; without a test where the metric has no values of units.
 anything else   the ratio, without a test; none in dB.
 
 A difference is significant when its interval leaves out "no difference" and its p-value, where there is
@@ -21,23 +22,29 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from qeval.record import Metric
+from qeval.stats import t_quantile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Kind = Literal["relative", "points", "ratio", "time"]
+
 RESAMPLES = 10_000
 ALPHA = 0.05
 EXACT_FLIPS = 12  # 2^12 sign patterns are enumerated
+SHARE_UNITS = {"share": 1.0, "%": 100.0}  # and how much the whole is
+TIME_UNITS = frozenset({"s", "ms"})
 _EPS = 1e-5  # float32 sums that are equal on paper
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``value`` is a share for "relative" (0.013: 1.3% more) and "points" (-0.037: 3.7 points less),
-    a factor for "ratio". ``significant`` is None where nothing can be tested."""
+    """``value`` is a share for "relative" (0.013: 1.3% more) and "points" (-0.037: 3.7 points less), a
+    factor for "ratio" (of a speed, a size, whatever else) and "time" (where less is better).
+    ``significant`` is None where nothing can be tested."""
 
-    kind: Literal["relative", "points", "ratio"]
+    kind: Kind
     value: float
     low: float | None = None
     high: float | None = None
@@ -54,9 +61,11 @@ def difference(ours: Metric, base: Metric) -> Difference | str | None:
         return _perplexity(ours, base)
     if ours.name.startswith("pass@"):
         return _pass_at_k(ours, base)
+    if ours.unit in SHARE_UNITS:
+        return _share(ours, base, SHARE_UNITS[ours.unit])
     if ours.unit == "dB":  # a logarithm: its ratio says nothing
         return None
-    return _ratio(ours, base, "ratio")
+    return _ratio(ours, base, "time" if ours.unit in TIME_UNITS else "ratio")
 
 
 def _perplexity(ours: Metric, base: Metric) -> Difference | str | None:
@@ -76,7 +85,7 @@ def _growth(log_ratio: float) -> float:
     return math.expm1(min(log_ratio, 700.0))
 
 
-def _ratio(ours: Metric, base: Metric, kind: Literal["relative", "ratio"]) -> Difference | None:
+def _ratio(ours: Metric, base: Metric, kind: Kind) -> Difference | None:
     if not ours.value or not base.value or ours.value * base.value < 0:
         return None
     factor = ours.value / base.value
@@ -84,12 +93,25 @@ def _ratio(ours: Metric, base: Metric, kind: Literal["relative", "ratio"]) -> Di
 
 
 def _pass_at_k(ours: Metric, base: Metric) -> Difference | str | None:
-    if ours.units != base.units or len(ours.values) != len(base.values):
+    if not _same_units(ours, base):
         return "other problems than the baseline's"
     d = _paired(ours.values, base.values)
     if d is None or len(d) < 2:
         return "fewer than two problems with a result"
     return points(d)
+
+
+def _share(ours: Metric, base: Metric, one: float) -> Difference:
+    """Of a plug-in's metric: in points of ``one``, paired where both have the same units."""
+    assert ours.value is not None and base.value is not None
+    d = _paired(ours.values, base.values) if _same_units(ours, base) else None
+    if d is None or len(d) < 2:
+        return Difference("points", (ours.value - base.value) / one)
+    return points([x / one for x in d])
+
+
+def _same_units(ours: Metric, base: Metric) -> bool:
+    return ours.units == base.units and len(ours.values) == len(base.values)
 
 
 def _paired(a: Sequence[float | None], b: Sequence[float | None]) -> list[float] | None:
@@ -112,22 +134,6 @@ def t_interval(d: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(d) / n
     variance = math.fsum((x - mean) ** 2 for x in d) / (n - 1)
     return mean, t_quantile(n - 1) * math.sqrt(variance / n)
-
-
-_T_975 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
-
-
-def t_quantile(df: int) -> float:
-    """The 0.975 quantile of Student's t: a table up to 10 degrees of freedom, then its expansion
-    around the normal quantile (Abramowitz and Stegun 26.7.5), right to 1e-5."""
-    if df <= len(_T_975):
-        return _T_975[df - 1]
-    x = 1.959963984540054
-    g1 = (x**3 + x) / 4
-    g2 = (5 * x**5 + 16 * x**3 + 3 * x) / 96
-    g3 = (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
-    g4 = (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160
-    return x + g1 / df + g2 / df**2 + g3 / df**3 + g4 / df**4
 
 
 def bootstrap_interval(d: Sequence[float]) -> tuple[float, float]:

@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from qeval.errors import UsageError
 from qeval.record import MemoryReport, Metric, Record
-from qeval.store import latest
+from qeval.report.sources import age, kept
+from qeval.stats import half_width
 from qeval.units import human_bytes, human_seconds
 
 
-def pick(records: Iterable[Record], prefix: str) -> Record:
-    """The newest record whose key starts with ``prefix``.
+def pick(records: Iterable[Record], prefix: str) -> list[Record]:
+    """The records of the one cell whose key starts with ``prefix``, newest first: one a results folder
+    that measured it.
 
     Raises:
         UsageError: no key does, or several do.
     """
-    found = [r for key, r in latest(records).items() if key.startswith(prefix)]
+    found: dict[str, list[Record]] = {}
+    for record in kept(records):
+        if record.key.startswith(prefix):
+            found.setdefault(record.key, []).append(record)
     if not found:
         raise UsageError(
             f"no cell's key starts with {prefix!r}: `qeval list cells RESULTS` shows the keys"
         )
     if len(found) > 1:
-        keys = ", ".join(r.key[:12] for r in found[:4]) + (", ..." if len(found) > 4 else "")
+        keys = ", ".join([key[:12] for key in found][:4]) + (", ..." if len(found) > 4 else "")
         raise UsageError(f"{len(found)} cells' keys start with {prefix!r} ({keys}): give more of it")
-    return found[0]
+    return sorted(*found.values(), key=age, reverse=True)
 
 
-def describe(record: Record) -> str:
-    """All facts of a record in readable lines; ends in a newline."""
+def describe(record: Record, *older: Record) -> str:
+    """All facts of a record in readable lines; ends in a newline. ``older``: the same cell as other
+    folders have it."""
     sections = [
         ("", _asked(record)),
         ("metrics", [_metric(m) for m in record.metrics]),
         ("memory", list(_memory(record.memory)) if record.memory else []),
         ("artifact", _pairs(_artifact(record.artifact or {}))),
         ("notes", list(record.notes)),
+        ("conditions", _conditions(record)),
+        ("in other folders", [_elsewhere(other) for other in older]),
         ("timing", _pairs({k: _time(k, v) for k, v in record.timing.items()})),
         ("files", _pairs(record.files)),
         ("provenance", _pairs(record.provenance)),
@@ -49,6 +57,19 @@ def describe(record: Record) -> str:
             lines += ["", title]
         lines += [f"  {line}" if title else line for line in body]
     return "\n".join(lines) + "\n"
+
+
+def _conditions(record: Record) -> list[str]:
+    if record.conditions is None:
+        return ["unknown"] if record.metrics else []
+    return _pairs(asdict(record.conditions))
+
+
+def _elsewhere(record: Record) -> str:
+    end = record.timing.get("end")
+    when = f" ({_time('end', end)})" if end else ""
+    numbers = ", ".join(_metric(m) for m in record.metrics) or record.status
+    return f"{record.folder}{when}: {numbers}"
 
 
 def _asked(record: Record) -> list[str]:
@@ -95,7 +116,9 @@ def _inline(value: Any) -> str:
 
 def _metric(metric: Metric) -> str:
     value = "not finite" if metric.value is None else f"{metric.value:.6g}"
-    parts = [f"{metric.name} = {value}{' ' + metric.unit if metric.unit else ''}"]
+    half = half_width(metric) if metric.low is None and metric.value is not None else None
+    interval = "" if half is None else f" ± {half:.3g} (95%)"
+    parts = [f"{metric.name} = {value}{interval}{' ' + metric.unit if metric.unit else ''}"]
     if metric.stderr is not None:
         parts.append(f"standard error {metric.stderr:.3g}")
     if metric.low is not None and metric.high is not None:

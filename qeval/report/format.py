@@ -40,7 +40,7 @@ def difference_text(entry: Entry) -> str:
         return ""
     if change.value == change.low == change.high == 0:
         return "identical"
-    if change.kind == "ratio":
+    if change.kind in ("ratio", "time"):
         return f"×{_significant(change.value, 3)}"
     tested = {True: "", False: " n.s.", None: " untested"}[change.significant]
     if is_factor(change):

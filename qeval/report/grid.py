@@ -64,7 +64,7 @@ def _titled(table: Table, model: str) -> str:
 
 def _header(column: Column) -> tuple[str, ...]:
     unit = printed_unit(column)
-    lines = [f"{column.title} {unit}".strip(), column.protocol]
+    lines = [f"{column.title} {unit}".strip(), column.protocol, column.where]
     if column.limit:
         lines.append(f"[first {column.limit}]")
     return tuple(line for line in lines if line)
@@ -121,8 +121,9 @@ def _short_headers(columns: tuple[Column, ...]) -> tuple[tuple[str, ...], ...]:
     for i, column in enumerate(columns):
         title = f"HumanEval {column.title}" if i == 0 else column.title
         several = names.count(column.name) > 1
-        first = (f"[first {column.limit}]",) if column.limit and several else ()
-        out.append((title, column.protocol, *first) if several else (title,))
+        first = f"[first {column.limit}]" if column.limit and several else ""
+        more = (column.protocol, column.where, first) if several else (column.where,)
+        out.append((title, *(line for line in more if line)))
     return tuple(out)
 
 

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from qeval.report.columns import COST_UNITS
+from qeval.report.compare import SHARE_UNITS, TIME_UNITS
 from qeval.report.format import difference_text, is_factor
+from qeval.report.places import UNKNOWN
 from qeval.report.table import Entry, Table
 
 
-def legend(table: Table, memory_task: str, contexts: set[int]) -> tuple[str, ...]:
-    """``memory_task``: label of the task whose processes the peaks were measured in; ``contexts``: the
-    sequence lengths that KV cache sizes are for."""
-    return (*_numbers(table), *_marks(table), *_memory(table, memory_task, contexts))
+@dataclass(frozen=True)
+class Facts:
+    """What the lines say that is not in the table. ``baselines``: names of the rows that differences
+    are taken from; ``tasks``: whose processes the peaks were measured in, with the models that have
+    theirs from them; ``contexts``: the sequence lengths that KV cache sizes are for."""
+
+    baselines: tuple[str, ...]
+    tasks: Mapping[str, tuple[str, ...]]
+    contexts: set[int]
 
 
-def _numbers(table: Table) -> Iterator[str]:
+def legend(table: Table, facts: Facts) -> tuple[str, ...]:
+    return (*_numbers(table, facts), *_marks(table), *_memory(table, facts), *_places(table))
+
+
+def _numbers(table: Table, facts: Facts) -> Iterator[str]:
     entries = [e for row in table.rows for e in row.entries.values()]
     if table.layout == "starcoder2":
         yield from _protocols(table)
         return
     if any(e.half is not None for e in entries):
-        yield "±: 95% interval, 1.96 standard errors on each side"
-    shares = [c for c in table.columns if c.unit == "share"]
-    if any(_has_interval(row.entries[c.id]) for c in shares for row in table.rows):
-        yield "pass@k [low, high]: 95% interval"
-    yield from _differences(table, entries)
+        yield (
+            "±: 95% interval by Student's t: 1.96 standard errors on each side of many units, 2.26 of "
+            "10, 3.18 of 4"
+        )
+    shares = [
+        "pass@k" if c.name.startswith("pass@") else c.title
+        for c in table.columns
+        if c.unit in SHARE_UNITS and any(_has_interval(row.entries[c.id]) for row in table.rows)
+    ]
+    if shares:
+        yield f"{', '.join(dict.fromkeys(shares))} [low, high]: 95% interval"
+    yield from _differences(table, entries, " / ".join(facts.baselines))
 
 
 def _protocols(table: Table) -> Iterator[str]:
@@ -35,8 +54,7 @@ def _protocols(table: Table) -> Iterator[str]:
             yield f"{column.title}: {column.protocol}{first}"
 
 
-def _differences(table: Table, entries: list[Entry]) -> Iterator[str]:
-    names = " / ".join(dict.fromkeys(row.quantization for row in table.rows if row.baseline))
+def _differences(table: Table, entries: list[Entry], names: str) -> Iterator[str]:
     kinds = {e.difference.kind for e in entries if e.difference}
     if kinds & {"relative", "points"}:
         yield (
@@ -45,12 +63,25 @@ def _differences(table: Table, entries: list[Entry]) -> Iterator[str]:
         )
     if any(e.difference and is_factor(e.difference) for e in entries):
         yield "× [low, high]: how many times the baseline, where that is ten and more"
-    if "ratio" in kinds:
-        yield f"× of a speed or time: ratio to the baseline ({names}), not tested"
+    if kinds & {"ratio", "time"}:
+        same = ", where that was measured under the same conditions" if _several_places(table) else ""
+        yield f"× of {_of_what(table)}: ratio to the baseline ({names}){same}, not tested"
     if any("n.s." in difference_text(e) for e in entries):
         yield "n.s.: not significant, the difference may be chance (p >= 0.05)"
     if not names and len(table.rows) > 1:
         yield "no row is a baseline: no differences are shown"
+
+
+def _of_what(table: Table) -> str:
+    """What the ratios are of: ``a speed or time``, ``a time or kurtosis``."""
+    found = [
+        "speed" if c.unit == "tok/s" else "time" if c.unit in TIME_UNITS else c.title
+        for c in table.columns
+        if any(
+            (d := row.entries[c.id].difference) and d.kind in ("ratio", "time") for row in table.rows
+        )
+    ]
+    return f"a {' or '.join(dict.fromkeys(found))}"
 
 
 def _marks(table: Table) -> Iterator[str]:
@@ -72,9 +103,9 @@ def _marks(table: Table) -> Iterator[str]:
         yield "…: not run yet"
 
 
-def _memory(table: Table, task: str, contexts: set[int]) -> Iterator[str]:
+def _memory(table: Table, facts: Facts) -> Iterator[str]:
     names = {c.name for c in table.columns}
-    during = f", during the task {task}" if task else ""
+    during = f", during the task {_by_model(facts.tasks)}" if facts.tasks else ""
     if "bpw" in names:
         yield "bpw: bits per weight of the quantized linears, scales and every other overhead counted"
     if "size" in names:
@@ -85,12 +116,41 @@ def _memory(table: Table, task: str, contexts: set[int]) -> Iterator[str]:
         yield f"VRAM: peak of the row's own process{during}"
     if "ram_peak" in names:
         yield f"RAM: peak resident set of the row's own process{during}"
-    if "kv_cache" in names and contexts:
-        sizes = " or ".join(f"{n:,}" for n in sorted(contexts))
+    if "kv_cache" in names and facts.contexts:
+        sizes = " or ".join(f"{n:,}" for n in sorted(facts.contexts))
         yield f"KV cache: one sequence of {sizes} tokens"
     costs = [c for c in table.columns if c.kind == "metric" and c.unit in COST_UNITS]
     if any(_has_interval(row.entries[c.id]) for c in costs for row in table.rows):
         yield "speed or time [low, high]: lowest and highest of the repeats"
+
+
+def _by_model(tasks: Mapping[str, tuple[str, ...]]) -> str:
+    if len(tasks) == 1:
+        return next(iter(tasks))
+    return ", ".join(f"{task} ({', '.join(models)})" for task, models in tasks.items())
+
+
+def _places(table: Table) -> Iterator[str]:
+    """Where what depends on it was measured."""
+    found = {
+        c.place: c.where for c in table.columns if c.place and c.kind != "time" and _filled(table, c.id)
+    }
+    for place, where in found.items():
+        if place == UNKNOWN:
+            said = "qeval 0.1.0 kept neither device nor threads nor machine"
+            yield f"{where or 'speed, time and peak memory: conditions unknown'} ({said})"
+        elif where:
+            yield f"{where}: {place.words()}"
+        else:
+            yield f"speed, time and peak memory: measured on {place.words()}"
+
+
+def _several_places(table: Table) -> bool:
+    return any(c.where for c in table.columns)
+
+
+def _filled(table: Table, column: str) -> bool:
+    return any(row.entries[column].value is not None for row in table.rows)
 
 
 def _has(table: Table, column: str) -> bool:

@@ -20,6 +20,17 @@ from qeval.report.table import Column, Entry, Row, Table
 from qeval.report.text import text
 
 FORMATS = ("text", "markdown", "csv", "json")
+_PARTS = (
+    "±",
+    "low",
+    "high",
+    "difference",
+    "difference low",
+    "difference high",
+    "difference kind",
+    "significant",
+    "status",
+)
 
 
 def render(table: Table, fmt: str, *, width: int | None = None, color: bool = False) -> str:
@@ -73,7 +84,7 @@ def _escaped(line: str) -> str:
 def csv_text(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ["model", "dtype", "quantization", "baseline", "simulated"]
+    head = ["model", "dtype", "quantization", "engine", "baseline", "simulated"]
     writer.writerow([*head, *(name for column in table.columns for name in _csv_names(column))])
     for row in table.rows:
         writer.writerow([*_csv_head(row), *_csv_values(table, row)])
@@ -82,14 +93,14 @@ def csv_text(table: Table) -> str:
 
 def _csv_names(column: Column) -> list[str]:
     name = f"{column.id} ({column.unit})" if column.unit else column.id
-    if column.kind in ("memory", "time"):
-        return [name]
-    parts = ("±", "low", "high", "difference", "difference low", "difference high", "significant")
-    return [name, *(f"{column.id} {part}" for part in parts), f"{column.id} status"]
+    parts = () if column.kind in ("memory", "time") else _PARTS
+    conditions = ("conditions",) if column.place else ()
+    return [name, *(f"{column.id} {part}" for part in (*parts, *conditions))]
 
 
 def _csv_head(row: Row) -> list[Any]:
-    return [row.model, row.dtype, row.quantization, int(row.baseline), int(row.marked)]
+    names = (row.model, row.dtype, row.quantization, row.engine)
+    return [*names, int(row.baseline), int(row.marked)]
 
 
 def _csv_values(table: Table, row: Row) -> Iterator[Any]:
@@ -98,12 +109,15 @@ def _csv_values(table: Table, row: Row) -> Iterator[Any]:
         yield entry.value
         if column.kind not in ("memory", "time"):
             yield from _csv_details(entry)
+        if column.place:
+            yield column.place.words() if entry.value is not None else None
 
 
 def _csv_details(entry: Entry) -> Iterator[Any]:
     yield from (entry.half, entry.low, entry.high)
     change = entry.difference
-    yield from (change.value, change.low, change.high) if change else (None, None, None)
+    shown = (change.value, change.low, change.high, change.kind) if change else (None,) * 4
+    yield from shown
     tested = change.significant if change else None
     yield None if tested is None else int(tested)
     yield entry.status or "ok"

@@ -6,35 +6,37 @@ know about a number (a fall-back, a drift, an error) becomes a numbered footnote
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
+from qeval.errors import UsageError
 from qeval.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.compare import Difference, difference
-from qeval.report.costs import Facts, accounted, costs
-from qeval.report.legend import legend
-from qeval.report.sources import Source, baselines, names, order, sources, task_id
+from qeval.report.costs import Costs, accounted, costs
+from qeval.report.fill import Cells, Filled, Found, cells, elsewhere, metric_columns, places
+from qeval.report.format import value_text
+from qeval.report.legend import Facts, legend
+from qeval.report.places import Place, labels, place_of
+from qeval.report.sources import (
+    Source,
+    baselines,
+    choose_baselines,
+    kept,
+    names,
+    sources,
+    task_id,
+)
 from qeval.report.table import Column, Entry, Layout, Row, Table
-from qeval.store import latest
+from qeval.results import cell_name, is_meant
+from qeval.stats import half_width
 
 NONE, PENDING = "–", "…"
-_Z = 1.959963984540054  # 0.975 quantile of the normal distribution
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The record behind a cell of the table, with its metric where it has one."""
-
-    record: Record
-    metric: Metric | None
-
-
-_Cells = Mapping[str, _Found | None]  # by column id; None: not run
-
-
-class _Notes:
+class Notes:
     """Numbered footnotes; the same text keeps its number."""
 
     def __init__(self) -> None:
@@ -48,12 +50,28 @@ class _Notes:
         return tuple(dict.fromkeys(self.number(text) for text in texts))
 
 
+@dataclass
+class _Draft:
+    """All rows and columns that the records make, before a choice of them is shown."""
+
+    rows: list[Source]
+    columns: dict[str, Filled]  # of metrics
+    places: dict[Place, str]
+    hosts: dict[Place, str]
+    costs: list[Costs]
+    cells: list[Cells]
+    shown: list[int] = field(default_factory=list)  # rows, in order
+
+
 def build_table(
     records: Iterable[Record],
     *,
     wide: bool = False,
     columns: Sequence[str] | None = None,
     layout: Layout = "full",
+    baseline: str | None = None,
+    sort: str | None = None,
+    only: Sequence[str] = (),
 ) -> Table:
     """The table of the newest records.
 
@@ -61,98 +79,136 @@ def build_table(
         wide: every memory notion and the times, not the short form.
         columns: names or globs of the columns to show, of all that ``wide`` has.
         layout: ``starcoder2``: model, quantization, HumanEval pass@1, pass@10 and VRAM only.
+        baseline: label or method of the rows that differences are taken from; the records' own.
+        sort: name or glob of the column that orders the rows of each model, smallest first; after a
+            ``-`` largest first.
+        only: rows and columns of cells whose name, method or task has one of these in it. Differences
+            are still from the baseline.
 
     Raises:
-        UsageError: an entry of ``columns`` matches nothing.
+        UsageError: ``columns``, ``baseline``, ``sort`` or ``only`` match nothing.
     """
-    found = sources(list(latest(records).values()))
-    filled = _metric_columns(found)
-    facts, memory_task = costs(found)
-    shown = _chosen([c for c, _ in filled.values()], facts, wide, columns, layout)
-    cells = [_found(source, filled) for source in found]
-    notes = _Notes()
+    draft = _draft(sources(kept(records)), baseline)
+    draft, filled = _only(draft, only)
+    shown = _chosen(draft, filled, wide, columns, layout)
+    if sort is not None:
+        _sort(draft, sort)
+    notes = Notes()
+    bases, shown_as = baselines(draft.rows), names(draft.rows)
     rows = []
-    for i, (base, shown_as) in enumerate(zip(baselines(found), names(found), strict=True)):
-        theirs = {} if base is None or layout == "starcoder2" else cells[base]
-        rows.append(_row(found[i], shown_as, shown, (cells[i], theirs, facts[i]), notes))
+    for i in draft.shown:
+        base = None if layout == "starcoder2" else bases[i]
+        rows.append(_row(draft, i, base, shown_as[i], shown, notes))
     table = Table(tuple(shown), tuple(rows), tuple(notes.texts), layout=layout)
-    contexts = {int(fact["context"]) for fact in facts if "context" in fact}
-    return replace(table, legend=legend(table, memory_task, contexts))
+    return replace(table, legend=legend(table, _facts(draft, shown_as, bases)))
 
 
-def _metric_columns(rows: Sequence[Source]) -> dict[str, tuple[Column, set[str]]]:
-    """Column id -> the column and the tasks that fill it, in the order of the tasks."""
-    records = sorted((r for row in rows for r in row.evals), key=lambda r: order(r, 2))
-    found: dict[str, tuple[Column, set[str]]] = {}
-    silent: dict[str, Record] = {}
-    for record in records:
-        task = task_id(record)
-        for metric in record.metrics:
-            column = col.metric_column(metric, record.cell.get("limit"))
-            found.setdefault(column.id, (column, set()))[1].add(task)
-        silent.setdefault(task, record)
-    for task in {task for _, tasks in found.values() for task in tasks}:
-        del silent[task]
-    for task, record in silent.items():
-        column = col.task_column(str((record.cell.get("task") or {}).get("label", "?")))
-        found.setdefault(column.id, (column, set()))[1].add(task)
-    return found
+def _draft(rows: list[Source], baseline: str | None) -> _Draft:
+    if baseline is not None:
+        choose_baselines(rows, baseline)
+    found = costs(rows)
+    measured = {place for one in found for place in one.tasks if one.peaks_at(place)}
+    hosts = {place for one in found for (name, place) in one.facts if place and name in col.TIME_NAMES}
+    named = labels([*places(rows), *measured])
+    filled = metric_columns(rows, named)
+    inside = [cells(row, filled, named) for row in rows]
+    return _Draft(rows, filled, named, labels(hosts), found, inside, list(range(len(rows))))
+
+
+def _only(draft: _Draft, patterns: Sequence[str]) -> tuple[_Draft, list[Filled]]:
+    """The rows and metric columns of the cells that ``patterns`` mean."""
+    if not patterns:
+        return draft, list(draft.columns.values())
+    tasks: set[str] = set()
+    shown = []
+    for i, row in enumerate(draft.rows):
+        meant = [task_id(r) for r in row.evals if is_meant(patterns, *_cell_names(r))]
+        tasks.update(meant)
+        shown += [i] if meant else []
+    if not shown:
+        name = cell_name(draft.rows[0].evals[0].cell) if draft.rows else ""
+        raise UsageError(f"--only {' '.join(patterns)}: no cell has that in its name, such as {name!r}")
+    return replace(draft, shown=shown), [f for f in draft.columns.values() if f.tasks & tasks]
+
+
+def _cell_names(record: Record) -> list[str]:
+    parts = (record.cell.get("quantization") or {}, record.cell.get("task") or {})
+    return [cell_name(record.cell), *(str(part.get("name", "?")) for part in parts)]
 
 
 def _chosen(
-    quality: Sequence[Column],
-    facts: Sequence[Facts],
+    draft: _Draft,
+    filled: Sequence[Filled],
     wide: bool,
     patterns: Sequence[str] | None,
     layout: Layout,
 ) -> list[Column]:
-    known = {name for fact in facts for name in fact}
-    times = [c for c in col.TIMES if c.name in known]
+    facts = [draft.costs[i].facts for i in draft.shown]
+    quality = [f.column for f in filled]
     if patterns:
-        return col.select([*col.memory_columns(known, every=True), *quality, *times], patterns)
+        memory = col.memory_columns(facts, draft.places, every=True)
+        return col.select([*memory, *quality, *col.time_columns(facts, draft.hosts)], patterns)
     if layout == "starcoder2":
-        return col.starcoder2_columns(quality, known)
-    return [*col.memory_columns(known, wide=wide), *quality, *(times if wide else [])]
+        return col.starcoder2_columns(quality, facts, draft.places)
+    times = col.time_columns(facts, draft.hosts) if wide else []
+    return [*col.memory_columns(facts, draft.places, wide=wide), *quality, *times]
 
 
-def _found(source: Source, filled: Mapping[str, tuple[Column, set[str]]]) -> _Cells:
-    """For each column its metric, else the record that should have given it, else None (not run)."""
-    metrics = {
-        col.metric_column(metric, record.cell.get("limit")).id: _Found(record, metric)
-        for record in source.evals
-        if record.status == "ok"
-        for metric in record.metrics
-    }
-    return {name: metrics.get(name) or _silent(source, tasks) for name, (_, tasks) in filled.items()}
+def _sort(draft: _Draft, pattern: str) -> None:
+    """Put the rows in the order of a column's values, models as they stand; rows without one last."""
+    falling, name = pattern.startswith("-"), pattern.removeprefix("-")
+    facts = [one.facts for one in draft.costs]
+    memory = col.memory_columns(facts, draft.places, every=True)
+    quality = [filled.column for filled in draft.columns.values()]
+    column = col.one([*memory, *quality, *col.time_columns(facts, draft.hosts)], name)
+    models = list(dict.fromkeys(row.identity for row in draft.rows))
+
+    def place(i: int) -> tuple[int, bool, float]:
+        value = _raw_value(draft, i, column)
+        model = models.index(draft.rows[i].identity)
+        return model, value is None, 0.0 if value is None else -value if falling else value
+
+    draft.shown.sort(key=place)
 
 
-def _silent(source: Source, tasks: Iterable[str]) -> _Found | None:
-    records = [record for task in tasks for record in source.by_task.get(task, ())]
-    return _Found(records[-1], None) if records else None
+def _raw_value(draft: _Draft, i: int, column: Column) -> float | None:
+    if column.kind in ("memory", "time"):
+        return draft.costs[i].facts.get((column.name, column.place))
+    found = draft.cells[i].get(column.id)
+    hidden = draft.rows[i].costs_as_float and column.unit in col.COST_UNITS
+    return None if found is None or found.metric is None or hidden else found.metric.value
 
 
 def _row(
-    source: Source,
+    draft: _Draft,
+    i: int,
+    base: int | None,
     shown_as: tuple[str, str],
     columns: Sequence[Column],
-    data: tuple[_Cells, _Cells, Facts],
-    notes: _Notes,
+    notes: Notes,
 ) -> Row:
-    """``data``: this row's cells, its baseline's, and its costs."""
-    mine, theirs, facts = data
-    marks = notes.numbers(source.artifact.get("notes", ()))
+    """``base``: the row that differences are taken from."""
+    source, mine = draft.rows[i], draft.cells[i]
+    theirs = {} if base is None else draft.cells[base]
+    ways = {c.id: _other_way(source, mine.get(c.id), theirs.get(c.id)) for c in columns if not c.place}
+    common = set(ways.values()) - {None}
+    shared = common if len(common) == 1 else set()  # then it stands once, at the row's name
+    marks = notes.numbers([*source.artifact.get("notes", ()), *(text for text in shared if text)])
     entries = {}
     for c in columns:
         if c.kind in ("memory", "time"):
-            entries[c.id] = _cost(c, source, facts)
+            entries[c.id] = _cost(c, source, draft.costs[i], notes)
         elif c.id in mine:
-            entries[c.id] = _entry(c, source, mine[c.id], theirs.get(c.id), notes)
+            pair = (mine[c.id], theirs.get(c.id))
+            way = None if shared else ways.get(c.id)
+            entries[c.id] = _entry(draft.columns[c.id], source, pair, way, notes)
         else:
             entries[c.id] = Entry(status=NONE)
     return Row(
         model=shown_as[0],
         dtype=source.dtype,
         quantization=shown_as[1],
+        engine=source.engine,
         baseline=source.baseline,
         simulated=source.simulated,
         low_bits=bool(source.low_bits),
@@ -161,18 +217,28 @@ def _row(
     )
 
 
-def _cost(column: Column, source: Source, facts: Facts) -> Entry:
-    value = facts.get(column.name)
+def _cost(column: Column, source: Source, found: Costs, notes: Notes) -> Entry:
+    value = found.facts.get((column.name, column.place))
     if value is None:
         return Entry(status=NONE)
-    return Entry(value, accounted=accounted(source, column.name))
+    said = []
+    if column.place in found.tasks and found.tasks[column.place][0] != found.tasks[column.place][1]:
+        own, usual = found.tasks[column.place]
+        said.append(f"peak during the task {own}, not {usual} as in the model's other rows")
+    return Entry(value, accounted=accounted(source, column.name), notes=notes.numbers(said))
 
 
 def _entry(
-    column: Column, source: Source, found: _Found | None, base: _Found | None, notes: _Notes
+    filled: Filled,
+    source: Source,
+    pair: tuple[Found | None, Found | None],
+    way: str | None,
+    notes: Notes,
 ) -> Entry:
+    """``pair``: the row's own cell and its baseline's; ``way``: how they ran otherwise."""
+    (found, base), column = pair, filled.column
     if found is None:
-        return Entry(status=PENDING)
+        return Entry(status=NONE if elsewhere(source, filled) else PENDING)
     record = found.record
     if record.status == "skipped" and source.costs_as_float:
         return Entry(status=NONE)  # the legend's line on simulated rows says why
@@ -180,12 +246,69 @@ def _entry(
         return Entry(status=record.status, notes=notes.numbers([_reason(record)]))
     if found.metric is None or (source.costs_as_float and column.unit in col.COST_UNITS):
         return Entry(status=NONE)
-    said = _own_notes(found, source)
+    said = [*_own_notes(found, source), *_twice(column, found)]
     change = _difference(found, base)
     if isinstance(change, str):
         said.append(f"no difference shown: {change}")
         change = None
+    elif change is not None:
+        said += [way] if way else []
+        said += _versions(found, base) if column.place else []
     return replace(_value(found.metric), difference=change, notes=notes.numbers(said))
+
+
+def _other_way(source: Source, found: Found | None, base: Found | None) -> str | None:
+    """One line where a quality and its baseline's come from other engines or devices, which give
+    slightly other numbers for the same weights."""
+    if found is None or base is None or found.metric is None or base.metric is None:
+        return None
+    engines = [source.engine, str((base.record.cell.get("engine") or {}).get("name", "?"))]
+    devices = [_device(found.record), _device(base.record)]
+    ours, theirs = engines
+    if engines[0] == engines[1] and (devices[0] == devices[1] or None in devices):
+        return None
+    if engines[0] == engines[1]:
+        ours, theirs = str(devices[0]), str(devices[1])
+    elif devices[0] != devices[1] and None not in devices:
+        ours, theirs = (f"{e} on {d}" for e, d in zip(engines, devices, strict=True))
+    return f"runs on {ours}, the baseline on {theirs}"
+
+
+def _device(record: Record) -> str | None:
+    place = place_of(record)
+    return place.device_name or place.device
+
+
+def _versions(found: Found, base: Found | None) -> list[str]:
+    """One line where a cost and its baseline's were measured with other versions of one engine."""
+    assert base is not None
+    if found.record.cell.get("engine") != base.record.cell.get("engine"):
+        return []
+    ours, theirs = (c.engine_version if (c := r.record.conditions) else None for r in (found, base))
+    known = ours is not None and theirs is not None and ours != theirs
+    return [f"measured with {ours}, the baseline with {theirs}"] if known else []
+
+
+def _twice(column: Column, found: Found) -> list[str]:
+    """One line for what other folders have of the same cell, and why it is not what stands here."""
+    if not found.others:
+        return []
+    assert found.metric is not None
+    value = found.metric.value
+    said = [
+        f"{record.folder} has the same"
+        if metric.value == value
+        else f"{record.folder} has {value_text(column, _value(metric))}{_when(record)}"
+        for record, metric in found.others
+    ]
+    differ = any(metric.value != value for _, metric in found.others)
+    when = _when(found.record) if differ else ""
+    return [f"of {found.record.folder}, the newest{when}; {'; '.join(said)}"]
+
+
+def _when(record: Record) -> str:
+    end = record.timing.get("end")
+    return f" ({datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M})" if end else ""
 
 
 def _reason(record: Record) -> str:
@@ -195,7 +318,7 @@ def _reason(record: Record) -> str:
     return f"{record.status}: {error}{log}"
 
 
-def _own_notes(found: _Found, source: Source) -> list[str]:
+def _own_notes(found: Found, source: Source) -> list[str]:
     """A record's notes stand at its first metric; those of the artifact stand at the row's name."""
     first = found.record.metrics[0] is found.metric
     shared = source.artifact.get("notes", ())
@@ -208,13 +331,13 @@ def _value(metric: Metric) -> Entry:
         return Entry(status=share)
     if metric.low is not None and metric.high is not None:
         return Entry(metric.value, low=metric.low, high=metric.high)
-    if metric.stderr is None:
+    half = half_width(metric)
+    if half is None:
         return Entry(metric.value)
-    half = _Z * metric.stderr
     return Entry(metric.value, half, metric.value - half, metric.value + half)
 
 
-def _difference(ours: _Found, base: _Found | None) -> Difference | str | None:
+def _difference(ours: Found, base: Found | None) -> Difference | str | None:
     if base is None or base.metric is None or ours.metric is None:
         return None
     for name, what in (("text_sha256", "text"), ("tokens_sha256", "tokens")):
@@ -223,5 +346,23 @@ def _difference(ours: _Found, base: _Found | None) -> Difference | str | None:
     return difference(ours.metric, base.metric)
 
 
-def _sha(found: _Found, name: str) -> Any:
+def _sha(found: Found, name: str) -> Any:
     return found.record.provenance.get(name)
+
+
+def _facts(draft: _Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[int | None]) -> Facts:
+    """For the legend; ``shown_as``: models and rows as they are called, ``bases``: their baselines."""
+    named: dict[str, None] = {}
+    tasks: dict[str, dict[str, None]] = {}
+    contexts = set()
+    for i in draft.shown:
+        base = i if draft.rows[i].baseline else bases[i]
+        named |= {} if base is None else {shown_as[base][1]: None}
+        facts = draft.costs[i]
+        for place, (own, usual) in facts.tasks.items():
+            if own == usual and facts.peaks_at(place):
+                tasks.setdefault(own, {})[shown_as[i][0]] = None
+        if ("context", None) in facts.facts:
+            contexts.add(int(facts.facts["context", None]))
+    by_task = {task: tuple(models) for task, models in tasks.items()}
+    return Facts(tuple(named), by_task, contexts)

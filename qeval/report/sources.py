@@ -1,18 +1,26 @@
-"""Which records make which row: one row a quantized model, models together, in the spec's order."""
+"""Which records make which row: one row a quantized model, models together, in the spec's order.
+
+Several results folders may hold the same cell. What is equal in all is taken once; what was measured
+more than once stays, so that the newest can be shown and the others named.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from qeval.errors import UsageError, did_you_mean
 from qeval.quant.running import KEYS
 from qeval.record import Record
+from qeval.report.columns import metric_column
+from qeval.store import latest
 
 _FOUND = ("none", "checkpoint")  # methods whose weights are there already, in whatever format
-_FAR = 10**6  # where a cell without "order" is sorted to
+_FAR = 10**9  # where a cell without "order" is sorted to
+_FOLDER = 10**6  # added to the order of each folder after the first
 
 
 @dataclass
@@ -20,7 +28,8 @@ class Source:
     """The records that one row is made from; ``evals`` is never empty."""
 
     evals: list[Record] = field(default_factory=list)
-    build: Record | None = None
+    builds: list[Record] = field(default_factory=list)
+    baseline: bool = False
 
     @cached_property
     def by_task(self) -> dict[str, list[Record]]:
@@ -52,12 +61,8 @@ class Source:
         return str(self.model.get("identity") or self.model.get("id"))
 
     @cached_property
-    def baseline(self) -> bool:
-        return any(r.cell.get("baseline") for r in self.evals)
-
-    @cached_property
     def artifact(self) -> dict[str, Any]:
-        made = [r.artifact for r in (*self.evals, self.build) if r is not None and r.artifact]
+        made = [r.artifact for r in (*self.evals, *self.builds) if r.artifact]
         return made[0] if made else {}
 
     @property
@@ -78,19 +83,114 @@ class Source:
         return min(order(record, axis) for record in self.evals)
 
 
+def kept(records: Iterable[Record]) -> list[Record]:
+    """Of each folder and key the newest number, else the newest failure; of several folders, copies
+    once, and no failure of what another folder has measured. The first folder's order goes first."""
+    folders: dict[str, list[Record]] = {}
+    for record in records:
+        folders.setdefault(record.folder, []).append(record)
+    found = [
+        _moved(record, i * _FOLDER)
+        for i, inside in enumerate(folders.values())
+        for record in _without_outdated(list(latest(inside).values()))
+    ]
+    return found if len(folders) < 2 else _merged(found)
+
+
+def _without_outdated(records: list[Record]) -> list[Record]:
+    """Without numbers of 0.1.0, which kept no conditions, that the same folder has again with them."""
+    if all(r.conditions for r in records) or not any(r.conditions for r in records):
+        return records
+    known = {name for r in records if r.conditions and r.status == "ok" for name in _numbers(r)}
+    return [r for r in records if r.conditions or not r.metrics or not known.issuperset(_numbers(r))]
+
+
+def _numbers(record: Record) -> Iterator[tuple[str, str]]:
+    """What names a record's numbers in a table, whatever options and versions gave them."""
+    row = _row_key(record.cell)
+    for metric in record.metrics:
+        yield row, metric_column(metric, record.cell.get("limit")).id
+
+
+def _merged(records: Sequence[Record]) -> list[Record]:
+    """Copies once; of a key that nobody has measured the newest failure."""
+    measured = {record.key for record in records if record.status == "ok"}
+    failures: dict[str, Record] = {}
+    for record in sorted(records, key=age):
+        if record.key not in measured:
+            failures[record.key] = record
+    known: set[Any] = set()
+    found = []
+    for record in records:
+        copy = (record.kind, record.key, age(record), record.metrics)
+        if record.status == "ok" and copy not in known:
+            known.add(copy)
+            found.append(record)
+        elif failures.get(record.key) is record:
+            found.append(record)
+    return found
+
+
+def age(record: Record) -> float:
+    """When it was done, in seconds since 1970; 0 where that is unknown."""
+    return record.timing.get("end") or 0.0
+
+
 def sources(records: Sequence[Record]) -> list[Source]:
-    """One source a row, from one record a key, sorted as the spec has them, else by appearance."""
+    """One source a row, sorted as the spec has them, else by appearance."""
     found: dict[str, Source] = {}
     for record in records:
         if record.kind == "eval":
             found.setdefault(_row_key(record.cell), Source()).evals.append(record)
-    builds = {_build_key(r.cell): r for r in records if r.kind == "build"}
+    builds: dict[str, list[Record]] = {}
+    for record in records:
+        if record.kind == "build":
+            builds.setdefault(_build_key(record.cell), []).append(record)
     places: dict[str, int] = {}
     for source in found.values():
-        source.build = builds.get(_build_key(source.evals[0].cell))
+        source.builds = builds.get(_build_key(source.evals[0].cell), [])
         places[source.identity] = min(source.order(0), places.get(source.identity, _FAR))
+    _mark_baselines(found.values())
     appeared = {identity: i for i, identity in enumerate(places)}
     return sorted(found.values(), key=lambda s: (places[s.identity], appeared[s.identity], s.order(1)))
+
+
+def _mark_baselines(rows: Iterable[Source]) -> None:
+    """One a model and dtype: where folders name several, that of the first folder."""
+    first: dict[tuple[str, Any], tuple[int, Source]] = {}
+    for row in rows:
+        named = [order(r, 1) for r in row.evals if r.cell.get("baseline")]
+        place = (row.identity, row.model.get("dtype"))
+        if named and (place not in first or min(named) < first[place][0]):
+            first[place] = (min(named), row)
+    for _, row in first.values():
+        row.baseline = True
+
+
+def choose_baselines(rows: Sequence[Source], name: str) -> None:
+    """Make the rows called ``name`` (as shown, by the spec's label, or by method) the baselines.
+
+    Raises:
+        UsageError: no row is.
+    """
+    wanted, words = name.lower(), set()
+    chosen: dict[tuple[str, Any], Source] = {}
+    for by_label in (True, False):
+        for row, (_, shown) in zip(rows, names(rows), strict=True):
+            called = {shown, _given_label(row)} if by_label else {str(row.quantization.get("name"))}
+            words |= called
+            if wanted in {word.lower() for word in called}:
+                chosen.setdefault((row.identity, row.model.get("dtype")), row)
+    if not chosen:
+        raise UsageError(f"--baseline: no row is called {name!r}{did_you_mean(name, words)}")
+    for row in rows:
+        row.baseline = any(row is one for one in chosen.values())
+
+
+def _moved(record: Record, by: int) -> Record:
+    if not by or not record.cell.get("order"):
+        return record
+    return replace(record, cell={**record.cell, "order": [by + n for n in record.cell["order"]]})
 
 
 def baselines(rows: Sequence[Source]) -> list[int | None]:
@@ -150,12 +250,16 @@ def _model_name(row: Source) -> str:
 def _label(row: Source) -> str:
     """The spec's label; with the format in which weights were found, where no method of qeval made
     them and the label does not say it: ``model-AWQ (AWQ W4A16g128)``, ``none (GPTQ W4A16g128)``."""
-    label = str(row.quantization.get("label") or row.quantization.get("name", "?"))
+    label = _given_label(row)
     if row.quantization.get("name") not in _FOUND:
         return label
     details = row.artifact.get("details") or {}
     found = str((details.get("format") or {}).get("label") or details.get("type") or "")
     return f"{label} ({found})" if found.lower() not in label.lower() else label
+
+
+def _given_label(row: Source) -> str:
+    return str(row.quantization.get("label") or row.quantization.get("name", "?"))
 
 
 def _row_key(cell: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from qeval.report.compare import Difference
+from qeval.report.places import Place
 
 Kind = Literal["metric", "memory", "time", "task"]
 Layout = Literal["full", "starcoder2"]
@@ -22,11 +23,14 @@ class Column:
     protocol: str = ""
     limit: int | None = None  # only the first units were measured
     kind: Kind = "metric"
+    place: Place | None = None  # where it was measured, if that decides the number
+    where: str = ""  # the same in few words, if the table has several places
 
     @cached_property
     def id(self) -> str:
         first = f"[first {self.limit}]" if self.limit else ""
-        return " ".join(part for part in (self.name, self.protocol, first) if part)
+        where = f"[{self.where}]" if self.where else ""
+        return " ".join(part for part in (self.name, self.protocol, first, where) if part)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Row:
     model: str
     dtype: str  # "" where the model is a .gguf file, which has types of its own
     quantization: str
+    engine: str
     baseline: bool
     simulated: bool  # its weights are floats that carry the rounding
     entries: dict[str, Entry]  # by Column.id

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qeval.record import MemoryReport, Metric, Record
+from qeval.record import Conditions, MemoryReport, Metric, Record
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "none": {"name": "none", "label": "none", "options": {}},
@@ -19,6 +19,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 BPW = {"none": 16.0, "Q8_0": 8.5, "Q5_K_M": 5.7, "RTN W4": 4.25}
 TASKS = ["perplexity", "humaneval", "speed"]
 GIB = 2**30
+BOX = Conditions("box", "cpu", "a CPU", n_threads=4, cores=8, engine_version="1.0")
 
 
 def _record(
@@ -55,7 +56,12 @@ def _record(
     peak = memory or MemoryReport(kv_cache=GIB // 8, context=2048, ram_peak=3 * GIB)
     ok = status == "ok"
     key = f"{model}-{dtype}-{quantization}-{task}-{limit}"
-    given = {"artifact": artifact if ok else None, "memory": peak if ok else None, **fields}
+    given = {
+        "artifact": artifact if ok else None,
+        "memory": peak if ok else None,
+        "conditions": BOX if ok else None,
+        **fields,
+    }
     return Record("eval", key, cell, status, tuple(metrics), **given)
 
 

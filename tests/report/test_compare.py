@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qeval.record import Metric
 from qeval.report import compare
+from qeval.stats import t_quantile
 
 finite = st.floats(min_value=0, max_value=8, allow_nan=False)
 near = st.floats(min_value=3, max_value=3.5, allow_nan=False)
@@ -66,7 +67,7 @@ def test_a_small_but_consistent_shift_is_significant_although_the_windows_differ
 def test_t_interval_and_quantile_equal_scipy():
     stats = pytest.importorskip("scipy.stats")
     for df in (1, 2, 5, 10, 11, 12, 20, 30, 100, 1000):
-        assert compare.t_quantile(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-5)
+        assert t_quantile(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-5)
     d = [0.3, -0.1, 0.25, 0.05]
     mean, half = compare.t_interval(d)
     interval = stats.ttest_1samp(d, 0).confidence_interval()
@@ -161,9 +162,26 @@ def test_a_single_window_gives_a_difference_without_a_test():
 def test_other_numbers_are_ratios_and_broken_ones_have_none():
     fast, slow = (Metric("decode_tok_s", v, "speed", "tok/s") for v in (30.0, 20.0))
     assert compare.difference(fast, slow) == compare.Difference("ratio", 1.5)
+    late, early = (Metric("ttft_s", v, "speed", "s") for v in (3.0, 2.0))
+    assert compare.difference(late, early) == compare.Difference("time", 1.5)
     zero, broken = Metric("x", 0.0, "p"), Metric("ppl", None, "p")
     assert compare.difference(fast, zero) is None
     assert compare.difference(broken, ppl([1.0])) is None
+
+
+@pytest.mark.parametrize(("unit", "whole"), [("share", 1.0), ("%", 100.0)])
+def test_shares_of_a_plug_in_are_told_apart_in_points(unit, whole):
+    ours, base = ([whole * v for v in values] for values in ([1, 1, 0, 1], [1, 0, 0, 1]))
+
+    def metric(found, kept=()) -> Metric:
+        mean = sum(found) / len(found)
+        return Metric("accuracy", mean, "mmlu", unit, values=tuple(kept))
+
+    bare = compare.difference(metric(ours), metric(base))
+    assert bare == compare.Difference("points", pytest.approx(0.25))
+    paired = compare.difference(metric(ours, ours), metric(base, base))
+    assert (paired.kind, paired.value, paired.p) == ("points", pytest.approx(0.25), 1.0)
+    assert paired.low <= 0 <= paired.high and paired.significant is False
 
 
 def test_a_blown_up_perplexity_stays_finite():

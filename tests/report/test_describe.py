@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qeval.errors import UsageError
-from qeval.record import MemoryReport, Metric, Record
+from qeval.record import Conditions, MemoryReport, Metric, Record
 from qeval.report.describe import describe, pick
 
 RECORD = Record(
@@ -28,6 +28,7 @@ RECORD = Record(
     notes=("tokenizer drift",),
     files={"samples": "cells/abc/samples.jsonl"},
     timing={"start": 1700000000.0, "end": None, "run_s": 75.0},
+    conditions=Conditions("laptop", "cpu", n_threads=2, engine_version="torch 2.13.0", others=0.0),
     provenance={"git": {"commit": "0a1b", "dirty": False}},
 )
 
@@ -43,7 +44,7 @@ model         org/m (sha256:ff, bfloat16)
 quantization  Q8_0 (gguf, type=Q8_0)
 
 metrics
-  ppl = 21.6178, standard error 0.155, n = 148, gptq/wikitext2
+  ppl = 21.6178 ± 0.306 (95%), standard error 0.155, n = 148, gptq/wikitext2
   pass@1 = not finite, interval [0.1, 0.2], n = 164, humaneval/base, 25% not finite
 
 memory
@@ -55,6 +56,13 @@ artifact
 
 notes
   tokenizer drift
+
+conditions
+  host            laptop
+  device          cpu
+  n_threads       2
+  engine_version  torch 2.13.0
+  others          0.0
 
 timing
   start  2023-11-14 22:13:20 UTC
@@ -77,7 +85,24 @@ def test_the_whole_error_is_shown():
 
 def test_pick_finds_the_newest_by_the_start_of_its_key():
     newer = replace(RECORD, notes=("newer",))
-    assert pick([RECORD, newer, replace(RECORD, key="zz")], "abc") == newer
+    assert pick([RECORD, newer, replace(RECORD, key="zz")], "abc") == [newer]
+
+
+def test_the_same_cell_of_another_folder_is_named(record=RECORD):
+    """Whatever order the folders are given in, the newest comes first."""
+    old = replace(record, folder="a", timing={"end": 1700000000.0})
+    new = replace(record, folder="b", timing={"end": 1700000060.0}, metrics=record.metrics[:1])
+    for given in ([old, new], [new, old]):
+        assert [r.folder for r in pick(given, "abc")] == ["b", "a"]
+    assert "in other folders\n  a (2023-11-14 22:13:20 UTC): ppl = 21.6178 ± 0.306 (95%)" in (
+        describe(*pick([old, new], "abc"))
+    )
+    copy = replace(old, folder="c")
+    assert len(pick([old, copy], "abc")) == 1
+
+
+def test_a_number_without_conditions_says_so():
+    assert "conditions\n  unknown\n" in describe(replace(RECORD, conditions=None))
 
 
 def test_pick_says_what_is_wrong():

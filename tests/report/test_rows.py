@@ -96,8 +96,8 @@ def test_another_text_is_not_compared_and_says_so(record, ppl):
     table = build_table(records)
     found = entry(table, "Q8_0", "ppl gptq/wikitext2")
     assert found.difference is None
-    assert table.footnotes == ("no difference shown: other text than the baseline's",)
-    assert found.notes == (1,)
+    assert table.footnotes[1:] == ("no difference shown: other text than the baseline's",)
+    assert found.notes == (2,)
 
 
 def test_a_simulated_row_shows_accounted_bytes_and_nothing_measured(small):
@@ -192,8 +192,8 @@ def test_failures_show_their_status_and_reason(small):
 def test_the_same_note_keeps_its_number(small):
     table = build_table(small)
     drifted = [entry(table, q, "ppl gptq/wikitext2").notes for q in ("Q8_0", "Q5_K_M")]
-    assert drifted == [(1,), (1,)]
-    assert table.footnotes[0] == "tokenizer drift: 2 tokens differ"
+    assert drifted == [(2,), (2,)]
+    assert table.footnotes[1] == "tokenizer drift: 2 tokens differ"
 
 
 def test_notes_of_the_artifact_stand_once_at_the_row(record, ppl):
@@ -234,9 +234,34 @@ def test_memory_comes_from_one_task(record, ppl):
         record("none", "speed", [tok], memory=little),
         record("Q8_0", "perplexity", [ppl([1.0])], memory=big),
     ]
-    table = build_table(records)
+    failed = record("Q8_0", "speed", status="failed", error="x")
+    table = build_table([*records, failed])
     assert [r.entries["ram_peak"].value for r in table.rows] == [2 * GIB, None]
     assert "RAM: peak resident set of the row's own process, during the task speed" in table.legend
+    table = build_table(
+        records
+    )  # no speed was asked of it: what is known of it is not lost, but marked
+    assert [r.entries["ram_peak"].value for r in table.rows] == [2 * GIB, 9 * GIB]
+    (note,) = table.rows[1].entries["ram_peak"].notes
+    assert table.footnotes[note - 1].startswith("peak during the task perplexity, not speed as in")
+
+
+def test_each_model_has_its_peaks_from_a_task_of_its_own(record, ppl):
+    """Merging folders lost the memory of all models but those with the best task."""
+    tok = Metric("decode_tok_s", 1.0, "speed/b1", "tok/s")
+    records = [
+        record("none", "perplexity", [ppl([1.0])], model="org/a"),
+        record("none", "speed", [tok], model="org/b"),
+        record("none", "perplexity", [ppl([1.0])], model="org/b"),
+        record("none", "perplexity", [ppl([1.0])], model="org/c"),
+    ]
+    table = build_table(records)
+    assert [r.entries["ram_peak"].value for r in table.rows] == [3 * GIB] * 3
+    assert not any(r.entries["ram_peak"].notes for r in table.rows)
+    assert (
+        "RAM: peak resident set of the row's own process, during the task perplexity (org/a, org/c), "
+        "speed (org/b)"
+    ) in table.legend
 
 
 @pytest.mark.parametrize(
