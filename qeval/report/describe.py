@@ -10,9 +10,12 @@ from typing import Any
 
 from qeval.errors import UsageError
 from qeval.record import MemoryReport, Metric, Record
+from qeval.report.places import place_of
 from qeval.report.sources import age, kept
 from qeval.stats import half_width
 from qeval.units import human_bytes, human_seconds
+
+_KEY_PARTS = ("conditions", "key_anywhere")  # of a cell: shown in words
 
 
 def pick(records: Iterable[Record], prefix: str) -> list[Record]:
@@ -76,7 +79,9 @@ def _asked(record: Record) -> list[str]:
     facts = {"key": record.key, "kind": record.kind, "status": record.status}
     facts |= {"error": record.error} if record.error else {}
     facts |= {"log": record.log} if record.log else {}
-    facts |= {name: _short(value) for name, value in record.cell.items()}
+    asked = {name: value for name, value in record.cell.items() if name not in _KEY_PARTS}
+    facts |= {name: _short(value) for name, value in asked.items()}
+    facts |= {"to run on": place_of(record).words()} if "conditions" in record.cell else {}
     return _pairs(facts)
 
 

@@ -140,7 +140,7 @@ def _places(table: Table) -> Iterator[str]:
             said = "qeval 0.1.0 kept neither device nor threads nor machine"
             yield f"{where or 'speed, time and peak memory: conditions unknown'} ({said})"
         elif where:
-            yield f"{where}: {place.words()}"
+            yield f"{where}: measured on {place.words()}"
         else:
             yield f"speed, time and peak memory: measured on {place.words()}"
 

@@ -24,6 +24,8 @@ class Place:
         """``laptop, 4 threads of an Intel(R) Core(TM) i7``; ``box, NVIDIA H200``."""
         if self == UNKNOWN:
             return UNKNOWN_TEXT
+        if self == Place(self.host):  # of times, whatever the device
+            return str(self.host)
         name = self.device_name or self.device or "device unknown"
         of_cpu = f"{_threads(self.n_threads)} of {name}" if self.n_threads else name
         return ", ".join(part for part in (self.host, of_cpu) if part)
@@ -94,8 +96,10 @@ def _distinct(known: list[Place]) -> list[str]:
         parts += [_threads(place.n_threads)] if with_threads and place.n_threads else []
         return ", ".join(parts)
 
-    if len(known) == 1:
-        return [known[0].words()]
+    if len(known) == 1:  # beside unknown ones
+        (place,) = known
+        told = place.device_name if place.device == "cuda" else _threads(place.n_threads)
+        return [", ".join(part for part in (place.host, told) if part)]
     for with_threads in (not (by_host or by_device), True):
         texts = [short(p, with_threads) for p in known]
         if len(set(texts)) == len(known) and all(texts):
@@ -104,4 +108,6 @@ def _distinct(known: list[Place]) -> list[str]:
 
 
 def _threads(n: int | None) -> str:
+    if n is None:
+        return ""
     return "1 thread" if n == 1 else f"{n} threads"

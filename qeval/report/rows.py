@@ -303,7 +303,7 @@ def _twice(column: Column, found: Found) -> list[str]:
     ]
     differ = any(metric.value != value for _, metric in found.others)
     when = _when(found.record) if differ else ""
-    return [f"of {found.record.folder}, the newest{when}; {'; '.join(said)}"]
+    return [f"from {found.record.folder}, the newest{when}; {'; '.join(said)}"]
 
 
 def _when(record: Record) -> str:

@@ -68,7 +68,7 @@ def test_two_thread_counts_are_two_columns_whatever_folder_comes_first(speeds, f
     assert shown(tables[0], f"{name} [4 threads]") == [90.0, 30.0]
     differences = [r.entries[f"{name} [4 threads]"].difference for r in tables[0].rows]
     assert differences[0] is None and differences[1].value == pytest.approx(3.0)
-    assert "1 thread: laptop, 1 thread of a CPU" in tables[0].legend
+    assert "1 thread: measured on laptop, 1 thread of a CPU" in tables[0].legend
     assert columns(tables[0], "ram_peak") == ["1 thread", "4 threads"]
 
 
@@ -142,12 +142,12 @@ def test_of_two_folders_with_the_same_cell_the_newest_shows_and_the_other_is_nam
     (found,) = [row.entries["ppl gptq/wikitext2"] for row in table.rows]
     assert found.value == new.metrics[0].value
     assert table.footnotes == (
-        "of results/new, the newest (2023-11-14 23:13); results/old has 21.12 ± 1.27 "
+        "from results/new, the newest (2023-11-14 23:13); results/old has 21.12 ± 1.27 "
         "(2023-11-14 22:13)",
     )
     again = replace(old, metrics=new.metrics)
     table = build_table([again, new][::order])
-    assert table.footnotes == ("of results/new, the newest; results/old has the same",)
+    assert table.footnotes == ("from results/new, the newest; results/old has the same",)
 
 
 def test_a_copy_of_a_folder_is_the_folder(small):
@@ -181,7 +181,7 @@ def test_numbers_of_0_1_0_are_read_and_their_conditions_are_unknown(record):
     assert any("conditions unknown" in line for line in table.legend)
     new = at(record("none", "speed", [tok(20.0)]), "b", LAPTOP, key="b")
     table = build_table([old, new])
-    wheres = ["laptop, 4 threads of a CPU", "conditions unknown"]
+    wheres = ["laptop, 4 threads", "conditions unknown"]
     assert columns(table, "decode_tok_s") == wheres
     assert columns(build_table([new, old]), "decode_tok_s") == wheres
     inside = replace(new, folder="a")  # measured again by the same folder's next run
