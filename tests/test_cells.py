@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval import cores, devices, provenance
+from qeval import cores, devices, provenance, registry
 from qeval.cells import Cell, plan
 from qeval.commands import run_spec
 from qeval.errors import PreflightError, UsageError
@@ -36,11 +36,12 @@ def cells(folder: Path, rows: str, **config: object) -> list[Cell]:
     return plan(load_spec(path), [ModelRef("m", model, "sha256:0", "float32")], folder)
 
 
-def test_the_key_of_a_known_cell(tmp_path):
-    """Only a raised version of hqq, of
-    perplexity or of hf may change it, and with it every result that users have."""
+def test_the_key_of_a_known_cell(tmp_path, monkeypatch):
+    """That of 0.1.0 at its versions: raising one changes the keys that it is for, nothing else may."""
+    for group, name in (("engines", "hf"), ("tasks", "perplexity"), ("methods", "hqq")):
+        monkeypatch.setattr(registry.lookup(group, name), "version", 1)
     (cell,) = cells(tmp_path, "  - hqq: {num_bits: 4, group_size: 64}")
-    assert cell.key[:16] == "bef1053c974edbee"
+    assert cell.key[:16] == "a59015fa9c042e62"
 
 
 def test_how_weights_run_is_in_a_cells_key_and_not_in_its_artifacts(tmp_path):
