@@ -11,6 +11,7 @@ from typing import Any
 
 from qeval.errors import EngineError
 
+CPUINFO = Path("/proc/cpuinfo")
 _AMD_DRIVER = Path("/dev/kfd")
 
 
@@ -38,6 +39,16 @@ def gpus() -> tuple[str, ...]:
             return ()
         found.append(name.value.decode(errors="replace"))
     return tuple(found)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words (``avx512_bf16``); empty where nothing tells."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def torch_device(asked: str) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from qeval.engines.gguf_file import all_parts
 from qeval.engines.gguf_file import read_header as read_gguf_header
-from qeval.errors import HubError, ModelError, UsageError, short
+from qeval.errors import HubError, ModelError, StoreError, UsageError, short
 from qeval.extras import require
 from qeval.files import exists, not_regular, user_path, write_atomic
 from qeval.quant.base import ModelRef
@@ -169,7 +170,8 @@ def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
             raise ModelError(_corrupted(file, "sha256", known[sign], wanted))
         out.append(known[sign])
     if len(known) > before:
-        write_atomic(store, json.dumps(known, indent=0))
+        with suppress(StoreError):  # a cache that cannot be written: they are read again
+            write_atomic(store, json.dumps(known, indent=0))
     return out
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,15 @@ def device(name: str, asked: str) -> Findings:
     return ask(f"engine {name}", lambda: device_of_engine(registry.engine(name), asked))
 
 
+def device_kind(name: str, asked: str) -> str | None:
+    """What an engine makes of a device: ``cpu`` or ``cuda``; None where it cannot be told."""
+    try:
+        kind = device_of_engine(registry.engine(name), asked).partition(":")[0]
+    except QevalError:  # `device` says so
+        return None
+    return kind if kind in ("cpu", "cuda") else None
+
+
 def method(quantization: Quantization, cache_dir: Path) -> Findings:
     """What a method needs of this machine: packages, and the environment that it builds in."""
     found, options = registry.method(quantization.method), quantization.options
@@ -149,8 +158,11 @@ def row(row: Row, device: str | None) -> Findings:
     packed = ask(row.name, lambda: check_float(name, model))
     if packed.problems:
         return packed
-    fits = [lambda: found.check_device(options, device)] if device else []
-    return ask(row.name, lambda: found.preflight(options, model), *fits)
+    fits = [lambda: found.check_device(options, model, device)] if device else []
+    answer = ask(row.name, lambda: found.preflight(options, model), *fits)
+    label = row.quantization.label  # packages are the method's business, whatever the model
+    problems = (replace(p, where=label) if p.extra else p for p in answer.problems)
+    return replace(answer, problems=tuple(problems))
 
 
 def artifact(
@@ -158,11 +170,18 @@ def artifact(
 ) -> Findings:
     """What weights that are there need to run: packages, a dtype, a kernel that the device has."""
     from qeval.quant.formats import check_runs
-    from qeval.quant.packing import check_kernel
+    from qeval.quant.packing import check_4bit_on_cpu, check_kernel
 
-    kernel, label = execution.get("kernel", "auto"), (made.details.get("format") or {}).get("label", "")
-    fits = [lambda: check_kernel(label, kernel, device)] if device else []
-    return ask(where, lambda: check_runs(made, model), *fits)
+    packed = made.details.get("format") or {}
+    kernel, label = execution.get("kernel", "auto"), packed.get("label", "")
+
+    def check_device() -> None:
+        if device is not None:
+            check_kernel(label, kernel, device)
+        if device == "cpu" and packed.get("name") == "bitsandbytes" and packed.get("num_bits") == 4:
+            check_4bit_on_cpu(label, {r.name: (r.shape[0], r.shape[1]) for r in made.layers})
+
+    return ask(where, lambda: check_runs(made, model), check_device)
 
 
 def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:

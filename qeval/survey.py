@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qeval import preflight, registry
 from qeval.artifacts import ArtifactCache
-from qeval.cells import Cell, Conditions, Row, artifact_key, device_of_engine, row_cells
+from qeval.cells import Cell, Conditions, Row, artifact_key, row_cells
 from qeval.data import DataSource
 from qeval.errors import ModelError, QevalError, UsageError
 from qeval.models import planned_download, resolve_model
@@ -101,7 +101,11 @@ def survey(
         states.append(state)
         parts.append(found)
     devices = [look.device(p) for p in chosen]  # also where all is measured: it is in the keys of some
-    all_found = Findings.union([*devices, *parts, look.space(chosen, states)])
+    space = look.space(chosen, states)
+    for problem in space.problems:
+        no_room = State("refused", problem.message)
+        states = [no_room if state.kind == "build" else state for state in states]
+    all_found = Findings.union([*devices, *parts, space])
     return Survey(planned, chosen, tuple(states), all_found.problems, all_found.downloads)
 
 
@@ -230,7 +234,7 @@ class _Look:
             parts.append(self.once(("reads", quantization.label), partial(self.reads, quantization)))
         if p.cell is not None:
             row = replace(p.cell.row, artifact=artifact)
-            kind = self.device_kind(row.engine)
+            kind = preflight.device_kind(row.engine, settings.engine.device)
             parts.append(self.once(("row", p.row_name), partial(preflight.row, row, kind)))
         ask_task = partial(preflight.task, task, self.data, weak_sandbox=settings.weak_sandbox)
         parts.append(self.once(("task", task.task, repr(task.options)), ask_task))
@@ -248,15 +252,6 @@ class _Look:
         if chosen is None:
             return Findings()
         return ask(quantization.label, lambda: self.data.check(chosen.dataset))
-
-    def device_kind(self, engine: str) -> str | None:
-        """``cpu`` or ``cuda``; None where it cannot be told."""
-        try:
-            found = device_of_engine(registry.engine(engine), self.settings.engine.device)
-        except QevalError:
-            return None
-        kind = found.partition(":")[0]
-        return kind if kind in ("cpu", "cuda") else None
 
     def space(self, chosen: Sequence[Planned], states: Sequence[State]) -> Findings:
         """Of the builds whose sizes are known before."""

@@ -100,7 +100,7 @@ class Awq(Method):
     def weight_bits(self, options: AwqOptions, dtype: str) -> float:
         return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
 
-    def check_device(self, options: AwqOptions, device: str) -> None:
+    def check_device(self, options: AwqOptions, model: ModelRef, device: str) -> None:
         if not self.simulates(options):
             check_kernel("awq", options.kernel, device)
 

@@ -183,7 +183,7 @@ class Method(Protocol):
         not installed, a layer whose shape the format cannot hold (``weights.linear_shapes``)."""
         return
 
-    def check_device(self, options: Any, device: str) -> None:
+    def check_device(self, options: Any, model: ModelRef, device: str) -> None:
         """Whether it can be built and run on ``device``: ``cpu``, or ``cuda`` of whatever number."""
         return
 

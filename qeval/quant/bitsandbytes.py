@@ -58,6 +58,13 @@ class BitsAndBytes(Method):
     def packages(self, options: BitsAndBytesOptions) -> tuple[Packages, ...]:
         return (Packages("bitsandbytes", ("torch", "transformers", "accelerate", "bitsandbytes")),)
 
+    def check_device(self, options: BitsAndBytesOptions, model: ModelRef, device: str) -> None:
+        from qeval.quant.packing import check_4bit_on_cpu
+        from qeval.weights import linear_shapes
+
+        if options.num_bits == 4 and device == "cpu" and model.path.is_dir():
+            check_4bit_on_cpu(self.label(options), linear_shapes(model.path))
+
     def weight_bits(self, options: BitsAndBytesOptions, dtype: str) -> float:
         return options.num_bits
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from qeval.errors import UsageError
 from qeval.models import resolve_model
-from qeval.quant.base import Artifact, BuildContext, Method, Options
+from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
 from qeval.quant.folder import describe_folder
 from qeval.quant.formats import KERNELS_FOR
 from qeval.quant.packing import Kernel, check_kernel
@@ -45,7 +45,7 @@ class Checkpoint(Method):
     def models(self, options: CheckpointOptions) -> tuple[tuple[str, str | None], ...]:
         return ((options.path, options.revision),)
 
-    def check_device(self, options: CheckpointOptions, device: str) -> None:
+    def check_device(self, options: CheckpointOptions, model: ModelRef, device: str) -> None:
         check_kernel(f"checkpoint {self.label(options)}", options.kernel, device)
 
     def build(self, options: CheckpointOptions, context: BuildContext) -> Artifact:

@@ -100,7 +100,7 @@ class Gptq(Method):
     def weight_bits(self, options: GptqOptions, dtype: str) -> float:
         return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
 
-    def check_device(self, options: GptqOptions, device: str) -> None:
+    def check_device(self, options: GptqOptions, model: ModelRef, device: str) -> None:
         if options.backend == "auto-gptq" and device != "cuda":
             raise UsageError("gptq: AutoGPTQ quantizes on CUDA only: use backend: gptqmodel")
         if not self.simulates(options):

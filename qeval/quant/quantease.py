@@ -80,7 +80,7 @@ class QuantEase(Method):
     def packages(self, options: QuantEaseOptions) -> tuple[Packages, ...]:
         return packages(options)
 
-    def check_device(self, options: QuantEaseOptions, device: str) -> None:
+    def check_device(self, options: QuantEaseOptions, model: ModelRef, device: str) -> None:
         check_device("quantease", options, device)
 
     def preflight(self, options: QuantEaseOptions, model: ModelRef) -> None:

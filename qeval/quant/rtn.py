@@ -80,7 +80,7 @@ class Rtn(Method):
     def packages(self, options: RtnOptions) -> tuple[Packages, ...]:
         return packages(options)
 
-    def check_device(self, options: RtnOptions, device: str) -> None:
+    def check_device(self, options: RtnOptions, model: ModelRef, device: str) -> None:
         check_device("rtn", options, device)
 
     def preflight(self, options: RtnOptions, model: ModelRef) -> None:

@@ -75,7 +75,7 @@ class SmoothQuant(Method):
     def packages(self, options: SmoothQuantOptions) -> tuple[Packages, ...]:
         return packages(options)
 
-    def check_device(self, options: SmoothQuantOptions, device: str) -> None:
+    def check_device(self, options: SmoothQuantOptions, model: ModelRef, device: str) -> None:
         check_device("smoothquant", options, device)
 
     def preflight(self, options: SmoothQuantOptions, model: ModelRef) -> None:

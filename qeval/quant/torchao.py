@@ -61,7 +61,7 @@ class TorchAo(Method):
     def weight_bits(self, options: TorchAoOptions, dtype: str) -> float:
         return 4 if options.scheme == "int4wo" else 8
 
-    def check_device(self, options: TorchAoOptions, device: str) -> None:
+    def check_device(self, options: TorchAoOptions, model: ModelRef, device: str) -> None:
         if device == "cpu":
             refuse_cpu(options.scheme, UsageError)
 

@@ -83,11 +83,12 @@ def _job(model: str, how: How, out: Path) -> Job:
             f"{model}: the engine {artifact.engine} offers no {', '.join(missing)}: give the float "
             "model's folder, or a packed one that transformers loads"
         )
+    kind = preflight.device_kind(artifact.engine, settings.device)
     found = preflight.Findings.union(
         (
             preflight.engine(artifact.engine),
             preflight.device(artifact.engine, settings.device),
-            preflight.artifact(model, artifact, ref, {}, None),
+            preflight.artifact(model, artifact, ref, {}, kind),
             preflight.ask(
                 task.label(options), lambda: task.preflight(options, source, weak_sandbox=False)
             ),

@@ -13,8 +13,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qeval.data import DataSource, manifest
+from qeval.units import human_bytes
 
 REPO = Path(__file__).parents[2]
+UNREAD = (
+    "consolidated.safetensors",
+    "pytorch_model.bin",
+    "original/a.pth",
+    "onnx/m.onnx",
+    "a.gguf",
+)
 TOKEN = "hf_plantedTokenThatNobodyMayEverSee"
 SPEC = """
 name: line
@@ -40,17 +48,10 @@ def sharded(tiny_llama: Path, tmp_path: Path) -> dict[str, bytes]:
         places |= dict.fromkeys(part, shard)
     (tmp_path / "part").unlink()
     index = {"metadata": {}, "weight_map": places}
-    unread = (
-        "consolidated.safetensors",
-        "pytorch_model.bin",
-        "original/a.pth",
-        "onnx/m.onnx",
-        "a.gguf",
-    )
     return (
         files
         | {"model.safetensors.index.json": json.dumps(index).encode()}
-        | dict.fromkeys(unread, b"x")
+        | dict.fromkeys(UNREAD, b"x")
     )
 
 
@@ -159,3 +160,46 @@ def test_a_hub_with_a_password_in_its_address(hub, qeval, sharded, tmp_path):
     done = qeval(hub, "run", "spec.yaml", HF_ENDPOINT=address)
     assert done.code == 1 and "the hub has no such revision" in done.err
     assert holding("planted-password", tmp_path, done.out, done.err) == []
+
+
+def test_a_dry_run_says_what_would_be_downloaded_and_downloads_nothing(
+    hub, qeval, sharded, shared, tmp_path
+):
+    repo = hub.model("org/tiny", sharded)
+    entry = manifest()["lambada"]
+    text = (shared / "data" / entry.files[0].path).read_bytes()
+    hub.dataset(entry.hub.path, {entry.hub.files[0]: text}, sha=entry.hub.revision)
+    text = SPEC.format(revision="main").replace("[none]", "[none, {rtn: {num_bits: 4}}]")
+    (tmp_path / "spec.yaml").write_text(text + "device: cpu\n")
+    done = qeval(hub, "run", "spec.yaml", "--dry-run")
+    assert done.code == 0, done.err
+    label = "gptq/lambada@64 [first 2]"
+    lines = [line.split(maxsplit=1)[1] for line in done.out.splitlines()]
+    assert lines == [
+        f"-         download, run org/tiny · none · {label}",
+        f"hf        download, run org/tiny · RTN W4A16 · {label}",
+    ]
+    wanted = {name for name in sharded if name not in UNREAD}
+    size = human_bytes(sum(len(sharded[name]) for name in wanted))
+    assert f"to download: org/tiny @main: {len(wanted)} files to download, {size}" in done.err
+    assert "to download: lambada: dataset EleutherAI/lambada_openai" in done.err
+    assert hub.asked("GET .*(cdn|resolve)") == []
+    blobs = [p for p in (tmp_path / "hf").rglob("*") if p.is_file() and "blobs" in p.parts]
+    assert blobs == [] and not (tmp_path / "results").exists()
+
+    assert qeval(hub, "run", "spec.yaml", "--dry-run", HF_HUB_OFFLINE="1").code == 1
+    run = qeval(hub, "run", "spec.yaml", "--only", "none", "--no-table")
+    assert run.code == 0 and "downloading org/tiny @main" in run.err, run.err
+    again = qeval(hub, "run", "spec.yaml", "--dry-run", HF_HUB_OFFLINE="1")
+    assert again.code == 0 and "to download" not in again.err, again.err
+    assert [line.split()[2] for line in again.out.splitlines()] == ["done", "build,"]
+    assert repo.refs["main"]
+
+
+def test_what_this_machine_lacks_is_told_before_a_download(hub, qeval, sharded, tmp_path):
+    hub.model("org/tiny", sharded)
+    text = SPEC.format(revision="main").replace("lambada", "file:gone.txt")
+    (tmp_path / "spec.yaml").write_text(text)
+    done = qeval(hub, "run", "spec.yaml")
+    assert done.code == 1 and "no such file" in done.err and "downloading" not in done.err
+    assert hub.asked("GET .*(cdn|resolve)") == []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qeval.calibration import CalibrationOptions
 from qeval.errors import BuildError, EngineError
 from qeval.quant.base import Artifact, Method, Options
 from qeval.record import MemoryReport, Metric
@@ -26,6 +27,7 @@ class CopyOptions(Options):
     simulated: bool = False
     fail: bool = False
     die: bool = False
+    reads: str | None = None  # a calibration text
 
 
 class Copy(Method):
@@ -39,6 +41,9 @@ class Copy(Method):
 
     def label(self, options):
         return f"copy{options.num_bits}" + (" fail" * options.fail) + (" die" * options.die)
+
+    def reads(self, options):
+        return CalibrationOptions(dataset=options.reads) if options.reads else None
 
     def build(self, options, context):
         path = context.out / "model.json"
