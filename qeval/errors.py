@@ -138,6 +138,14 @@ def raise_all(*checks: Callable[[], Any]) -> None:
         raise SeveralErrors(list(found.values()))
 
 
+def reason(err: Exception) -> str:
+    """What an exception of some library says, in one line: its first one, with those behind a colon."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [type(err).__name__]
+    while lines[0].endswith(":") and len(lines) > 1:
+        lines[:2] = [f"{lines[0]} {lines[1]}"]
+    return one_line(lines[0])
+
+
 def short(text: str, limit: int = 100) -> str:
     """What somebody wrote, cut for a message."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -88,6 +88,7 @@ def _environment(job: Job) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "GGML_NO_BACKTRACE": "1",  # ggml's abort would start a debugger, and the log end in its words
     }
 
 

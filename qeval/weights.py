@@ -276,6 +276,8 @@ def read_contents(folder: Path) -> Contents:
         of |= dict.fromkeys((t.name for t in part.tensors), file)
         found.tensors.extend(part.tensors)
         found.facts.update(part.facts)
+    if not found.tensors:
+        raise ModelError(f"{folder}: its weight files hold no tensor: copy them again")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qeval.errors import EngineError
+from qeval.errors import EngineError, reason
 
 
 def lean_transformers() -> None:
@@ -52,20 +52,24 @@ def load_model(
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below; else it says "look at the above report"
             generation_config=GenerationConfig(),
             **more,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as err:
-        if isinstance(err, torch.OutOfMemoryError):
+    except Exception as err:  # of whatever a configuration leads it to
+        if isinstance(err, torch.OutOfMemoryError | MemoryError):
             raise
+        raise EngineError(f"{path}: transformers cannot load it: {reason(err)}") from err
+    if mismatched := sorted(info.get("mismatched_keys") or ()):
+        name, stored, wanted = mismatched[0]
+        more_of_them = f", and {len(mismatched) - 1} more do not fit" if len(mismatched) > 1 else ""
         raise EngineError(
-            f"{path}: transformers cannot load it: {str(err).strip().splitlines()[0]}"
-        ) from err
+            f"{path}: {name} is {list(stored)} in its weights and {list(wanted)} by config.json"
+            f"{more_of_them}: one of the two is of another model"
+        )
     wrong = {
         kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]
     }
-    if info.get("mismatched_keys"):
-        wrong["mismatched_keys"] = [str(k) for k in info["mismatched_keys"]]
     if wrong:
         kind, names = next(iter(wrong.items()))
         raise EngineError(
@@ -93,9 +97,10 @@ def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
-    except (OSError, ValueError, KeyError, ImportError) as err:
-        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise EngineError(f"{path}: transformers cannot load it: {line}") from err
+    except Exception as err:  # of whatever a configuration leads it to
+        if isinstance(err, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise EngineError(f"{path}: transformers cannot load it: {reason(err)}") from err
     _keep_in_float32(model, getattr(torch, dtype))
     return model
 

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,26 +202,29 @@ def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:
 
 
 def _run(command: list[str], log: Path, model: Path) -> None:
-    """Run the converter; its output goes to ``log``, which stays only if it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Run the converter; where it fails, its output goes to ``log``, if the disk has room for it."""
     environment = {k: v for k, v in os.environ.items() if k != "NO_LOCAL_GGUF"}
-    with log.open("wb") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
-        )
-    if done.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise BuildError(
-            f"{model}: llama.cpp's converter failed: {_advice(lines[-1] if lines else 'no output')} "
-            f"(log: {log})"
-        )
-    log.unlink()
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
+    )
+    if done.returncode == 0:
+        return
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(done.stdout)
+    said = _said(done.stdout.decode("utf-8", "replace"), done.returncode)
+    raise BuildError(f"{model}: llama.cpp's converter failed: {said} (log: {log})")
 
 
-def _advice(last_line: str) -> str:
-    if "get_vocab_base_pre" in last_line:
+def _said(output: str, code: int) -> str:
+    """Why the converter failed: the last line that is not one about its progress."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if any("No space left on device" in line for line in lines):
+        return "no space left on the device: free some and run again"
+    if any("get_vocab_base_pre" in line for line in lines[-5:]):
         return "it does not know this tokenizer: name the closest it knows with 'pre_tokenizer: gpt-2'"
-    return last_line
+    told = [line for line in lines if not line.startswith(("INFO:", "DEBUG:")) and "it/s" not in line]
+    return told[-1] if told else f"it ended with exit code {code} and no reason"
 
 
 def _quantize(options: GgufOptions, context: BuildContext, path: Path) -> dict[str, Any]:

@@ -187,3 +187,37 @@ def test_an_unknown_architecture_is_one_line(tiny_llama, tmp_path):
     with pytest.raises(EngineError, match="transformers cannot load it") as caught:
         load_model(folder, "float32", "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"vocab_size": 256},
+            r"weight is \[512, 64\] in its weights and \[256, 64\] by config.json, and 1 more do not",
+        ),
+        (
+            {"intermediate_size": 100},
+            r"mlp.down_proj.weight is \[64, 172\] in its weights and \[64, 100\]",
+        ),
+        ({"hidden_size": 63}, "transformers cannot load it: "),
+        ({"num_attention_heads": 0}, "transformers cannot load it: "),
+        ({"hidden_act": "foo"}, "transformers cannot load it: "),
+        ({"num_hidden_layers": "x"}, "transformers cannot load it: "),
+    ],
+)
+def test_a_configuration_that_is_not_the_weights_is_one_line(tiny_llama, tmp_path, changed, message):
+    import json
+    import shutil
+
+    from qeval.engines.loading import load_model
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(EngineError, match=message) as caught:
+        load_model(folder, "float32", "cpu")
+    said = str(caught.value)
+    assert said.startswith(str(folder)) and said.isprintable()
+    assert "above report" not in said and not said.endswith(":")

@@ -316,3 +316,28 @@ def test_a_split_model_is_described_whole(tmp_path):
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(ModelError, match="m-00002-of-00002"):
         describe_gguf(tmp_path / "m-00001-of-00002.gguf")
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (
+            "INFO:hf-to-gguf:blk.0\nOSError: [Errno 28] No space left on device\n",
+            "no space left on the d",
+        ),
+        (
+            "INFO:hf-to-gguf:a\nValueError: bad\nWriting:  10%| 1/9 [00:01<, 3.0Mbyte/s] 2it/s\n",
+            "ValueError",
+        ),
+        ("INFO:hf-to-gguf:a\nINFO:gguf.gguf_writer:b\n", "it ended with exit code 1 and no reason"),
+        ("", "it ended with exit code 1 and no reason"),
+        (
+            "x\nNotImplementedError: BPE pre-tokenizer ... get_vocab_base_pre()\n",
+            "name the closest it knows",
+        ),
+    ],
+)
+def test_what_the_converter_says_is_no_line_about_its_progress(output, said):
+    from qeval.quant.gguf import _said
+
+    assert said in _said(output, 1)
