@@ -75,6 +75,13 @@ GGML_TYPES = {
 
 _BLOCKS = {name: block for name, block, _ in GGML_TYPES.values()}
 _INTEGERS = ("I8", "I16", "I32", "I64")
+_EMBEDDINGS = (
+    *("token_embd.weight", "output.weight", "per_layer_token_embd.weight"),
+    *("position_embd.weight", "token_types.weight"),
+)
+_TABLE = "ffn_gate_tid2eid"  # DeepSeek-V4: the experts of each token, whole numbers
+# As in llama.cpp's tensor_allows_quantization: routers, tables, convolutions over a few tokens.
+_NEVER_QUANTIZED = ("ffn_gate_inp", _TABLE, "ssm_conv1d", "shortconv.conv")
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,15 @@ class Tensor:
 
     @property
     def is_embedding(self) -> bool:
-        """Token embeddings or output head."""
-        return self.name in ("token_embd.weight", "output.weight", "per_layer_token_embd.weight")
+        """Embeddings of tokens and positions, or output head."""
+        return self.name in _EMBEDDINGS
 
     @property
     def is_linear(self) -> bool:
-        """A weight matrix of a block (or a stack of experts), which a quantization is about."""
-        return len(self.shape) > 1 and self.name.endswith(".weight") and not self.is_embedding
+        """A weight matrix of a block (or a stack of experts), which a quantization is about: no router,
+        no small convolution."""
+        is_matrix = len(self.shape) > 1 and self.name.endswith(".weight") and not self.is_embedding
+        return is_matrix and not any(part in self.name for part in _NEVER_QUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -263,7 +272,7 @@ def _check_tensors(
         raise ModelError(f"{path}: general.alignment is {alignment!r}: damaged")
     end = 0  # from the start of all data
     for t, offset in tensors:
-        if t.kind in _INTEGERS and t.name.endswith((".weight", ".bias")):
+        if t.kind in _INTEGERS and t.name.endswith((".weight", ".bias")) and _TABLE not in t.name:
             raise ModelError(f"{path}: {t.name} is {t.kind}, and weights are floats: a false header")
         if t.shape and t.shape[-1] % _BLOCKS[t.kind]:
             raise ModelError(

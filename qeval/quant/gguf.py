@@ -131,7 +131,7 @@ class GgufOptions(Options):
 
 
 class Gguf(Method):
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: experts are weighed by the importance matrix
     Options: ClassVar[type[Options]] = GgufOptions
     scalar: ClassVar[str | None] = "type"
     in_place: ClassVar[bool] = False
@@ -172,12 +172,14 @@ class Gguf(Method):
         """
         path = context.out / "model.gguf"
         details: dict[str, Any] = {"type": options.type, "pre_tokenizer": options.pre_tokenizer}
+        said: list[str] = []
         if options.is_float:
             convert(options, context, path)
         else:
-            details |= _quantize(options, context, path)
+            more, said = _quantize(options, context, path)
+            details |= more
         artifact = describe_gguf(path)
-        notes = artifact.notes
+        notes = (*artifact.notes, *said)
         if options.pre_tokenizer is not None:
             notes = (*notes, f"converted with the pre-tokenizer {options.pre_tokenizer!r}, as told")
         return replace(artifact, notes=notes, details={**artifact.details, **details})
@@ -227,9 +229,13 @@ def _said(output: str, code: int) -> str:
     return told[-1] if told else f"it ended with exit code {code} and no reason"
 
 
-def _quantize(options: GgufOptions, context: BuildContext, path: Path) -> dict[str, Any]:
-    """Quantize the base artifact's file into ``path``; what the Artifact's details say about it."""
+def _quantize(
+    options: GgufOptions, context: BuildContext, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Quantize the base artifact's file into ``path``; what the Artifact's details say about it, and
+    its notes."""
     from qeval.engines import _llama
+    from qeval.engines.gguf_file import read_header
     from qeval.quant import imatrix
 
     if context.base is None:
@@ -240,16 +246,22 @@ def _quantize(options: GgufOptions, context: BuildContext, path: Path) -> dict[s
     params.nthread = threads(context.n_threads)
     details: dict[str, Any] = {"imatrix": options.uses_imatrix}
     alive: Any = None  # llama.cpp reads the matrix during the call
+    source, measured, importance = context.base.path, imatrix.Measured({}), imatrix.Importance()
     if options.uses_imatrix:
-        importance, details["calibration"] = _importance(options, context)
-        params.imatrix, alive = imatrix.as_ctypes(lib, importance)
+        measured, details["calibration"] = _measure(options, context)
+        header = read_header(source)
+        importance = imatrix.to_gguf_names(measured.means, header)
+        needed = TYPES[options.type].needs_imatrix
+        given = imatrix.with_ones(importance, header) if needed else importance
+        params.imatrix, alive = imatrix.as_ctypes(lib, given)
     _llama.forget_log()
-    source = context.base.path
     code = lib.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
     del alive
     if code != 0:
         raise BuildError(f"{source}: llama.cpp cannot make {options.type} of it ({_cause(code)})")
-    return details
+    if not options.uses_imatrix:
+        return details, []
+    return details, imatrix.notes(measured, importance, read_header(path))
 
 
 def _cause(code: int) -> str:
@@ -259,19 +271,15 @@ def _cause(code: int) -> str:
     return "the file cannot be written: is the disk full?" if "iostream" in text else text
 
 
-def _importance(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[str, Any]]:
-    """The importance matrix by GGUF tensor names, and the calibration as it is recorded."""
-    from qeval.engines.gguf_file import read_header
+def _measure(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[str, Any]]:
+    """The importance of every linear's inputs, and the calibration as it is recorded."""
     from qeval.quant import imatrix
 
-    assert context.base is not None
-    calibration = options.calibration or CalibrationOptions()
-    drawn = context.calibration(calibration)
-    means = imatrix.mean_squares(
+    drawn = context.calibration(options.calibration or CalibrationOptions())
+    measured = imatrix.mean_squares(
         context.model, drawn.windows, device=context.device, progress=context.progress
     )
-    header = read_header(context.base.path)
-    return imatrix.to_gguf_names(means, header), drawn.facts
+    return measured, drawn.facts
 
 
 def describe_gguf(path: Path) -> Artifact:

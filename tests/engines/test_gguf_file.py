@@ -132,7 +132,7 @@ TWO = [("a.weight", "F32", (2, 8), 0), ("b.weight", "F32", (8,), 64)]
         (TRUE, [TWO[0], ("a.weight", "F32", (8,), 64)], "a.weight is in its header twice"),
         (TRUE, [("a.weight", "I32", (2, 8), 0)], "a.weight is I32, and weights are floats"),
         (TRUE, [("a.bias", "I8", (32,), 0)], "a.bias is I8, and weights are floats"),
-        (TRUE, [("a.tid2eid", "I32", (32,), 0)], None),
+        (TRUE, [("blk.3.ffn_gate_tid2eid.weight", "I32", (4, 8), 0)], None),
         (TRUE, [("a.weight", "Q4_0", (2, 16), 0)], r"Q4_0 \[2, 16\]: rows are not whole blocks"),
         (TRUE, [TWO[0], ("b.weight", "F32", (8,), 32)], "b.weight does not begin where"),
         (TRUE, [TWO[0], ("b.weight", "F32", (8,), 96)], "b.weight does not begin where"),
@@ -280,3 +280,19 @@ def test_many_empty_strings_in_a_file_full_of_zeros_end(tmp_path):
         file.truncate(2**40)  # a sparse file: any number of zeros
     with pytest.raises(ModelError, match=r"cut off or damaged|the most is"):
         read_header(path)
+
+
+def test_linears_are_what_a_quantization_is_about(tmp_path):
+    shapes = {
+        "blk.0.attn_q.weight": True,
+        "blk.0.ffn_up_exps.weight": True,
+        "blk.0.ffn_gate_inp.weight": False,  # a router
+        "blk.0.ssm_conv1d.weight": False,
+        "token_embd.weight": False,
+        "position_embd.weight": False,
+        "output.weight": False,
+    }
+    tensors = [(name, "F32", (4, 8), 128 * i) for i, name in enumerate(shapes)]
+    header = read_header(write(tmp_path / "m.gguf", TRUE, tensors))
+    assert {t.name: t.is_linear for t in header.tensors} == shapes
+    assert header.embedding_bytes == 3 * 128
