@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from qeval.calibration import Calibration, CalibrationOptions
 from qeval.engines.gguf_file import read_header
 from qeval.engines.llamacpp import LlamaCppEngine
-from qeval.errors import BuildError, ModelError
+from qeval.errors import BuildError, ModelError, UsageError
 from qeval.llama_tools import converter_folder
 from qeval.lm import EngineSettings
 from qeval.quant import imatrix
@@ -387,7 +387,7 @@ def test_a_full_disk_is_one_line(wide_llama, wide_f32, cache_dir, tmp_path):
 
 
 def test_a_model_that_is_a_gguf_already_is_sent_to_checkpoint(wide_f32, cache_dir, tmp_path):
-    with pytest.raises(BuildError, match="checkpoint"):
+    with pytest.raises(UsageError, match="checkpoint"):
         Gguf().build(GgufOptions(type="F16"), context(wide_f32.path, tmp_path / "out", cache_dir))
 
 
