@@ -187,17 +187,14 @@ class Gguf(Method):
 
 def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:
     """Run llama.cpp's converter on the model's folder."""
-    from qeval.llama_tools import SCRIPT, converter_folder
+    from qeval.llama_tools import converter_folder
 
     model = context.model.path
     check_folder("gguf", context.model)
     folder = converter_folder(context.cache_dir)
     arguments = [str(model), "--outfile", str(path), "--outtype", options.type.lower()]
-    if options.pre_tokenizer is None:
-        command = [sys.executable, str(folder / SCRIPT), *arguments]
-    else:
-        wrapper = Path(__file__).with_name("convert_wrapper.py")
-        command = [sys.executable, str(wrapper), str(folder), options.pre_tokenizer, *arguments]
+    wrapper = Path(__file__).with_name("convert_wrapper.py")
+    command = [sys.executable, str(wrapper), str(folder), options.pre_tokenizer or "", *arguments]
     context.progress(0, 1, "conversions")
     _run(command, context.cache_dir / "logs" / f"convert-{context.out.name}.log", model)
     context.progress(1, 1, "conversions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def test_the_vocabulary_of_the_file_is_that_of_the_folder(tiny_f32, tiny_llama):
     assert (ours.bos_id, ours.adds_bos, ours.eos_ids) == (theirs.bos_id, False, theirs.eos_ids)
     assert ours.sha256 == theirs.sha256 and not ours.has_chat_template
     assert ours.notes() == theirs.notes() == ()
+
+
+def test_a_folder_whose_class_would_read_it_otherwise_is_converted_by_its_file(
+    tiny_llama, tiny_f32, build_gguf, tmp_path
+):
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "labelled"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    told = json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"})
+    (folder / "tokenizer_config.json").write_text(told)
+    made, right = (GgufTokenizer(a.path) for a in (build_gguf(folder, "F32", tmp_path / "o"), tiny_f32))
+    assert (made.sha256, made.encode(TEXTS[1])) == (right.sha256, right.encode(TEXTS[1]))
 
 
 def vocabulary(path: Path, tokens: list[str], model: str, **values: object) -> GgufTokenizer:
