@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from qeval.tasks.markdown import Block, blocks
@@ -95,11 +96,18 @@ def extract(answer: str, entry_point: str) -> tuple[str, str]:
     tree = parsed(text)
     if tree is not None and solves(tree, entry_point) and not has_words(tree):
         return split_future(text)
-    found = blocks(text)
+    found = [_trimmed(block, entry_point) for block in blocks(text)]
     defining = [n for n, block in enumerate(found) if _defines(block.code, entry_point)]
     if defining:
         return split_future(_whole(text, found, min(defining, key=_rank(found, entry_point))))
     return split_future(_unfenced(text, entry_point))
+
+
+def _trimmed(block: Block, name: str) -> Block:
+    """A block that is never closed ends where the program does: sentences may follow, half a line."""
+    if block.closed or parsed(block.code) is not None:
+        return block
+    return replace(block, code=_unfenced(block.code, name) or block.code)
 
 
 def _defines(code: str, name: str) -> bool:
@@ -172,7 +180,7 @@ def _imports(text: str, found: Sequence[Block]) -> Iterator[Block]:
 def _unfenced(text: str, name: str) -> str:
     """The lines around the first definition that solves the problem, else around the first one, as far
     as they look like code, behind the import lines before them."""
-    rows = [_TICKED.sub(r"\1\2", row) for row in text.split("\n")]
+    rows = [_CLOSED.sub("", _OPENED.sub(r"\1\2", row)) for row in text.split("\n")]
     binds = re.compile(rf"[ \t]*(?:(?:(?:async )?def|class) {name}\b|{name}[ \t]*(?::[^=]+)?=[^=])")
     regions = [_region(rows, n) for n, row in enumerate(rows) if binds.match(row)]
     trees = [parsed(_program(rows, *region)) for region in regions]
@@ -225,7 +233,9 @@ def _indent(row: str) -> int:
 
 
 _QUOTES = re.compile(r"\"{3}|'{3}")
-_TICKED = re.compile(r"^([ \t]*)`((?:async )?def .*?)`?$")
+# Marks of inline code and tags on the first and the last line of a program.
+_OPENED = re.compile(r"^([ \t]*)(?:`|<\w+>|\[[A-Z]+\])((?:async |def |class |import |from |@).*?)`?$")
+_CLOSED = re.compile(r"[ \t]*(?:</(?:code|answer|output|solution|python)>|\[/[A-Z]+\])$")
 _CODE = re.compile(
     rf"""(?:async[ ])?def[ ] | class[ ] | @ | \# | [)\]}}] | {_IMPORT.pattern}
     | (?:if|elif|for|while|with|except)\b.*: | (?:else|try|finally): | assert[ ] | \"{{3}} | '{{3}}

@@ -31,6 +31,7 @@ class Block:
     first: int
     last: int
     code: str
+    closed: bool = True
 
 
 def blocks(answer: str) -> list[Block]:
@@ -62,7 +63,7 @@ def _block(lines: list[str], first: int, opening: re.Match[str]) -> Block:
     head = [] if same is None else [same[1]]
     codes = [_code([*head, *content[:end]], indent) for end in ends]
     if not ends:
-        return Block(first, len(lines) - 1, _code([*head, *content], indent))
+        return Block(first, len(lines) - 1, _code([*head, *content], indent), closed=False)
     chosen = 0
     if inside_a_string(codes[0]):
         whole = (n for n, code in enumerate(codes) if parsed(code) is not None)

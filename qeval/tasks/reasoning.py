@@ -2,9 +2,10 @@
 
 Models mark it by tags of their own: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``,
 ``<reasoning>``, ``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi),
-``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), the channels of gpt-oss, the sentences of
-Granite. A tag may be one special token, which plain decoding hides; the chat template may have opened
-it, so that only its end stands in the answer; and where it is never closed, there is no answer.
+``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), the channels of gpt-oss, the turns of s1, the
+sentences of Granite and Apriel. A tag may be one special token, which plain decoding hides; the chat
+template may have opened it, so that only its end stands in the answer; and where it is never closed,
+there is no answer.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ _TAG = re.compile(
           <(?P<angle>{_WORD})> | \[(?P<bracket>(?-i:THINK))\] | ◁(?P<kimi>{_WORD})▷
         | <\|(?:(?:begin_of_|start_)(?P<long>{_THOUGHT})|(?P<short>{_THOUGHT}))\|>
         | (?P<channel><\|channel\|>(?:analysis|commentary)[^<]*<\|message\|>|<\|channel>thought)
-        | (?P<granite>Here\ is\ my\ thought\ process:)
+        | (?P<turn><\|im_start\|>think\b)
+        | (?P<granite>Here\ is\ my\ thought\ process:) | (?P<apriel>Here\ are\ my\ reasoning\ steps:)
       )|(?P<close>
           </(?P<angle2>{_WORD})> | \[/(?P<bracket2>(?-i:THINK))\] | ◁/(?P<kimi2>{_WORD})▷
         | <\|(?:end_of_|end_)(?P<long2>{_THOUGHT})\|> | <\|/(?P<short2>{_THOUGHT})\|>
         | (?P<channel2><\|channel\|>final[^<]*<\|message\|>|<channel\|>)
-        | (?P<granite2>Here\ is\ my\ response:)
+        | (?P<turn2><\|im_start\|>answer\b)
+        | (?P<granite2>Here\ is\ my\ response:) | (?P<apriel2>\[BEGIN\ FINAL\ RESPONSE\])
       )""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -64,8 +67,9 @@ def closing(tag: str) -> str:
     """The tag that ends what ``tag`` began."""
     if "channel" in tag:
         return "<channel|>" if tag.startswith("<|channel>") else _FINAL
-    if tag.lower().startswith("here is"):
-        return "Here is my response:"
+    for kind, end in _ENDS.items():
+        if _kind(tag) == kind:
+            return end
     for begin, end in (("begin_of_", "end_of_"), ("start_", "end_"), ("START_", "END_")):
         if begin in tag:
             return tag.replace(begin, end)
@@ -73,6 +77,11 @@ def closing(tag: str) -> str:
     return f"{tag[:mark]}/{tag[mark:]}"
 
 
+_ENDS = {
+    "turn": "<|im_end|>\n<|im_start|>answer",
+    "granite": "Here is my response:",
+    "apriel": "[BEGIN FINAL RESPONSE]",
+}
 _FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 
@@ -82,7 +91,7 @@ def _kind(tag: str) -> str:
     assert match is not None  # it was found by it
     name = next(n for n, v in match.groupdict().items() if v is not None and n not in ("open", "close"))
     word = str(match[name]).lower()
-    if name.startswith(("channel", "granite")):
+    if name.removesuffix("2") in ("channel", *_ENDS):
         return name.removesuffix("2")
     return "think" if re.search("th(ink|ought)", word) else word
 

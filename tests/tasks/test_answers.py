@@ -71,6 +71,8 @@ PLAIN = {
     "a longer closing fence": (f"```python\n{RIGHT}`````\nDone.", True),
     "a shorter fence inside": (block(f"s = '''\n```\n'''\n{RIGHT}", "python", "````"), True),
     "a block of Markdown": (block(f"# Answer\n\n{block(RIGHT)}", "markdown", "````"), True),
+    "no closing fence, text after": (f"```python\n{RIGHT}\nThis adds them up.\n", True),
+    "no closing fence, cut off": (f"```python\n{RIGHT}\nassert solve([1", True),
     "no closing fence": (f"Here:\n```python\n{RIGHT}", True),
     "only a closing fence": (f"{RIGHT}```\nThis adds them.", True),
     "a fence within a line": (f"Sure! ```python\n{RIGHT}```\nHope it helps", True),
@@ -154,6 +156,8 @@ UNFENCED = {
     ),
     "tags": (f"[PYTHON]\n{RIGHT}[/PYTHON]\n[TESTS]\nassert solve([]) == 1\n[/TESTS]", True),
     "HTML": (f"<code>\n{RIGHT}</code>", True),
+    "HTML on the lines of the code": (f"<code>{RIGHT.rstrip()}</code>\nDone.", True),
+    "tags on the lines of the code": (f"[PYTHON]{RIGHT.rstrip()}[/PYTHON]\nDone.", True),
     "inline code": ("`def solve(xs): return sum(xs)`", True),
 }
 THOUGHT = {
@@ -184,6 +188,8 @@ THOUGHT = {
         True,
     ),
     "sentences": (f"Here is my thought process:\n{DRAFT}Here is my response:\n{block(RIGHT)}", True),
+    "steps": (f"Here are my reasoning steps:\n{DRAFT}[BEGIN FINAL RESPONSE]\n{block(RIGHT)}", True),
+    "turns": (f"<|im_start|>think\n{DRAFT}<|im_start|>answer\n{block(RIGHT)}", True),
     "an index is no tag": (
         block("def solve(xs):\n    think = 0\n    return sum(xs) + [0][think]\n"),
         True,
