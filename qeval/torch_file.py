@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qeval.errors import ModelError
+from qeval.errors import ModelError, reason
 from qeval.weights import Contents, Tensor
 
 _STORAGES = {
@@ -84,9 +84,11 @@ def read_torch_file(path: Path) -> Contents:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    except zipfile.BadZipFile as err:
+    except ModelError:
+        raise
+    except Exception as err:  # a torn archive may fail in any way, too
         raise ModelError(
-            f"{path}: cut off, or no PyTorch file ({err}); download or copy it again"
+            f"{path}: cut off, or no PyTorch file ({reason(err)}); download or copy it again"
         ) from err
 
 

@@ -80,9 +80,16 @@ def place(device: str) -> tuple[str, str]:
     return f"cuda:{','.join(map(str, used))}", ", ".join(dict.fromkeys(names[i] for i in used))
 
 
+def _ggml() -> Any:
+    """ggml through libllama, which links to it: builds name ggml's own files differently."""
+    from llama_cpp import llama_cpp
+
+    return llama_cpp._lib
+
+
 def _gpus() -> list[str]:
     """Of ggml's devices (ggml-backend.h), the GPUs, in the order of ``main_gpu``."""
-    from llama_cpp._ggml import libggml
+    libggml = _ggml()
 
     libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -99,7 +106,7 @@ def _gpus() -> list[str]:
 def nonfinite(tensors: Iterable[Tensor]) -> list[str]:
     """The names of tensors of a file whose values or scales are not finite, as ggml finds them. Read
     piece by piece: a mapped file would stand in the peak of memory."""
-    from llama_cpp._ggml import libggml
+    libggml = _ggml()
 
     check = libggml.ggml_validate_row_data
     check.argtypes, check.restype = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t], ctypes.c_bool

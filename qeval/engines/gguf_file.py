@@ -361,6 +361,8 @@ def _array(file: _HeaderReader) -> list[Any] | None:
 def _tensor(file: _HeaderReader) -> tuple[Tensor, int]:
     """A tensor and where its data begins, from the start of all data."""
     name = _string(file)
+    if not name.isprintable():
+        raise struct.error("no tensor's name")
     (n_dims,) = _read(file, "I")
     if n_dims > _MOST_DIMS:
         raise _OverLimit(f"a tensor of {n_dims:,} dimensions", _MOST_DIMS)

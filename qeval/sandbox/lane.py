@@ -168,6 +168,8 @@ class Lane:
         status, detail = answer["status"], answer["detail"]
         if status == "killed" and self._out_of_memory():
             status, detail = "memory", "the control group's limit"
+        elif status == "killed" and answer["cpu"] >= limit:  # the kernel's limit of CPU time was first
+            status, detail = "timeout", f"{limit:g} s"
         return Verdict(program.id, status, _printable(detail), answer["cpu"], sandbox)
 
     def _out_of_memory(self) -> bool:
