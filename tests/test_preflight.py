@@ -19,6 +19,7 @@ from qeval.errors import (
     NotHereError,
     PreflightError,
     SeveralErrors,
+    SpecError,
     UsageError,
     raise_all,
 )
@@ -437,3 +438,8 @@ def test_a_gguf_model_and_methods_that_want_floats():
         options = method.Options.model_validate({"type": "Q8_0"} if name == "gguf" else {})
         with pytest.raises(UsageError, match=r"m is a \.gguf file: it needs the float model's folder"):
             method.preflight(options, ref)
+
+
+def test_hqqs_own_rule_for_groups_is_the_specs(spec):
+    with pytest.raises(SpecError, match=r"p\.yaml:5: .*group_size: input should be a multiple of 8"):
+        run_spec(spec("hqq: {group_size: 60, axis: 0}"), dry_run=True)

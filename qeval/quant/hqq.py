@@ -17,7 +17,7 @@ from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, 
 
 class HqqOptions(Options):
     num_bits: Literal[8, 4, 3, 2, 1] = 4
-    group_size: int = Field(default=64, ge=8)  # weights that share a scale and a zero
+    group_size: int = Field(default=64, ge=8, multiple_of=8)  # weights that share a scale and a zero
     axis: Literal[0, 1] = 1  # 1: groups along the inputs; 0: across the outputs
 
     # Grouping along the inputs is what fast kernels take; axis 0 is a little more accurate.
