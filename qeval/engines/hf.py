@@ -213,6 +213,7 @@ class HfEngine:
             "batch_size": max((n for n in batches if n), default=None),
             "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
         }
+        facts |= self._decoder.facts() if self._decoder else {}
         chosen: dict[str, Any] = getattr(self._model, "kernel_facts", {})
         found = kernels(self._model)
         return {**facts, **chosen, "kernels": found} if found else facts

@@ -223,6 +223,7 @@ def test_no_batch_size_changes_an_answer(family):
         assert [words in note for note in lm.notes()] == [True] * (kind in NO_CACHE)
     allowed = not lm._decoder._trials.notes() and lm._decoder._trials.may_pad(PROMPTS)
     assert allowed == (kind not in (*NO_CACHE, *NO_COMPANY, "phi3"))
+    assert lm.facts()["generation"]["cache"] == (kind not in NO_CACHE)
 
 
 def test_what_a_cache_of_keys_and_values_is_asked_of(family):
@@ -235,6 +236,22 @@ def test_what_a_cache_of_keys_and_values_is_asked_of(family):
         np.testing.assert_allclose(
             lm.steps(PROMPTS[2]).nll, next(lm.nll([PROMPTS[2]])), rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_not_taken_for_another_answer(tiny_llama, dtype):
+    lm = open_lm(tiny_llama, dtype)
+    greedy(lm)
+    assert lm.facts()["generation"] == {"cache": True, "batches": True, "padding": True}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", NO_COMPANY)
+def test_company_that_changes_answers_is_seen_through_rounding(tmp_path, kind, dtype):
+    lm = open_lm(make(kind, tmp_path / "m"), dtype)
+    greedy(lm)
+    generation = lm.facts()["generation"]
+    assert generation["cache"] and not (generation["batches"] and generation["padding"])
 
 
 def test_the_trials_are_made_once(tiny_llama, monkeypatch):
