@@ -28,9 +28,13 @@ from typing import Any
 
 
 class QevalError(Exception):
-    """Base class; ``exit_code`` is what the command line returns."""
+    """Base class; ``exit_code`` is what the command line returns. Its text is one printable line,
+    whatever somebody's file or a library put into it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
     @property
     def lines(self) -> list[str]:
@@ -53,6 +57,9 @@ class MissingExtraError(UsageError):
 
 
 class PreflightError(QevalError):
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, "\n".join(map(one_line, message.splitlines())))
+
     @property
     def lines(self) -> list[str]:
         return str(self).splitlines()

@@ -173,7 +173,7 @@ def disk_message(folder: Path, err: OSError) -> str:
         errno.ENOTDIR: "a part of this path is a file: choose another folder",
         errno.EEXIST: "is a file: choose another folder",
         errno.ENOENT: "cannot be made there: choose another folder",
-        errno.ENAMETOOLONG: "file name too long: choose a shorter one",
+        errno.ENAMETOOLONG: "File name too long: choose a shorter one",
         errno.ELOOP: "links that lead in a circle: choose another folder",
     }
     return f"{short(str(folder), 300)}: {fixes.get(err.errno or 0, err.strerror or str(err))}"

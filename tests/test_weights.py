@@ -589,7 +589,7 @@ def test_a_pickle_has_a_bounded_number_of_steps_and_its_trees_are_not_walked(
 
 
 def test_a_tokenizer_may_be_longer_than_a_configuration(tmp_path):
-    from qeval.tokenizer import _json
+    from qeval.tokenizer_file import read_json
 
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": "' + "x" * 2**25 + '"}}')
-    assert len(_json(tmp_path / "tokenizer.json")["model"]["vocab"]) == 2**25
+    assert len(read_json(tmp_path / "tokenizer.json")["model"]["vocab"]) == 2**25
