@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qeval.causal import check_causal, check_causal_gguf
 from qeval.engines.gguf_file import all_parts
 from qeval.engines.gguf_file import read_header as read_gguf_header
 from qeval.errors import HubError, ModelError, StoreError, UsageError, short
@@ -83,7 +84,7 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
-        read_gguf_header(path)
+        check_causal_gguf(path, read_gguf_header(path))
         return
     if not path.is_dir():
         raise ModelError(f"{not_regular(path, path.stat().st_mode)}, or a model folder")
@@ -94,6 +95,7 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
         check_floats(path, tensors)
     if not trust_remote_code:
         _check_no_code(path / "config.json")
+    check_causal(path / "config.json")
     if not need_tokenizer:
         return
     tokenizer_files = (

@@ -108,6 +108,9 @@ class HfEngine:
         return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        from qeval.engines.loading import check_causal
+
+        check_causal(self._model)
         for batch in self._batches(windows):
             yield from self._score(batch, first)
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from qeval.errors import EngineError, reason
 
+_TOKENS = 8  # of a window that shows whether a model sees what is to come
+_LEAK = 0.02  # of the change at the changed token itself; 0 is usual, trained BERTs are far above
+
 
 def lean_transformers() -> None:
     """Keep transformers from importing hqq, where that is installed, for classes that qeval never uses:
@@ -122,3 +125,23 @@ def _keep_in_float32(model: Any, dtype: Any) -> None:
         for key, buffer in module._buffers.items():
             if buffer is not None and pattern.search(f"{name}.{key}"):
                 module._buffers[key] = buffer.float()
+
+
+def check_causal(model: Any) -> None:
+    """Raises EngineError where another last token changes what a model predicts before it: no causal
+    language model, whatever its files say."""
+    import torch
+
+    n_vocab = int(model.config.get_text_config().vocab_size)
+    row = [(7 * i + 3) % n_vocab for i in range(_TOKENS)]
+    other = [*row[:-1], (row[-1] + n_vocab // 2 + 1) % n_vocab]
+    ids = torch.tensor([row, other], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    change = (logits[1] - logits[0]).abs().amax(-1)  # [tokens]
+    before, after = change[:-1].max().item(), change[-1].item()
+    if before > _LEAK * after:  # never where one is NaN: broken models are named elsewhere
+        raise EngineError(
+            f"{model.config.name_or_path}: the last of {_TOKENS} tokens changes what is predicted "
+            f"before it ({type(model).__name__}): it is no causal language model"
+        )
