@@ -64,8 +64,10 @@ class HfEngine:
         self._notes = notes
         self._largest_batch: int | None = None
         self._decoder: Decoder | None = None
+        from qeval.engines.loading import max_positions
+
         config = model.config.get_text_config()
-        self.max_seq_len = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        self.max_seq_len = max_positions(model.config)
         self.vocab_size = int(config.vocab_size)
         table = model.get_input_embeddings()  # may have more rows, up to a round number
         self._n_embeddings = int(getattr(table, "num_embeddings", self.vocab_size))

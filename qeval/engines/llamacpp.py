@@ -45,14 +45,22 @@ class LlamaCppEngine:
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
 
-    def __init__(self, model: Model, settings: EngineSettings, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: EngineSettings,
+        notes: tuple[str, ...] = (),
+        max_seq_len: int | None = None,
+    ) -> None:
+        """``max_seq_len``: of the model that the file was made from, where that is known: the converter
+        makes one up where a configuration has none (BLOOM's is its hidden size)."""
         self._model = model
         self._batch_size = settings.batch_size
         self._n_threads = threads(settings.n_threads)
         self._pool = ThreadPoolExecutor(self._n_threads)
         self._largest_batch: int | None = None
         self._notes = notes
-        self.max_seq_len = model.max_seq_len
+        self.max_seq_len = max_seq_len or model.max_seq_len
         self.vocab_size = model.vocab_size
 
     @classmethod
@@ -73,7 +81,7 @@ class LlamaCppEngine:
         """
         model = Model(artifact.path, device=_device(settings.device))
         broken = _llama.nonfinite(read_header(artifact.path).tensors)
-        return cls(model, settings, nonfinite_notes(broken))
+        return cls(model, settings, nonfinite_notes(broken), artifact.details.get("max_seq_len"))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         if not windows:

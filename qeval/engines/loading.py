@@ -7,6 +7,7 @@ from typing import Any
 
 from qeval.errors import EngineError, reason
 
+UNLIMITED = 2**31
 _TOKENS = 8  # of a window that shows whether a model sees what is to come
 _LEAK = 0.02  # of the change at the changed token itself; 0 is usual, trained BERTs are far above
 
@@ -145,3 +146,28 @@ def check_causal(model: Any) -> None:
             f"{model.config.name_or_path}: the last of {_TOKENS} tokens changes what is predicted "
             f"before it ({type(model).__name__}): it is no causal language model"
         )
+
+
+def max_positions(config: Any) -> int:
+    """The longest sequence that a transformers configuration allows; 2^31 where it names none (ALiBi,
+    recurrent models). Most call it max_position_embeddings; MPT and BLOOM do not."""
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return UNLIMITED
+
+
+def model_limit(path: Path, trust_remote_code: bool = False) -> int:
+    """The longest sequence that a model takes, by its configuration or its .gguf file, whatever engine
+    runs it."""
+    if path.suffix == ".gguf":
+        from qeval.engines.gguf_file import read_header
+
+        return int(read_header(path).get("context_length") or UNLIMITED)
+    if not (path / "config.json").is_file():
+        return UNLIMITED
+    from transformers import AutoConfig
+
+    return max_positions(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))

@@ -84,6 +84,7 @@ TYPES: dict[str, GgufType] = {
 }
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
 _NAMES = {t.ftype: name for name, t in TYPES.items()}
+_LONGEST_WINDOW = 2048  # of a protocol's own
 _FLOAT_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -182,7 +183,22 @@ class Gguf(Method):
         notes = (*artifact.notes, *said)
         if options.pre_tokenizer is not None:
             notes = (*notes, f"converted with the pre-tokenizer {options.pre_tokenizer!r}, as told")
-        return replace(artifact, notes=notes, details={**artifact.details, **details})
+        more, said = _context(context.model, path)
+        return replace(artifact, notes=(*notes, *said), details={**artifact.details, **details, **more})
+
+
+def _context(model: ModelRef, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The longest sequence that the model takes, for the engine; and a note where the file says less
+    than a protocol's windows."""
+    from qeval.engines.gguf_file import read_header
+    from qeval.engines.loading import model_limit
+
+    limit = model_limit(model.path, model.trust_remote_code)
+    said = read_header(path).get("context_length") or limit
+    if said >= min(limit, _LONGEST_WINDOW):
+        return {"max_seq_len": limit}, []
+    note = f"the file says a context of {said} tokens, the model none so short: run as the model is"
+    return {"max_seq_len": limit}, [note]
 
 
 def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:

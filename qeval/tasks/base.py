@@ -47,6 +47,13 @@ class TaskContext:
 
         return load_tokenizer(self.model)
 
+    @cached_property
+    def model_limit(self) -> int:
+        """The longest sequence that the model of the row takes, whatever engine and weights it has."""
+        from qeval.engines.loading import model_limit
+
+        return model_limit(self.model.path, self.model.trust_remote_code)
+
 
 class Task(Protocol):
     """Register it in registry.py."""

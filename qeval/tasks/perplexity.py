@@ -124,7 +124,7 @@ class Perplexity:
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
         own = LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
-        seq_len = window_length("perplexity", options, lm, own)
+        seq_len = window_length("perplexity", options, lm, context, own)
         windows = _BUILDERS[options.protocol](options, seq_len, context)
         ids = windows.ids[: context.limit]
         metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
@@ -155,13 +155,27 @@ def dataset_name(dataset: str) -> str:
     return dataset
 
 
-def window_length(task: str, options: TextOptions, lm: LM, own: int = GPTQ_SEQ_LEN) -> int:
-    """Raises DataError where the model takes no windows of that many tokens."""
-    if options.seq_len and options.seq_len > lm.max_seq_len:
+def window_length(
+    task: str, options: TextOptions, lm: LM, context: TaskContext, own: int = GPTQ_SEQ_LEN
+) -> int:
+    """The same for every row of a model: ``own``, or the model's maximum if smaller.
+
+    Raises:
+        DataError: the row's weights take no windows of that many tokens.
+    """
+    if options.seq_len:
+        if options.seq_len > lm.max_seq_len:
+            raise DataError(
+                f"{task}: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
+            )
+        return options.seq_len
+    length = min(own, context.model_limit)
+    if length > lm.max_seq_len:
         raise DataError(
-            f"{task}: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
+            f"{task}: the windows of this column are {length} tokens, as the model takes them, and "
+            f"these weights take {lm.max_seq_len}: set seq_len: {lm.max_seq_len} for all rows"
         )
-    return options.seq_len or min(own, lm.max_seq_len)
+    return length
 
 
 # Windows

@@ -68,7 +68,7 @@ class TensorStats:
         not divide the inputs of every linear."""
         from qeval.tensor_stats.collect import Bits, collect
 
-        seq_len = window_length("tensor_stats", options, lm)
+        seq_len = window_length("tensor_stats", options, lm, context)
         windows = gptq_windows(options, seq_len, context)
         ids = windows.ids[: context.limit]
         bits = Bits(options.weight_bits, options.group_size, options.activation_bits, options.kv_bits)

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from qeval import registry
 from qeval.calibration import Calibration, CalibrationOptions
 from qeval.engines.gguf_file import read_header
 from qeval.engines.llamacpp import LlamaCppEngine
+from qeval.engines.loading import UNLIMITED, model_limit
 from qeval.errors import BuildError, ModelError, UsageError
 from qeval.llama_tools import converter_folder
 from qeval.lm import EngineSettings
 from qeval.quant import imatrix
 from qeval.quant.base import Artifact, BuildContext, ModelRef
+from qeval.quant.folder import describe_folder
 from qeval.quant.gguf import ALIASES, TYPES, Gguf, GgufOptions, describe_gguf
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -354,6 +357,33 @@ def test_linears_whose_importance_is_not_known_are_named(
         built = context(moe, tmp_path / name, cache_dir, moe_f32)
         notes = Gguf().build(GgufOptions(type=name, imatrix=True), built).notes
         assert any("3 of 7 linears quantized without the importance matrix" in note for note in notes)
+
+
+def test_a_file_whose_context_the_converter_made_up_is_run_as_the_model_is(
+    tiny_llama, cache_dir, tmp_path
+):
+    """BLOOM without seq_length: the file says its hidden size."""
+    import shutil
+
+    from transformers import BloomConfig, BloomForCausalLM
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "bloom"))
+    config = BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(folder)
+    built = context(folder, tmp_path / "out", cache_dir)
+    artifact = Gguf().build(GgufOptions(type="F32", pre_tokenizer="gpt-2"), built)
+    assert read_header(artifact.path).get("context_length") == 32
+    assert any(
+        "the file says a context of 32 tokens, the model none so short" in n for n in artifact.notes
+    )
+    engines = [
+        registry.engine(a.engine).open(a, EngineSettings("cpu", "float32", n_threads=1))
+        for a in (artifact, describe_folder(folder, "float32"))
+    ]
+    assert {engine.max_seq_len for engine in engines} == {model_limit(folder)} == {UNLIMITED}
+    window = [int(i) for i in np.random.default_rng(0).integers(1, 512, 200)]
+    a, b = (list(engine.nll([window]))[0] for engine in engines)
+    assert np.allclose(a, b, atol=2e-3)
 
 
 # ---- failures

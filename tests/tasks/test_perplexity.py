@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from qeval.lm import EngineSettings
 from qeval.quant.base import ModelRef
 from qeval.quant.folder import describe_folder
 from qeval.tasks.base import TaskContext
-from qeval.tasks.perplexity import Perplexity, PerplexityOptions
+from qeval.tasks.perplexity import Perplexity, PerplexityOptions, window_length
 
 WORDS = [
     "the",
@@ -270,3 +271,46 @@ def test_real_text_and_model(stories260k: Path, shared: Path, tmp_path):
 
 
 GOLDEN = 119.518761
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "model", "weights", "length"),
+    [
+        (None, 2048, 4096, 4096, 2048),
+        (None, 2048, 2**31, 2**31, 2048),
+        (None, 2048, 512, 512, 512),
+        (None, 2048, 512, 4096, 512),  # weights that could take more do not make another column
+        (None, 512, 128, 4096, 128),
+        (None, 2048, 4096, 128, "the windows of this column are 2048 tokens.*set seq_len: 128"),
+        (64, 2048, 4096, 128, 64),
+        (256, 2048, 4096, 128, "seq_len 256 is over the model's maximum of 128"),
+    ],
+)
+def test_every_row_of_a_column_has_windows_of_one_length(asked, own, model, weights, length):
+    options = PerplexityOptions(dataset="pydoc", seq_len=asked)
+    lm, context = SimpleNamespace(max_seq_len=weights), SimpleNamespace(model_limit=model)
+    if isinstance(length, int):
+        assert window_length("perplexity", options, lm, context, own) == length
+        return
+    with pytest.raises(DataError, match=length):
+        window_length("perplexity", options, lm, context, own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "limit"),
+    [
+        ("llama", {"max_position_embeddings": 96}, 96),
+        ("gpt2", {"n_positions": 80}, 80),
+        ("mpt", {"max_seq_len": 256}, 256),
+        ("bloom", {}, 2**31),
+        ("bloom", {"seq_length": 2048}, 2048),
+        ("mamba", {}, 2**31),
+    ],
+)
+def test_the_longest_sequence_of_a_model(kind, more, limit, tmp_path):
+    from transformers import AutoConfig
+
+    from qeval.engines.loading import model_limit
+
+    AutoConfig.for_model(kind, **more).save_pretrained(tmp_path)
+    assert model_limit(tmp_path) == limit
