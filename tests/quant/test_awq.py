@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qeval import extras
-from qeval.errors import MissingExtraError, UsageError
+from qeval.errors import MissingExtraError, SeveralErrors, UsageError
 from qeval.quant.awq import Awq, AwqOptions
 from qeval.quant.formats import describe_packed
 from qeval.weights import read_data, read_tensors
@@ -120,7 +120,7 @@ def test_what_the_format_and_its_kernels_cannot_hold(model_of, monkeypatch):
     ):
         Awq().preflight(AwqOptions(), model)
     model.path.rename(model.path.with_name("before"))
-    with pytest.raises(UsageError, match=r"awq: .*not float32"):
+    with pytest.raises(SeveralErrors, match=r"awq: .*not float32.*; awq: group_size 128 needs"):
         Awq().preflight(AwqOptions(), model_of(shapes, dtype="float32"))
 
 
