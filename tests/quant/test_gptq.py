@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from qeval import extras
 from qeval.artifacts import ArtifactCache
 from qeval.commands import run_spec
-from qeval.errors import ModelError, UsageError
+from qeval.errors import ModelError, PreflightError, UsageError
 from qeval.quant.formats import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.gptqmodel_build import _with_log
