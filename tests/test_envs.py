@@ -162,6 +162,8 @@ def test_a_build_job_runs_there_with_this_qeval_and_nothing_else_of_here(ready, 
     monkeypatch.setenv("PYTHONPATH", str(leak))
     out = tmp_path / "out"
     out.mkdir()
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     job = Job(
         "build", "k" * 64, "t", ModelRef("m", tmp_path, "sha256:0", "float32"), "copy", {"num_bits": 3},
         out, ready, None, EngineSettings(), python=envs.python_of("tiny", ready),
