@@ -163,6 +163,7 @@ class Model:
         self.vocab = self._lib.llama_model_get_vocab(self.handle)
         self.vocab_size = int(self._lib.llama_vocab_n_tokens(self.vocab))
         self.max_seq_len = int(self._lib.llama_model_n_ctx_train(self.handle))
+        self.sliding_window = int(self._lib.llama_model_n_swa(self.handle))  # 0: it slides none
 
     def metadata(self, key: str) -> str | None:
         """A scalar metadata value as text; None where the file has no such key."""

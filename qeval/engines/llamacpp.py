@@ -50,10 +50,13 @@ class LlamaCppEngine:
         model: Model,
         settings: EngineSettings,
         notes: tuple[str, ...] = (),
+        *,
         max_seq_len: int | None = None,
+        sliding_window: int | None = None,
     ) -> None:
-        """``max_seq_len``: of the model that the file was made from, where that is known: the converter
-        makes one up where a configuration has none (BLOOM's is its hidden size)."""
+        """``max_seq_len`` and ``sliding_window``: of the model that the file was made from, where that
+        is known. The converter makes a context up where a configuration has none (BLOOM's is its hidden
+        size), and leaves a window out for architectures that llama.cpp has none for."""
         self._model = model
         self._batch_size = settings.batch_size
         self._n_threads = threads(settings.n_threads)
@@ -61,6 +64,8 @@ class LlamaCppEngine:
         self._largest_batch: int | None = None
         self._notes = notes
         self.max_seq_len = max_seq_len or model.max_seq_len
+        self._sliding_window = sliding_window
+        self._longest = 0  # tokens of a sequence
         self.vocab_size = model.vocab_size
 
     @classmethod
@@ -80,8 +85,15 @@ class LlamaCppEngine:
                 not one that the installed llama.cpp can use.
         """
         model = Model(artifact.path, device=_device(settings.device))
-        broken = _llama.nonfinite(read_header(artifact.path).tensors)
-        return cls(model, settings, nonfinite_notes(broken), artifact.details.get("max_seq_len"))
+        header, made_from = read_header(artifact.path), artifact.details
+        window = made_from.get("sliding_window", header.get("attention.sliding_window"))
+        return cls(
+            model,
+            settings,
+            nonfinite_notes(_llama.nonfinite(header.tensors)),
+            max_seq_len=made_from.get("max_seq_len"),
+            sliding_window=window if isinstance(window, int) else None,
+        )
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         if not windows:
@@ -198,7 +210,8 @@ class LlamaCppEngine:
         }
 
     def notes(self) -> tuple[str, ...]:
-        return self._notes
+        note = window_note(self._sliding_window or 0, self._model.sliding_window, self._longest)
+        return (*self._notes, *([note] if note else []))
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -206,6 +219,7 @@ class LlamaCppEngine:
 
     def _context(self, n_seq: int, seq_len: int, *, unified: bool = False) -> Context:
         self._largest_batch = max(n_seq - unified, self._largest_batch or 0)  # but for the holder
+        self._longest = max(seq_len, self._longest)
         return Context(
             self._model, n_seq=n_seq, seq_len=seq_len, n_threads=self._n_threads, unified=unified
         )
@@ -215,6 +229,19 @@ class LlamaCppEngine:
         batch, fewer where their logits would take too much memory."""
         rows = min(context.n_batch, _LOGITS_BYTES // (4 * self.vocab_size))
         return max(1, rows // n_seq)
+
+
+def window_note(of_model: int, of_engine: int, longest: int) -> str | None:
+    """The line under the table where llama.cpp's attention reaches elsewhere than the model's: the
+    sliding window of each in tokens, 0 for none, and the longest sequence that was run."""
+    windows = [window for window in (of_model, of_engine) if window]
+    if not of_model or of_model == of_engine or longest <= min(windows):
+        return None
+    theirs = f"{of_engine} tokens" if of_engine else "all tokens"
+    return (
+        f"sequences of up to {longest} tokens, where the model's sliding window is {of_model} and "
+        f"llama.cpp attends to {theirs}: a difference from rows on hf is not the format's alone"
+    )
 
 
 def _power_of_two(n: int) -> int:

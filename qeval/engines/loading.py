@@ -159,6 +159,16 @@ def max_positions(config: Any) -> int:
     return UNLIMITED
 
 
+def sliding_window(config: Any) -> int | None:
+    """How many tokens a layer attends to, itself among them, where a transformers configuration has
+    any layer slide a window; None: all attend to everything before."""
+    text = config.get_text_config()
+    window, layers = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+    if not window or getattr(text, "use_sliding_window", True) is False:
+        return None
+    return int(window) if layers is None or any("sliding" in kind for kind in layers) else None
+
+
 def model_limit(path: Path, trust_remote_code: bool = False) -> int:
     """The longest sequence that a model takes, by its configuration or its .gguf file, whatever engine
     runs it."""

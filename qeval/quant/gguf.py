@@ -188,17 +188,21 @@ class Gguf(Method):
 
 
 def _context(model: ModelRef, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The longest sequence that the model takes, for the engine; and a note where the file says less
-    than a protocol's windows."""
-    from qeval.engines.gguf_file import read_header
-    from qeval.engines.loading import model_limit
+    """What the file need not say right, for the engine: the longest sequence that the model takes, and
+    its sliding window; a note where the file says less than a protocol's windows."""
+    from transformers import AutoConfig
 
-    limit = model_limit(model.path, model.trust_remote_code)
+    from qeval.engines.gguf_file import read_header
+    from qeval.engines.loading import max_positions, sliding_window
+
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    limit = max_positions(config)
+    facts = {"max_seq_len": limit, "sliding_window": sliding_window(config)}
     said = read_header(path).get("context_length") or limit
     if said >= min(limit, _LONGEST_WINDOW):
-        return {"max_seq_len": limit}, []
+        return facts, []
     note = f"the file says a context of {said} tokens, the model none so short: run as the model is"
-    return {"max_seq_len": limit}, [note]
+    return facts, [note]
 
 
 def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:

@@ -221,3 +221,25 @@ def test_a_configuration_that_is_not_the_weights_is_one_line(tiny_llama, tmp_pat
     said = str(caught.value)
     assert said.startswith(str(folder)) and said.isprintable()
     assert "above report" not in said and not said.endswith(":")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "window"),
+    [
+        ("llama", {}, None),
+        ("mistral", {"sliding_window": 32}, 32),
+        ("mistral", {"sliding_window": None}, None),
+        ("starcoder2", {"sliding_window": 32}, 32),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 0}, 32),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 32}, None),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 99}, None),
+        ("phi3", {"sliding_window": 2047, "pad_token_id": 0}, 2047),
+        ("gemma2", {"sliding_window": 64}, 64),
+    ],
+)
+def test_the_sliding_window_of_a_configuration(kind, more, window):
+    from transformers import AutoConfig
+
+    from qeval.engines.loading import sliding_window
+
+    assert sliding_window(AutoConfig.for_model(kind, **more)) == window

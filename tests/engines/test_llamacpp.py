@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from qeval.cores import usable_cores
 from qeval.engines import _llama, llamacpp
 from qeval.engines.gguf_file import Tensor
-from qeval.engines.llamacpp import LlamaCppEngine, token_nll
+from qeval.engines.llamacpp import LlamaCppEngine, token_nll, window_note
 from qeval.errors import EngineError
 from qeval.lm import EngineSettings, Sampling, seed_of
 from qeval.provenance import cpu_name
@@ -457,3 +458,44 @@ def test_the_same_trained_model_in_both_engines(stories260k, shared, cache_dir, 
     model = AutoModelForCausalLM.from_pretrained(stories260k, dtype=torch.float32).eval()
     theirs = np.concatenate([nll_of(torch_logits(model, w), w)[256:] for w in windows])
     assert math.exp(ours.mean()) == pytest.approx(math.exp(theirs.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_engine", "longest", "noted"),
+    [
+        (0, 0, 4096, None),
+        (32, 0, 128, "the model's sliding window is 32 and llama.cpp attends to all tokens"),
+        (32, 0, 33, "sequences of up to 33 tokens"),
+        (32, 0, 32, None),  # the first token is still in the last one's window
+        (32, 32, 128, None),
+        (512, 4096, 600, "llama.cpp attends to 4096 tokens"),
+        (0, 4096, 8192, None),  # of a file that does not say: llama.cpp knows better
+    ],
+)
+def test_attention_that_reaches_elsewhere_than_the_models_is_noted(of_model, of_engine, longest, noted):
+    note = window_note(of_model, of_engine, longest)
+    assert note is None if noted is None else noted in note
+
+
+@pytest.fixture(scope="module")
+def sliding(tiny_llama, build_gguf, tmp_path_factory) -> Artifact:
+    """A Mistral with a window of 32 tokens; llama.cpp has none for its architecture."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "mistral"
+    config = MistralConfig.from_pretrained(tiny_llama, sliding_window=32)
+    MistralForCausalLM(config).save_pretrained(folder)
+    for file in tiny_llama.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return build_gguf(folder, "F32", tmp_path_factory.mktemp("gguf") / "mistral")
+
+
+def test_a_window_that_llamacpp_does_not_slide_is_noted_where_it_matters(sliding):
+    assert sliding.details["sliding_window"] == 32
+    with closing(LlamaCppEngine.open(sliding, EngineSettings("cpu", n_threads=1))) as engine:
+        list(engine.nll([list(range(1, 31))]))
+        assert engine.notes() == ()
+        list(engine.nll([list(range(1, 101))]))
+        assert any(
+            "up to 100 tokens, where the model's sliding window is 32" in n for n in engine.notes()
+        )
