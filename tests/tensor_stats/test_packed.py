@@ -7,6 +7,7 @@ import torch
 
 from qeval import registry
 from qeval.engines.hf import HfEngine
+from qeval.errors import UsageError
 from qeval.lm import EngineSettings
 from qeval.quant.base import BuildContext, ModelRef
 from qeval.quant.linears import linears_of_any_format
@@ -33,6 +34,10 @@ def test_a_packed_models_weights_are_what_its_kernels_multiply_by(name, tmp_path
     ref = ModelRef("m", tmp_path / "model", "sha256:0", "bfloat16")
     method, out = registry.method(name), tmp_path / "out"
     out.mkdir()
+    try:
+        method.check_device(method.Options.model_validate(options), ref, "cpu")
+    except UsageError as err:  # bitsandbytes on a CPU with AVX512-BF16 takes other widths only
+        pytest.skip(str(err))
     context = BuildContext(ref, out, None, list, lambda *_: None, out, device="cpu")
     artifact = method.build(method.Options.model_validate(options), context)
     lm = HfEngine.open(artifact, EngineSettings("cpu", "bfloat16"))
