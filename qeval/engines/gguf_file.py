@@ -159,8 +159,8 @@ def read_header(path: Path) -> Header:
             is not the first part; another part is missing, or not of this model.
     """
     header = _read_one(path)
+    parts = _other_parts(path, header.metadata)  # first: parts but the first name no architecture
     _check_model(path, header.metadata)
-    parts = _other_parts(path, header.metadata)
     tensors = list(header.tensors)
     for number, part in enumerate(parts, 2):
         other = _read_one(part)

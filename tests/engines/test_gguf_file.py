@@ -103,6 +103,8 @@ def split(whole: Path, folder: Path, stem: str) -> list[Path]:
                     field.types[0],
                     field.types[1] if len(field.types) > 1 else None,
                 )
+        if number:
+            del writer.kv_data[0]["general.architecture"]
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", 3)
         writer.add_int32("split.tensors.count", len(reader.tensors))
