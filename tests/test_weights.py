@@ -593,3 +593,17 @@ def test_a_tokenizer_may_be_longer_than_a_configuration(tmp_path):
 
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": "' + "x" * 2**25 + '"}}')
     assert len(read_json(tmp_path / "tokenizer.json")["model"]["vocab"]) == 2**25
+
+
+def test_shapes_that_the_configuration_does_not_say_are_refused(tiny_llama, tmp_path):
+    """For a library that loads the model itself; what transformers loads is refused alike."""
+    from qeval.engines.loading import check_shapes, load_model
+    from qeval.errors import EngineError
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "wide"))
+    check_shapes(folder, "float32")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 176}))
+    for load in (check_shapes, lambda *args: load_model(*args, "cpu")):
+        with pytest.raises(EngineError, match=r"down_proj.weight is \[64, 172\] .* and \[64, 176\] by"):
+            load(folder, "float32")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qeval.errors import EngineError, reason
+from qeval.weights import read_tensors
 
 UNLIMITED = 2**31
 _TOKENS = 8  # of a window that shows whether a model sees what is to come
@@ -64,13 +66,7 @@ def load_model(
         if isinstance(err, torch.OutOfMemoryError | MemoryError):
             raise
         raise EngineError(f"{path}: transformers cannot load it: {reason(err)}") from err
-    if mismatched := sorted(info.get("mismatched_keys") or ()):
-        name, stored, wanted = mismatched[0]
-        more_of_them = f", and {len(mismatched) - 1} more do not fit" if len(mismatched) > 1 else ""
-        raise EngineError(
-            f"{path}: {name} is {list(stored)} in its weights and {list(wanted)} by config.json"
-            f"{more_of_them}: one of the two is of another model"
-        )
+    _refuse_mismatched(path, sorted(info.get("mismatched_keys") or ()))
     wrong = {
         kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]
     }
@@ -80,6 +76,30 @@ def load_model(
             f"{path}: {len(names)} {kind.replace('_', ' ')} in its weights, first {names[0]}"
         )
     return model.eval()
+
+
+def _refuse_mismatched(path: Path, mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+    """Raises EngineError for tensors (name, shape stored, shape wanted) that do not fit the model."""
+    if not mismatched:
+        return
+    name, stored, wanted = mismatched[0]
+    more = f", and {len(mismatched) - 1} more do not fit" if len(mismatched) > 1 else ""
+    raise EngineError(
+        f"{path}: {name} is {list(stored)} in its weights and {list(wanted)} by config.json"
+        f"{more}: one of the two is of another model"
+    )
+
+
+def check_shapes(path: Path, dtype: str, trust_remote_code: bool = False) -> None:
+    """Raises EngineError where tensors are not of the shapes that config.json gives them, for a library
+    that loads the model itself and says so in words of its own. Those that transformers renames on
+    loading are left to it."""
+    stored = {t.name: t.shape for t in read_tensors(path)}
+    wanted = empty_model(path, dtype, trust_remote_code).state_dict()
+    both = sorted(stored.keys() & wanted.keys())
+    _refuse_mismatched(
+        path, [(n, stored[n], tuple(wanted[n].shape)) for n in both if stored[n] != wanted[n].shape]
+    )
 
 
 def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:

@@ -30,10 +30,12 @@ def quantize(
     """
     import torch
 
+    from qeval.engines.loading import check_shapes
     from qeval.quant.library import finish
     from qeval.quant.linears import device_of, router_names
 
     device = device_of(context.device)
+    check_shapes(context.model.path, context.model.dtype, context.model.trust_remote_code)
     library = import_gptqmodel(context.n_threads, device)
     drawn = context.calibration(calibration)
     if min(map(len, drawn.windows)) < _SHORTEST:
