@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import signal
 import struct
