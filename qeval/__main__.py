@@ -10,7 +10,7 @@ import signal
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _at_once)
-    from qeval.cli import main as command_line
+    from qeval.cli.main import main as command_line
 
     command_line()
 

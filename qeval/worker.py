@@ -21,19 +21,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qeval import machine, provenance, registry
-from qeval.artifacts import ArtifactCache
-from qeval.cores import threads
-from qeval.errors import QevalError
-from qeval.files import disk_message, write_atomic
-from qeval.finite import check_finite
-from qeval.jobs import Job, JobResult, Stopwatch
-from qeval.memory import VramSampler, peak_rss
-from qeval.quant.base import BuildContext, Progress
-from qeval.record import MemoryReport, finite
+from qeval.core import machine, provenance, registry
+from qeval.core.cores import threads
+from qeval.core.errors import QevalError
+from qeval.core.files import disk_message, write_atomic
+from qeval.core.progress import Progress
+from qeval.core.record import MemoryReport, finite
+from qeval.models.finite import check_finite
+from qeval.quant.base import BuildContext
+from qeval.run.jobs import Job, JobResult, Stopwatch
+from qeval.run.memory import VramSampler, peak_rss
+from qeval.store.artifacts import ArtifactCache
 
 if TYPE_CHECKING:
-    from qeval.calibration import Calibration, CalibrationOptions
+    from qeval.data.calibration import Calibration, CalibrationOptions
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,15 +110,15 @@ def _build(job: Job, progress: Progress) -> JobResult:
 
 
 def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
-    from qeval.calibration import draw
-    from qeval.data import DataSource
-    from qeval.tokenizer import load_tokenizer
+    from qeval.data.calibration import draw
+    from qeval.data.datasets import DataSource
+    from qeval.models.tokenizer import load_tokenizer
 
     return draw(DataSource(job.data_dir), load_tokenizer(job.model), options)
 
 
 def _evaluate(job: Job, progress: Progress) -> JobResult:
-    from qeval.data import DataSource
+    from qeval.data.datasets import DataSource
     from qeval.tasks.base import TaskContext, measures_machine
 
     watch = Stopwatch()

@@ -17,12 +17,12 @@ import torch
 from reference_quantizers import Reference, clock
 from torch import Tensor
 
-from qeval.quant.affine import fake_quantize
-from qeval.quant.architectures import Block, Feed, decoder_blocks
-from qeval.quant.block_calls import record_calls
-from qeval.quant.blocks import BlockRun, full_precision
-from qeval.quant.solvers.base import GridRules, loss
-from qeval.quant.transforms.awq import Awq
+from qeval.formats.affine import fake_quantize
+from qeval.models.architectures import Block, Feed, decoder_blocks
+from qeval.quant.laboratory.block_calls import record_calls
+from qeval.quant.laboratory.driver import BlockRun, full_precision
+from qeval.quant.laboratory.solvers.base import GridRules, loss
+from qeval.quant.laboratory.transforms.awq import Awq
 
 HEAD = (
     "| read by | grid | ratio, theirs | ratio, ours | scales differ by | RTN loss, none "

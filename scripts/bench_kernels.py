@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from qeval.engines.gptqmodel import BACKENDS, load
-from qeval.engines.packed import resident_bytes
-from qeval.errors import EngineError
-from qeval.lm import EngineSettings
-from qeval.quant.formats import describe_packed
-from qeval.quant.unpack import float_twin
+from qeval.core.errors import EngineError
+from qeval.core.settings import EngineSettings
+from qeval.formats.gptqmodel import BACKENDS, load
+from qeval.formats.load import resident_bytes
+from qeval.formats.recognise import describe_packed
+from qeval.quant.libraries.unpack import float_twin
 
 
 def main() -> None:

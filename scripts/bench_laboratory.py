@@ -30,17 +30,17 @@ from typing import Any
 import torch
 from make_random_model import SHAPES
 
-from qeval.quant.architectures import decoder_blocks
-from qeval.quant.blocks import quantize_blocks
-from qeval.quant.experts import experts_as_linears
+from qeval.models.architectures import decoder_blocks
+from qeval.models.experts import experts_as_linears
+from qeval.quant.laboratory.driver import quantize_blocks
+from qeval.quant.laboratory.solvers.base import GridRules
+from qeval.quant.laboratory.solvers.clipping import clipped_rtn
+from qeval.quant.laboratory.solvers.gptq import gptq
+from qeval.quant.laboratory.solvers.outliers import Outliers, quantease_outliers
+from qeval.quant.laboratory.solvers.quantease import gptq_quantease, quantease
+from qeval.quant.laboratory.solvers.spqr import spqr
+from qeval.quant.laboratory.transforms.awq import Awq
 from qeval.quant.rtn import RtnOptions, round_linear
-from qeval.quant.solvers.base import GridRules
-from qeval.quant.solvers.clipping import clipped_rtn
-from qeval.quant.solvers.gptq import gptq
-from qeval.quant.solvers.outliers import Outliers, quantease_outliers
-from qeval.quant.solvers.quantease import gptq_quantease, quantease
-from qeval.quant.solvers.spqr import spqr
-from qeval.quant.transforms.awq import Awq
 
 GIB = 2**30
 Told = Callable[[int, int, str], None]

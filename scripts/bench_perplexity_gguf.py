@@ -69,9 +69,9 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
 def worker(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from qeval.core.artifact import Artifact
+    from qeval.core.settings import EngineSettings
     from qeval.engines.llamacpp import GgufTokenizer, LlamaCppEngine
-    from qeval.lm import EngineSettings
-    from qeval.quant.base import Artifact
 
     tokenizer = GgufTokenizer(Path(args.model))
     ids = tokenizer.encode(Path(args.text).read_text(encoding="utf-8"))

@@ -19,12 +19,12 @@ from statistics import median
 import torch
 from torch.nn.functional import cross_entropy
 
-from qeval.data import DataSource
+from qeval.core.artifact import ModelRef
+from qeval.core.settings import EngineSettings
+from qeval.data.datasets import DataSource
 from qeval.engines.hf import HfEngine
-from qeval.lm import EngineSettings
-from qeval.quant.base import ModelRef
-from qeval.quant.folder import describe_folder
-from qeval.tokenizer import load_tokenizer
+from qeval.formats.describe import describe_folder
+from qeval.models.tokenizer import load_tokenizer
 
 
 def main() -> None:

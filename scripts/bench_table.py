@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qeval.record import MemoryReport, Metric, Record
-from qeval.store import Store
+from qeval.core.record import MemoryReport, Metric, Record
+from qeval.store.records import Store
 
 BUDGET_S = 1.5
 MODELS, WINDOWS, PROBLEMS, SAMPLES = 50, 148, 164, 20

@@ -8,7 +8,7 @@ GGUF needs its pre-tokenizer named: ``gguf: {type: Q8_0, pre_tokenizer: gpt-2}``
     python scripts/make_random_model.py starcoder2-15b OUT
     python scripts/make_random_model.py starcoder2-15b OUT --packed gptq --bits 4 --group-size 128
 
-``--packed`` writes random packed integers in the standard GPTQ or AWQ layout (qeval/quant/unpack.py)
+``--packed`` writes random packed integers in the standard GPTQ or AWQ layout (quant.libraries.unpack)
 without ever holding the float model: what a quantizer would leave, for the memory and speed of kernels.
 """
 

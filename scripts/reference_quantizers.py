@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qeval.errors import UsageError
+from qeval.core.errors import UsageError
 
 SECONDS = 3600  # that a program may take
 WARM_UP = 128  # inputs of the layer that is quantized first, untimed

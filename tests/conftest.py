@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).parents[1]
-# Files that share the models of tests/quant/quantized.py.
+# Files that share the models of tests/helpers/quantized.py.
 QUANTIZED = [
     f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "mixtures", "neighbours")
 ]
@@ -81,64 +81,24 @@ def stories260k(shared: Path) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama folder with random weights (seed 0): hidden 64, MLP 172, 2 layers, vocab 512, 512
     positions, grouped-query attention, untied head, a byte-level BPE tokenizer that adds no BOS."""
+    from tiny_models import make_tiny_llama
+
     return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-def make_tiny_llama(folder: Path, *, dtype: str = "float32", **config: object) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings: dict[str, object] = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 172,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "initializer_range": 0.2,  # at the default 0.02 every prediction is nearly uniform
-    }
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**settings, **config})).to(getattr(torch, dtype))
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tokenizer_with() -> Callable[..., Any]:
     """tiny_tokenizer, for tests that want special tokens of their own."""
+    from tiny_models import tiny_tokenizer
+
     return tiny_tokenizer
-
-
-def tiny_tokenizer(*special: str):
-    """A byte-level BPE of 512 tokens, trained on the licence, which never changes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|endoftext|>", *special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([(REPO / "LICENSE").read_text(), *[str(i) for i in range(500)]], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
 
 
 @pytest.fixture(scope="session")
 def cache_dir() -> Path:
     """The user's cache, if it gives llama.cpp's converter without a download (scripts/setup left the
     source archive there)."""
-    from qeval.artifacts import default_cache_dir
+    from qeval.core.settings import default_cache_dir
 
     cache = default_cache_dir()
     named = os.environ.get("QEVAL_LLAMA_CPP") or os.environ.get("QEVAL_LLAMA_CPP_SDIST")
@@ -150,7 +110,7 @@ def cache_dir() -> Path:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test package of tests/plugin, visible to this process and to the workers it starts."""
-    from qeval import registry
+    from qeval.core import registry
 
     folder = REPO / "tests" / "plugin"
     monkeypatch.syspath_prepend(str(folder))
@@ -166,3 +126,32 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache or data directory."""
     monkeypatch.setenv("QEVAL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("QEVAL_DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_f32(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from gguf_files import build
+
+    return build(tiny_llama, "F32", tmp_path_factory.mktemp("gguf") / "f32", cache_dir)
+
+
+@pytest.fixture(scope="session")
+def build_gguf(cache_dir: Path) -> Callable[[Path, str, Path], Any]:
+    from gguf_files import build
+
+    return lambda model, kind, out: build(model, kind, out, cache_dir)
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[[str, Path, Path], Path]:
+    from gguf_files import damaged
+
+    return damaged
+
+
+@pytest.fixture(scope="session")
+def quantized() -> Any:
+    """Tiny models quantized by every library: ``Quantized`` of quantized.py."""
+    import quantized
+
+    return quantized.get()

@@ -9,10 +9,11 @@ from typing import Any
 import click
 import pytest
 
-from qeval import registry
-from qeval.quant.base import BuildContext, ModelRef
-from qeval.quant.running import KEYS
-from qeval.spec import ModelEntry, Spec, load_spec
+from qeval.core import registry
+from qeval.core.artifact import ModelRef
+from qeval.core.low_bits import KEYS
+from qeval.plan.spec import ModelEntry, Spec, load_spec
+from qeval.quant.base import BuildContext
 
 REPO = Path(__file__).parents[1]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("data/*.md")])
@@ -70,7 +71,7 @@ def test_every_config_loads(path: Path):
 
 
 def test_every_command_is_in_the_readme_and_every_one_there_exists():
-    from qeval.cli import cli
+    from qeval.cli.main import cli
 
     readme = text("README.md")
     for name in cli.commands:
@@ -85,7 +86,7 @@ def test_every_command_is_in_the_readme_and_every_one_there_exists():
 
 
 def test_options_of_shown_command_lines_exist():
-    from qeval.cli import cli
+    from qeval.cli.main import cli
 
     for page in PAGES:
         for line in re.findall(
@@ -97,7 +98,7 @@ def test_options_of_shown_command_lines_exist():
 
 
 def test_every_option_of_the_table_is_explained():
-    from qeval.cli import cli
+    from qeval.cli.main import cli
 
     rows = section(text("docs/reference.md"), "`qeval table`")
     for parameter in cli.commands["table"].params:
@@ -119,7 +120,7 @@ def test_architecture_maps_every_module():
 
 
 def test_data_page_names_every_dataset():
-    from qeval.data import manifest
+    from qeval.data.datasets import manifest
 
     for name in manifest():
         assert f"`{name}`" in text("data/README.md")

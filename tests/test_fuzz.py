@@ -93,7 +93,7 @@ def spec(rnd: random.Random) -> bytes:
 
 
 def read_spec(path: Path) -> None:
-    from qeval.spec import load_spec
+    from qeval.plan.spec import load_spec
 
     load_spec(path)
 
@@ -113,7 +113,7 @@ def scores(rnd: random.Random) -> bytes:
 
 
 def read_scores(path: Path) -> None:
-    from qeval.tasks.samples import Problem, read_samples
+    from qeval.tasks.coding.samples import Problem, read_samples
 
     problem = Problem("HumanEval/0", "def f():\n", "f", "assert f()", "")
     read_samples(path, {"HumanEval/0": problem})
@@ -140,7 +140,7 @@ def verdicts(rnd: random.Random) -> bytes:
 
 
 def read_verdicts(path: Path) -> None:
-    from qeval.verdicts import VerdictFile
+    from qeval.tasks.coding.verdicts import VerdictFile
 
     VerdictFile(path).close()
 
@@ -171,7 +171,7 @@ def gguf(rnd: random.Random) -> bytes:
 
 
 def read_gguf(path: Path) -> None:
-    from qeval.quant.gguf import describe_gguf
+    from qeval.formats.gguf import describe_gguf
 
     describe_gguf(path)
 
@@ -203,7 +203,7 @@ def safetensors(rnd: random.Random) -> bytes:
 
 
 def read_safetensors(path: Path) -> None:
-    from qeval.weights import read_header
+    from qeval.models.weights import read_header
 
     read_header(path)
 
@@ -225,7 +225,7 @@ def pickles(rnd: random.Random) -> bytes:
 
 
 def read_pickle(path: Path) -> None:
-    from qeval.torch_file import read_torch_file
+    from qeval.models.torch_file import read_torch_file
 
     read_torch_file(path)
 
@@ -249,7 +249,7 @@ def peak_bytes() -> int:
 
 def run(kind: str, folder: Path, seed: int, count: int) -> None:
     """Try them, one after the other; the first that ends otherwise stays in the folder."""
-    from qeval.errors import QevalError
+    from qeval.core.errors import QevalError
 
     resource.setrlimit(resource.RLIMIT_AS, (2 * MEMORY, 2 * MEMORY))
     signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # it ends the process

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qeval.llama_tools import converter_folder
-from qeval.store import Store, latest
+from qeval.llama.converter import converter_folder
+from qeval.store.records import Store, latest
 
 pytestmark = pytest.mark.real
 
@@ -47,7 +47,7 @@ def qeval(*args: object, code: int = 0) -> str:
 def results(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp")
     folder = tmp_path_factory.mktemp("line")
-    problems = Path(__file__).with_name("tasks") / "mbpp_small.jsonl"
+    problems = Path(__file__).with_name("tasks") / "coding" / "mbpp_small.jsonl"
     (folder / "mbpp.jsonl").write_bytes(problems.read_bytes())
     (folder / "spec.yaml").write_text(SPEC.format(model=tiny_llama, data=folder))
     with pytest.MonkeyPatch.context() as patch:

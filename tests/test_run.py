@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from qeval.commands import run_spec
-from qeval.errors import PreflightError, SandboxError, StoreError, UsageError
-from qeval.record import Record
+from qeval.cli.commands import run_spec
+from qeval.core.errors import PreflightError, SandboxError, StoreError, UsageError
+from qeval.core.record import Record
 from qeval.report.describe import describe
 from qeval.report.render import render
 from qeval.report.rows import build_table
-from qeval.store import Store, latest
+from qeval.store.records import Store, latest
 
 SPEC = """\
 name: toy
@@ -333,7 +333,7 @@ def on_hf(spec: Path) -> Path:
 
 
 def test_without_an_engines_package_nothing_starts(toy, monkeypatch):
-    from qeval import extras
+    from qeval.core import extras
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     spec = on_hf(toy())

@@ -1,1 +1,1 @@
-"""Engines: what runs an artifact. One file per engine, each a class that satisfies ``qeval.lm.LM``."""
+"""Engines: what runs an artifact. One file an engine, each a class that satisfies ``base.LM``."""

@@ -31,8 +31,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from qeval.errors import EngineError
-from qeval.lm import Completion, Ids, Sampling, Stop, seed_of
+from qeval.core.errors import EngineError
+from qeval.engines.base import Completion, Ids, Sampling, Stop, seed_of
 
 _PAD = 0  # any id: no model may see it
 # Tokens of a trial: given ones, of a prompt alone, of the padded prompt and of the one beside it.

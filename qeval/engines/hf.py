@@ -15,23 +15,24 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qeval import provenance
-from qeval.cores import threads
-from qeval.devices import torch_device
-from qeval.errors import EngineError
-from qeval.extras import require
-from qeval.finite import nonfinite_notes
-from qeval.lm import Completion, EngineSettings, Ids, Internals, Sampling, StepTrace, Stop
-from qeval.record import MemoryReport
+from qeval.core import provenance
+from qeval.core.cores import threads
+from qeval.core.devices import torch_device
+from qeval.core.errors import EngineError
+from qeval.core.extras import require
+from qeval.core.record import MemoryReport
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Completion, Ids, Internals, Sampling, StepTrace, Stop
+from qeval.models.finite import nonfinite_notes
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from qeval.core.artifact import Artifact
     from qeval.engines.decoding import Decoder
     from qeval.engines.low_bits import LowBitCache, RoundedCache
-    from qeval.quant.base import Artifact
 
 _CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
@@ -64,7 +65,7 @@ class HfEngine:
         self._notes = notes
         self._largest_batch: int | None = None
         self._decoder: Decoder | None = None
-        from qeval.engines.loading import max_positions
+        from qeval.models.loading import max_positions
 
         config = model.config.get_text_config()
         self.max_seq_len = max_positions(model.config)
@@ -87,8 +88,8 @@ class HfEngine:
         import torch
 
         from qeval.engines.decoding import take_no_advice
-        from qeval.engines.packed import load, nonfinite
-        from qeval.quant.linears import device_of
+        from qeval.formats.load import load, nonfinite
+        from qeval.models.linears import device_of
 
         torch.set_num_threads(threads(settings.n_threads))
         device = device_of(settings.device)
@@ -110,7 +111,7 @@ class HfEngine:
         return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
-        from qeval.engines.loading import check_causal
+        from qeval.models.loading import check_causal
 
         check_causal(self._model)
         for batch in self._batches(windows):
@@ -209,7 +210,7 @@ class HfEngine:
         import torch
         import transformers
 
-        from qeval.engines.packed import kernels
+        from qeval.formats.load import kernels
 
         batches = (self._largest_batch, self._decoder and self._decoder.largest_batch)
         facts: dict[str, Any] = {
@@ -224,7 +225,7 @@ class HfEngine:
         return {**facts, **chosen, "kernels": found} if found else facts
 
     def notes(self) -> tuple[str, ...]:
-        from qeval.engines.packed import resident_bytes, unpacked_note
+        from qeval.formats.load import resident_bytes, unpacked_note
 
         notes = [*self._notes, *(self._decoder.notes() if self._decoder else ())]
         if not self._artifact.simulated and "format" in self._artifact.details:

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qeval.cores import threads
-from qeval.devices import llama_device
-from qeval.engines import _llama
-from qeval.engines._llama import Context, Model
-from qeval.engines._slots import Slots
-from qeval.engines.gguf_file import read_header
-from qeval.engines.gguf_tokenizer import GgufTokenizer
-from qeval.errors import EngineError
-from qeval.extras import require
-from qeval.finite import nonfinite_notes
-from qeval.lm import Completion, EngineSettings, Ids, Sampling, StepTrace, Stop
-from qeval.record import MemoryReport
+from qeval.core.cores import threads
+from qeval.core.devices import llama_device
+from qeval.core.errors import EngineError
+from qeval.core.extras import require
+from qeval.core.record import MemoryReport
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Completion, Ids, Sampling, StepTrace, Stop
+from qeval.engines.slots import Slots
+from qeval.llama import library as llama
+from qeval.llama.gguf_file import read_header
+from qeval.llama.library import Context, Model
+from qeval.models.finite import nonfinite_notes
+from qeval.models.gguf_tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
-    from qeval.quant.base import Artifact
+    from qeval.core.artifact import Artifact
 
 __all__ = ["GgufTokenizer", "LlamaCppEngine"]
 
@@ -90,7 +91,7 @@ class LlamaCppEngine:
         return cls(
             model,
             settings,
-            nonfinite_notes(_llama.nonfinite(header.tensors)),
+            nonfinite_notes(llama.nonfinite(header.tensors)),
             max_seq_len=made_from.get("max_seq_len"),
             sliding_window=window if isinstance(window, int) else None,
         )
@@ -101,8 +102,8 @@ class LlamaCppEngine:
         longest = max(len(window) for window in windows)
         # Whole windows only, 1, 2 or 4, ... at once: llama.cpp cuts any other group into other pieces,
         # which moves the tokens of a Q8_0 model by 0.01 nats, and batch_size must not change a number.
-        whole = max(1, _llama.N_BATCH // longest)
-        n_seq = _power_of_two(min(self._batch_size or whole, whole, len(windows), _llama.MAX_SEQUENCES))
+        whole = max(1, llama.N_BATCH // longest)
+        n_seq = _power_of_two(min(self._batch_size or whole, whole, len(windows), llama.MAX_SEQUENCES))
         start = 0
         with self._context(n_seq, longest) as context:
             while start < len(windows):
@@ -158,7 +159,7 @@ class LlamaCppEngine:
         self._check_prompts(prompts)
         usual = _SLOTS_CPU if self._model.device == "cpu" else _SLOTS_GPU
         n_slots = sampling.at_once or self._batch_size or usual
-        n_slots = min(n_slots, len(prompts) * len(sampling.numbers), _llama.MAX_SEQUENCES - 1)
+        n_slots = min(n_slots, len(prompts) * len(sampling.numbers), llama.MAX_SEQUENCES - 1)
         longest = max(len(ids) for ids in prompts)
         limit = min(longest + sampling.max_new_tokens, self.max_seq_len)
         with self._context(n_slots + 1, limit, unified=True) as context:
@@ -200,13 +201,13 @@ class LlamaCppEngine:
         )
 
     def facts(self) -> dict[str, Any]:
-        device, name = _llama.place(self._model.device)
+        device, name = llama.place(self._model.device)
         return {
             "device": device,
             "device_name": name,
             "n_threads": self._n_threads,
             "batch_size": self._largest_batch,
-            "engine_version": f"llama-cpp-python {_llama.library().__version__}",
+            "engine_version": f"llama-cpp-python {llama.library().__version__}",
         }
 
     def notes(self) -> tuple[str, ...]:
@@ -251,7 +252,7 @@ def _power_of_two(n: int) -> int:
 
 def _device(asked: str) -> str:
     """``cpu``, ``cuda`` or ``cuda:N``, resolved against what the installed library can do."""
-    has_gpu = bool(_llama.library().llama_supports_gpu_offload())
+    has_gpu = bool(llama.library().llama_supports_gpu_offload())
     if asked == "auto":
         return "cuda" if has_gpu else "cpu"
     if asked != "cpu" and not has_gpu:

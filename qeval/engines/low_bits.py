@@ -26,11 +26,11 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from qeval.errors import EngineError, UsageError
-from qeval.quant.affine import SCALE_BITS
-from qeval.quant.experts import open_experts
-from qeval.quant.linears import linears_of_any_format, widths
-from qeval.quant.running import kv_group
+from qeval.core.errors import EngineError, UsageError
+from qeval.core.low_bits import kv_group
+from qeval.formats.affine import SCALE_BITS
+from qeval.models.experts import open_experts
+from qeval.models.linears import linears_of_any_format, widths
 
 _CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
 _SMALLEST_HALF = 2.0**-24

@@ -13,9 +13,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.errors import BuildError, raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, raise_all
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.quant.base import BuildContext, Method, Packages
 
 _BATCH = 8  # windows a step, the library's default
 _UNREAD = [[0] * 32]  # for iters: 0, which asks for windows and reads none
@@ -59,7 +61,7 @@ class AutoRound(Method):
         return options.num_bits
 
     def preflight(self, options: AutoRoundOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_half_precision, check_widths
+        from qeval.formats.limits import check_half_precision, check_widths
 
         # The library leaves linears of other widths as they are, without a word.
         raise_all(
@@ -74,9 +76,9 @@ class AutoRound(Method):
         from auto_round import AutoRound as Library
         from transformers import AutoTokenizer
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
-        from qeval.quant.linears import device_of, router_names
+        from qeval.models.linears import device_of, router_names
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish
 
         source = context.model
         drawn = context.calibration(options.calibration) if options.iters else None

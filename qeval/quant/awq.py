@@ -1,5 +1,5 @@
 """`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
-``backend: laboratory`` is qeval's own (lab_awq.py): 2 to 8 bits, any group size, simulated; with
+``backend: laboratory`` is qeval's own (below): 2 to 8 bits, any group size, simulated; with
 ``format: gptq`` packed in GPTQ's format, which holds the same grids.
 
 The other backends' checkpoint is in AutoAWQ's GEMM format, which vLLM, GPTQModel and transformers load;
@@ -13,19 +13,23 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.errors import raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
-from qeval.quant.export import (
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import raise_all
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.formats.limits import Kernel, check_half_precision, check_kernel, check_widths
+from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.laboratory.method import build as build_with
+from qeval.quant.laboratory.packing import (
     GPTQMODEL,
     Format,
     check_export,
     execution,
+    gptq_config,
     packages,
     preflight,
     weight_bits,
 )
-from qeval.quant.packing import Kernel, check_half_precision, check_kernel, check_widths
 
 _BY = {"gptqmodel": "", "auto-awq": " (AutoAWQ)", "laboratory": " (laboratory)"}
 GROUPS = (-1, 16, 32, 64, 128)
@@ -117,14 +121,12 @@ class Awq(Method):
     def build(self, options: AwqOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library refuses the model."""
         if options.backend == "auto-awq":
-            from qeval.quant.auto_awq import build
+            from qeval.quant.libraries.auto_awq import build
 
             return build(options, context)
         if options.backend == "laboratory":
-            from qeval.quant.lab_awq import build as build_in_laboratory
-
             return build_in_laboratory(options, context)
-        from qeval.quant.gptqmodel_build import quantize
+        from qeval.quant.libraries.gptqmodel import quantize
 
         def config(library: Any) -> Any:
             return library.quantization.AWQConfig(
@@ -135,3 +137,23 @@ class Awq(Method):
             )
 
         return quantize(config, options.calibration, context)
+
+
+def build_in_laboratory(options: AwqOptions, context: BuildContext) -> Artifact:
+    """Raises BuildError for an unknown architecture and for activations that are not finite."""
+    from functools import partial
+
+    from qeval.quant.laboratory.solvers.base import GridRules
+    from qeval.quant.laboratory.solvers.clipping import clipped_rtn
+    from qeval.quant.laboratory.transforms.awq import Awq
+
+    rules = GridRules(options.num_bits, options.group_size, options.symmetric)
+    return build_with(
+        context,
+        partial(clipped_rtn, rules=rules),
+        options.calibration,
+        num_bits=options.num_bits,
+        true_sequential=False,
+        gptq=gptq_config(options),
+        transform=lambda *_: Awq(rules),
+    )

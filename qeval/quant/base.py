@@ -7,36 +7,18 @@ process reads its ``version``, ``Options`` and ``label``; the worker calls ``bui
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
-from qeval.errors import raise_all
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import raise_all
+from qeval.core.options import Options
+from qeval.core.progress import Progress
 
 if TYPE_CHECKING:
-    from qeval.calibration import Calibration, CalibrationOptions
-
-Progress = Callable[[int, int, str], None]
-"""done, total, unit ("layers", "windows", ...)."""
-
-
-class Options(BaseModel):
-    """Strict, frozen options of a method or task: an unknown key, a wrong type, infinity and NaN are
-    errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """What enters a cell's key. Options that hold a path override this with the content's hash."""
-        return self.model_dump(mode="json")
-
-    def execution(self) -> dict[str, Any]:
-        """The options that change how the weights run and not what they are (a kernel): in the cell's
-        key, not in the artifact's. The engine finds them in ``artifact.details["execution"]``."""
-        return {}
+    from qeval.data.calibration import Calibration, CalibrationOptions
 
 
 class Packages(NamedTuple):
@@ -44,65 +26,6 @@ class Packages(NamedTuple):
 
     extra: str
     modules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """A model as the spec names it and as it lies on this machine."""
-
-    id: str  # as written in the spec: a hub id or a path
-    path: Path  # local folder, or a .gguf file
-    identity: str  # content: "hub:<id>@<commit>" or "sha256:<hex>"; enters keys
-    dtype: str  # float32 | float16 | bfloat16
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What happened to one quantized linear layer."""
-
-    name: str
-    shape: tuple[int, ...]  # [out_features, in_features]
-    kind: str  # how it is stored: "int4", "Q5_K", ...
-    stored_bytes: int  # with scales, zeros and every other overhead
-    mse: float | None = None  # mean squared error of the weights, where the method knows it
-    loss: float | None = None  # of the layer's outputs, as the method itself measures it
-    relative_loss: float | None = None  # over that of a layer of zeros
-    outlier_share: float | None = None  # of its weights, kept in 16 bits
-    damping: float | None = None  # of the Hessian, as a share of its mean diagonal
-    note: str = ""  # a fall-back: another type than asked, a damping, ...
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Weights ready to run. ``path`` is a folder or a .gguf file."""
-
-    path: Path
-    engine: str  # registry name of the engine that runs it
-    simulated: bool  # True: float weights that carry the rounding; sizes are accounted, not measured
-    weight_bytes: int  # stored, everything but the next
-    embedding_bytes: int  # token embeddings and output head, stored
-    bpw: float | None  # bits per weight over the quantized linears, every overhead counted
-    bpw_file: float | None  # the same over all parameters
-    layers: tuple[LayerReport, ...] = ()
-    notes: tuple[str, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)  # method's own facts: types, calibration, ...
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
-
-    def summary(self) -> dict[str, Any]:
-        """What a Record keeps: everything but the layers (they stay beside the artifact)."""
-        data = self.to_json()
-        del data["layers"]
-        return {**data, "n_layers": len(self.layers)}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Artifact:
-        layers = tuple(LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in data["layers"])
-        return Artifact(
-            **{**data, "path": Path(data["path"]), "layers": layers, "notes": tuple(data["notes"])}
-        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +76,7 @@ class Method(Protocol):
 
     def check_packages(self, options: Any) -> None:
         """Raises MissingExtraError for a package of these that is not there."""
-        from qeval.extras import require
+        from qeval.core.extras import require
 
         raise_all(*(partial(require, p.extra, *p.modules) for p in self.packages(options)))
 

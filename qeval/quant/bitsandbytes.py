@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.errors import raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import raise_all
+from qeval.core.options import Options
+from qeval.quant.base import BuildContext, Method, Packages
 
 
 class BitsAndBytesOptions(Options):
@@ -59,8 +61,8 @@ class BitsAndBytes(Method):
         return (Packages("bitsandbytes", ("torch", "transformers", "accelerate", "bitsandbytes")),)
 
     def check_device(self, options: BitsAndBytesOptions, model: ModelRef, device: str) -> None:
-        from qeval.quant.packing import check_4bit_on_cpu
-        from qeval.weights import linear_shapes
+        from qeval.formats.limits import check_4bit_on_cpu
+        from qeval.models.weights import linear_shapes
 
         if options.num_bits == 4 and device == "cpu" and model.path.is_dir():
             check_4bit_on_cpu(self.label(options), linear_shapes(model.path))
@@ -69,7 +71,7 @@ class BitsAndBytes(Method):
         return options.num_bits
 
     def preflight(self, options: BitsAndBytesOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_folder
+        from qeval.formats.limits import check_folder
 
         raise_all(lambda: self.check_packages(options), lambda: check_folder("bitsandbytes", model))
 
@@ -78,9 +80,9 @@ class BitsAndBytes(Method):
         import torch
         from transformers import BitsAndBytesConfig
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish, left_alone
-        from qeval.quant.linears import device_of
+        from qeval.models.linears import device_of
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish, left_alone
 
         chosen, left = options.identity(), left_alone(context.model)
         if options.num_bits == 8:

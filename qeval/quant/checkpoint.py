@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qeval.errors import UsageError
-from qeval.models import resolve_model
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.folder import describe_folder
-from qeval.quant.formats import KERNELS_FOR
-from qeval.quant.packing import Kernel, check_kernel
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import UsageError
+from qeval.core.options import Options
+from qeval.formats.describe import describe_folder
+from qeval.formats.limits import Kernel, check_kernel
+from qeval.formats.recognise import KERNELS_FOR
+from qeval.models.resolve import resolve_model
+from qeval.quant.base import BuildContext, Method
 
 
 class CheckpointOptions(Options):

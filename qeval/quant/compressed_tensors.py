@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.errors import BuildError, raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
-from qeval.quant.formats import read_json
-from qeval.weights import read_tensors
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, raise_all
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.models.config import read_json
+from qeval.models.weights import read_tensors
+from qeval.quant.base import BuildContext, Method, Packages
 
 _OF_EXPERT = re.compile(r"\.experts\.\d+\.(\w+)\.weight$")
 _GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")
@@ -112,7 +114,7 @@ class CompressedTensors(Method):
         return 4 if options.scheme.startswith("W4") else 8
 
     def preflight(self, options: CompressedTensorsOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_no_conv1d, check_widths
+        from qeval.formats.limits import check_no_conv1d, check_widths
 
         def check_shapes() -> None:
             check_no_conv1d("compressed-tensors", model)
@@ -126,9 +128,9 @@ class CompressedTensors(Method):
         import torch
         from llmcompressor import oneshot
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
-        from qeval.quant.linears import device_of
+        from qeval.models.linears import device_of
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish
 
         source, device = context.model, device_of(context.device)
         if device.type == "cuda":
@@ -156,7 +158,7 @@ class CompressedTensors(Method):
 
 def _left_alone(model: Any) -> list[str]:
     """The output head, and a mixture's routers."""
-    from qeval.quant.linears import head_name, router_names
+    from qeval.models.linears import head_name, router_names
 
     return [*filter(None, [head_name(model)]), *sorted(router_names(model))]
 

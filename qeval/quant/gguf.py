@@ -15,75 +15,22 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import field_validator, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.cores import threads
-from qeval.errors import BuildError, did_you_mean, raise_all
-from qeval.quant.base import (
-    Artifact,
-    BuildContext,
-    LayerReport,
-    Method,
-    ModelRef,
-    Options,
-    Packages,
-)
-from qeval.quant.packing import check_folder
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.cores import threads
+from qeval.core.errors import BuildError, did_you_mean, raise_all
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.formats.gguf import ALIASES, TYPES, describe_gguf
+from qeval.formats.limits import check_folder
+from qeval.quant.base import BuildContext, Method, Packages
 
-
-@dataclass(frozen=True)
-class GgufType:
-    ftype: int  # llama.h's enum llama_ftype; the file's general.file_type
-    block: int  # inputs that share a block of its main type; 1: not quantized
-    needs_imatrix: bool = False  # llama.cpp refuses to go without (llama-quant.cpp)
-
-
-TYPES: dict[str, GgufType] = {
-    "F32": GgufType(0, 1),
-    "F16": GgufType(1, 1),
-    "BF16": GgufType(32, 1),
-    "Q8_0": GgufType(7, 32),
-    "Q6_K": GgufType(18, 256),
-    "Q5_K_M": GgufType(17, 256),
-    "Q5_K_S": GgufType(16, 256),
-    "Q5_1": GgufType(9, 32),
-    "Q5_0": GgufType(8, 32),
-    "Q4_K_M": GgufType(15, 256),
-    "Q4_K_S": GgufType(14, 256),
-    "Q4_1": GgufType(3, 32),
-    "Q4_0": GgufType(2, 32),
-    "IQ4_NL": GgufType(25, 32),
-    "IQ4_XS": GgufType(30, 256),
-    "MXFP4_MOE": GgufType(38, 32),  # experts in MXFP4, everything else in Q8_0
-    "Q3_K_L": GgufType(13, 256),
-    "Q3_K_M": GgufType(12, 256),
-    "Q3_K_S": GgufType(11, 256),
-    "IQ3_M": GgufType(27, 256),
-    "IQ3_S": GgufType(26, 256),
-    "IQ3_XS": GgufType(22, 256, needs_imatrix=True),  # its attn_q and attn_k are IQ3_XXS
-    "IQ3_XXS": GgufType(23, 256, needs_imatrix=True),
-    "Q2_K": GgufType(10, 256),
-    "Q2_K_S": GgufType(21, 256, needs_imatrix=True),
-    "IQ2_M": GgufType(29, 256, needs_imatrix=True),
-    "IQ2_S": GgufType(28, 256, needs_imatrix=True),
-    "IQ2_XS": GgufType(20, 256, needs_imatrix=True),
-    "IQ2_XXS": GgufType(19, 256, needs_imatrix=True),
-    "Q2_0": GgufType(41, 64),
-    "TQ2_0": GgufType(37, 256),
-    "TQ1_0": GgufType(36, 256),
-    "IQ1_M": GgufType(31, 256, needs_imatrix=True),
-    "IQ1_S": GgufType(24, 256, needs_imatrix=True),
-    "Q1_0": GgufType(40, 128),
-}
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
-_NAMES = {t.ftype: name for name, t in TYPES.items()}
 _LONGEST_WINDOW = 2048  # of a protocol's own
 _FLOAT_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -192,8 +139,8 @@ def _context(model: ModelRef, path: Path) -> tuple[dict[str, Any], list[str]]:
     its sliding window; a note where the file says less than a protocol's windows."""
     from transformers import AutoConfig
 
-    from qeval.engines.gguf_file import read_header
-    from qeval.engines.loading import max_positions, sliding_window
+    from qeval.llama.gguf_file import read_header
+    from qeval.models.loading import max_positions, sliding_window
 
     config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     limit = max_positions(config)
@@ -207,13 +154,13 @@ def _context(model: ModelRef, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def convert(options: GgufOptions, context: BuildContext, path: Path) -> None:
     """Run llama.cpp's converter on the model's folder."""
-    from qeval.llama_tools import converter_folder
+    from qeval.llama.converter import WRAPPER, converter_folder
 
     model = context.model.path
     check_folder("gguf", context.model)
     folder = converter_folder(context.cache_dir)
     arguments = [str(model), "--outfile", str(path), "--outtype", options.type.lower()]
-    wrapper = Path(__file__).with_name("convert_wrapper.py")
+    wrapper = WRAPPER
     command = [sys.executable, str(wrapper), str(folder), options.pre_tokenizer or "", *arguments]
     context.progress(0, 1, "conversions")
     _run(command, context.cache_dir / "logs" / f"convert-{context.out.name}.log", model)
@@ -251,13 +198,13 @@ def _quantize(
 ) -> tuple[dict[str, Any], list[str]]:
     """Quantize the base artifact's file into ``path``; what the Artifact's details say about it, and
     its notes."""
-    from qeval.engines import _llama
-    from qeval.engines.gguf_file import read_header
-    from qeval.quant import imatrix
+    from qeval.llama import library as llama
+    from qeval.llama.gguf_file import read_header
+    from qeval.quant.libraries import imatrix
 
     if context.base is None:
         raise BuildError(f"{options.type} is made from a float GGUF and got none")
-    lib = _llama.library()
+    lib = llama.library()
     params = lib.llama_model_quantize_default_params()
     params.ftype = TYPES[options.type].ftype
     params.nthread = threads(context.n_threads)
@@ -271,7 +218,7 @@ def _quantize(
         needed = TYPES[options.type].needs_imatrix
         given = imatrix.with_ones(importance, header) if needed else importance
         params.imatrix, alive = imatrix.as_ctypes(lib, given)
-    _llama.forget_log()
+    llama.forget_log()
     code = lib.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
     del alive
     if code != 0:
@@ -282,62 +229,18 @@ def _quantize(
 
 
 def _cause(code: int) -> str:
-    from qeval.engines import _llama
+    from qeval.llama import library as llama
 
-    text = _llama.reason(f"code {code}")
+    text = llama.reason(f"code {code}")
     return "the file cannot be written: is the disk full?" if "iostream" in text else text
 
 
 def _measure(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[str, Any]]:
     """The importance of every linear's inputs, and the calibration as it is recorded."""
-    from qeval.quant import imatrix
+    from qeval.quant.libraries import imatrix
 
     drawn = context.calibration(options.calibration or CalibrationOptions())
     measured = imatrix.mean_squares(
         context.model, drawn.windows, device=context.device, progress=context.progress
     )
     return measured, drawn.facts
-
-
-def describe_gguf(path: Path) -> Artifact:
-    """The Artifact of a file as it is, with the types that are really in it (reads the header only).
-
-    Raises:
-        ModelError: not a GGUF file, or cut off.
-    """
-    from qeval.engines.gguf_file import read_header
-
-    header = read_header(path)
-    name = _NAMES.get(header.metadata.get("general.file_type", -1))
-    block = TYPES[name].block if name else 1
-    linears = [t for t in header.tensors if t.is_linear]
-    layers = tuple(
-        LayerReport(t.name, t.shape, t.kind, t.n_bytes, note=_width_note(t.shape[-1], block))
-        for t in linears
-    )
-    total = header.weight_bytes + header.embedding_bytes
-    return Artifact(
-        path=path,
-        engine="llamacpp",
-        simulated=False,
-        weight_bytes=header.weight_bytes,
-        embedding_bytes=header.embedding_bytes,
-        bpw=8 * sum(t.n_bytes for t in linears) / max(1, sum(t.n_params for t in linears)),
-        bpw_file=8 * total / max(1, sum(t.n_params for t in header.tensors)),
-        layers=layers,
-        notes=_fallbacks(layers),
-        details={"type": name, "types": dict(Counter(t.kind for t in header.tensors))},
-    )
-
-
-def _width_note(width: int, block: int) -> str:
-    return f"width {width} is not a multiple of {block}" if width % block else ""
-
-
-def _fallbacks(layers: tuple[LayerReport, ...]) -> tuple[str, ...]:
-    """``7 of 30 linears stored as Q8_0: width 576 is not a multiple of 256``, per type and width."""
-    counts = Counter((r.kind, r.note) for r in layers if r.note)
-    return tuple(
-        f"{count} of {len(layers)} linears stored as {kind}: {note}"
-        for (kind, note), count in counts.items()
-    )

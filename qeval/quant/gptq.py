@@ -3,31 +3,38 @@
 The checkpoint is in the standard GPTQ format: qweight, qzeros, scales and g_idx for every linear of the
 decoder blocks, which transformers, vLLM and GPTQModel load. Calibration windows are the same for both
 backends, so that their rows differ by the library alone. ``backend: laboratory`` is qeval's own
-(lab_gptq.py), simulated unless ``format: gptq``.
+(the end of this file), simulated unless ``format: gptq``.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.errors import UsageError
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
-from qeval.quant.export import (
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import UsageError
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.formats.limits import Kernel, check_kernel
+from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.laboratory.method import build as build_with
+from qeval.quant.laboratory.packing import (
     GPTQ_BITS,
     GPTQ_GROUPS,
     GPTQMODEL,
     Format,
     check_export,
     execution,
+    gptq_config,
     packages,
     preflight,
     preflight_gptq,
     weight_bits,
 )
-from qeval.quant.packing import Kernel, check_kernel
+
+if TYPE_CHECKING:
+    from qeval.quant.laboratory.driver import Solve
 
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
 
@@ -115,14 +122,12 @@ class Gptq(Method):
     def build(self, options: GptqOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the library refuses the model."""
         if options.backend == "auto-gptq":
-            from qeval.quant.auto_gptq import build
+            from qeval.quant.libraries.auto_gptq import build
 
             return build(options, context)
         if options.backend == "laboratory":
-            from qeval.quant.lab_gptq import build as build_in_laboratory
-
             return build_in_laboratory(options, context)
-        from qeval.quant.gptqmodel_build import quantize
+        from qeval.quant.libraries.gptqmodel import quantize
 
         def config(library: Any) -> Any:
             return library.GPTQConfig(
@@ -138,3 +143,33 @@ class Gptq(Method):
             )
 
         return quantize(config, options.calibration, context)
+
+
+def build_in_laboratory(options: GptqOptions, context: BuildContext) -> Artifact:
+    """Raises BuildError for an unknown architecture and for activations that are not finite."""
+    return build_with(
+        context,
+        solver(options),
+        options.calibration,
+        num_bits=options.num_bits,
+        true_sequential=options.true_sequential,
+        num_blocks=options.num_blocks,
+        gptq=gptq_config(options, options.act_order and not options.static_groups),
+    )
+
+
+def solver(options: GptqOptions) -> Solve:
+    """What the options ask for, as a function of a layer's weight and Hessian."""
+    from functools import partial
+
+    from qeval.quant.laboratory.solvers.base import GridRules
+    from qeval.quant.laboratory.solvers.gptq import gptq
+
+    rules = GridRules(options.num_bits, options.group_size, options.symmetric)
+    return partial(
+        gptq,
+        rules=rules,
+        percdamp=options.percdamp,
+        act_order=options.act_order,
+        static_groups=options.static_groups,
+    )

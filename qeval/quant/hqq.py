@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from qeval.errors import BuildError, raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, raise_all
+from qeval.core.options import Options
+from qeval.quant.base import BuildContext, Method, Packages
 
 
 class HqqOptions(Options):
@@ -48,9 +50,9 @@ class Hqq(Method):
         from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
         from hqq.models.hf.base import AutoHQQHFModel
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
-        from qeval.quant.linears import device_of, linears
+        from qeval.models.linears import device_of, linears
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish
 
         source = context.model
         model = load_model(source.path, source.dtype, "cpu", source.trust_remote_code)
@@ -91,8 +93,8 @@ def _beside_others(model: Any) -> dict[str, dict[str, Any]]:
 
 def _check_shapes(options: HqqOptions, model: ModelRef) -> None:
     """Raises UsageError for a .gguf file, and for layers that the library cannot pack."""
-    from qeval.quant.packing import check_no_conv1d, check_widths, refuse_shapes
-    from qeval.weights import linear_shapes
+    from qeval.formats.limits import check_no_conv1d, check_widths, refuse_shapes
+    from qeval.models.weights import linear_shapes
 
     check_no_conv1d("hqq", model)
     group = options.group_size

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from qeval.quant.base import Artifact, BuildContext, Method, Options
-from qeval.quant.folder import describe_folder
+from qeval.core.artifact import Artifact
+from qeval.core.options import Options
+from qeval.formats.describe import describe_folder
+from qeval.quant.base import BuildContext, Method
 
 
 class NoOptions(Options):

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
-from qeval.quant.export import (
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.formats.limits import Kernel
+from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.laboratory.method import LaboratoryOptions, build
+from qeval.quant.laboratory.packing import (
     Format,
     check_device,
     check_export,
@@ -24,11 +28,9 @@ from qeval.quant.export import (
     preflight,
     weight_bits,
 )
-from qeval.quant.laboratory import LaboratoryOptions, build
-from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
-    from qeval.quant.blocks import Solve
+    from qeval.quant.laboratory.driver import Solve
 
 
 class QuantEaseOptions(LaboratoryOptions):
@@ -103,9 +105,9 @@ def solver(options: QuantEaseOptions) -> Solve:
     """What the options ask for, as a function of a layer's weight and Hessian."""
     from functools import partial
 
-    from qeval.quant.solvers.base import GridRules
-    from qeval.quant.solvers.outliers import Outliers, quantease_outliers
-    from qeval.quant.solvers.quantease import Descending, gptq_quantease, quantease
+    from qeval.quant.laboratory.solvers.base import GridRules
+    from qeval.quant.laboratory.solvers.outliers import Outliers, quantease_outliers
+    from qeval.quant.laboratory.solvers.quantease import Descending, gptq_quantease, quantease
 
     rules = GridRules(options.num_bits, options.group_size, options.symmetric)
     how = Descending(options.sweeps, options.relax)

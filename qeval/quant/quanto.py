@@ -12,8 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
-from qeval.errors import BuildError, raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, raise_all
+from qeval.core.options import Options
+from qeval.quant.base import BuildContext, Method, Packages
 
 _NAMES = {"int8": "W8A16", "int4": "W4A16", "int2": "W2A16", "float8": "FP8 W8A16"}
 
@@ -41,7 +43,7 @@ class Quanto(Method):
         return {"int2": 2, "int4": 4}.get(options.weights, 8)
 
     def preflight(self, options: QuantoOptions, model: ModelRef) -> None:
-        from qeval.quant.packing import check_no_conv1d
+        from qeval.formats.limits import check_no_conv1d
 
         raise_all(lambda: self.check_packages(options), lambda: check_no_conv1d("quanto", model))
 
@@ -49,9 +51,9 @@ class Quanto(Method):
         """Raises BuildError where the library finds nothing to quantize."""
         from optimum.quanto import QuantizedModelForCausalLM
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish
-        from qeval.quant.linears import device_of, head_name, router_names
+        from qeval.models.linears import device_of, head_name, router_names
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish
 
         source = context.model
         model = load_model(

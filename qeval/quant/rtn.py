@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from qeval.quant.base import (
-    Artifact,
-    BuildContext,
-    LayerReport,
-    Method,
-    ModelRef,
-    Options,
-    Packages,
-)
-from qeval.quant.export import (
+from qeval.core.artifact import Artifact, LayerReport, ModelRef
+from qeval.core.options import Options
+from qeval.formats.limits import Kernel
+from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.laboratory.packing import (
     Format,
     check_device,
     check_export,
@@ -30,7 +25,6 @@ from qeval.quant.export import (
     preflight,
     weight_bits,
 )
-from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,11 +85,11 @@ class Rtn(Method):
         where a linear is to be packed outside of the decoder blocks."""
         import torch
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.affine import check_group_size
-        from qeval.quant.experts import experts_as_linears
-        from qeval.quant.gptq_format import check_in_blocks, save_gptq
-        from qeval.quant.linears import device_of, linears, save_simulated
+        from qeval.formats.affine import check_group_size
+        from qeval.models.experts import experts_as_linears
+        from qeval.models.linears import device_of, linears, save_simulated
+        from qeval.models.loading import load_model
+        from qeval.quant.laboratory.gptq_format import check_in_blocks, save_gptq
 
         model = load_model(
             context.model.path, context.model.dtype, "cpu", context.model.trust_remote_code
@@ -118,9 +112,9 @@ class Rtn(Method):
 
 def round_linear(layer: Any, options: RtnOptions, device: Any) -> tuple[LayerReport, dict[str, Tensor]]:
     """Round a layer in place: its report, and with ``format: gptq`` what is stored of it."""
-    from qeval.quant.affine import dequantize, fit_grid, quantize, stored_bytes
-    from qeval.quant.gptq_format import pack_gptq
-    from qeval.quant.solvers.base import consecutive
+    from qeval.formats.affine import dequantize, fit_grid, quantize, stored_bytes
+    from qeval.quant.laboratory.gptq_format import pack_gptq
+    from qeval.quant.laboratory.solvers.base import consecutive
 
     how = (options.num_bits, options.group_size, options.symmetric)
     weight = layer.weight.to(device)

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qeval.calibration import CalibrationOptions
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
-from qeval.quant.export import (
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.formats.limits import Kernel
+from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.laboratory.method import LaboratoryOptions, build
+from qeval.quant.laboratory.packing import (
     Format,
     check_device,
     check_export,
@@ -23,11 +27,9 @@ from qeval.quant.export import (
     preflight,
     weight_bits,
 )
-from qeval.quant.laboratory import LaboratoryOptions, build
-from qeval.quant.packing import Kernel
 
 if TYPE_CHECKING:
-    from qeval.quant.blocks import Prepare, Solve
+    from qeval.quant.laboratory.driver import Prepare, Solve
 
 _WITH = {"rtn": "", "gptq": "+GPTQ", "quantease": "+QuantEase"}
 
@@ -84,7 +86,7 @@ class SmoothQuant(Method):
     def build(self, options: SmoothQuantOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture, for one whose norms take no scale, and for
         activations that are not finite."""
-        from qeval.quant.transforms.smoothquant import Smoothing, input_maxima
+        from qeval.quant.laboratory.transforms.smoothquant import Smoothing, input_maxima
 
         def transform(model: Any, windows: Any, device: Any) -> Prepare:
             maxima = input_maxima(
@@ -112,10 +114,10 @@ def solver(options: SmoothQuantOptions) -> Solve:
     """What the options ask for, as a function of a layer's weight and Hessian."""
     from functools import partial
 
-    from qeval.quant.solvers.base import GridRules
-    from qeval.quant.solvers.gptq import gptq
-    from qeval.quant.solvers.quantease import quantease
-    from qeval.quant.solvers.rtn import rtn
+    from qeval.quant.laboratory.solvers.base import GridRules
+    from qeval.quant.laboratory.solvers.gptq import gptq
+    from qeval.quant.laboratory.solvers.quantease import quantease
+    from qeval.quant.laboratory.solvers.rtn import rtn
 
     solvers: dict[str, Any] = {"rtn": rtn, "gptq": gptq, "quantease": quantease}
     rules = GridRules(options.num_bits, options.group_size, options.symmetric)

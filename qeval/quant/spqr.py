@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from qeval.calibration import CalibrationOptions
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options
-from qeval.quant.laboratory import LaboratoryOptions, build, preflight
-from qeval.weights import DTYPE_BYTES
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
+from qeval.models.tensors import DTYPE_BYTES
+from qeval.quant.base import BuildContext, Method
+from qeval.quant.laboratory.method import LaboratoryOptions, build, preflight
 
 if TYPE_CHECKING:
-    from qeval.quant.blocks import Solve
+    from qeval.quant.laboratory.driver import Solve
 
 
 class SpqrOptions(LaboratoryOptions):
@@ -73,8 +75,8 @@ def solver(options: SpqrOptions) -> Solve:
     """What the options ask for, as a function of a layer's weight and Hessian."""
     from functools import partial
 
-    from qeval.quant.solvers.base import GridRules
-    from qeval.quant.solvers.spqr import SecondLevel, spqr
+    from qeval.quant.laboratory.solvers.base import GridRules
+    from qeval.quant.laboratory.solvers.spqr import SecondLevel, spqr
 
     bits = options.statistic_bits
     return partial(

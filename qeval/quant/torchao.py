@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from qeval.errors import BuildError, QevalError, UsageError, raise_all
-from qeval.quant.base import Artifact, BuildContext, Method, ModelRef, Options, Packages
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, QevalError, UsageError, raise_all
+from qeval.core.options import Options
+from qeval.quant.base import BuildContext, Method, Packages
 
 _CAPABILITIES = {"int4wo": (8, 0), "fp8dyn": (8, 9)}  # the least, of schemes that need a CUDA GPU
 _INSTEAD = {"int4wo": "int8wo", "fp8dyn": "fp8wo"}  # what runs everywhere
@@ -76,9 +78,9 @@ class TorchAo(Method):
         """Raises BuildError where the device has no kernel of the scheme."""
         from transformers import TorchAoConfig
 
-        from qeval.engines.loading import load_model
-        from qeval.quant.library import finish, left_alone
-        from qeval.quant.linears import device_of
+        from qeval.models.linears import device_of
+        from qeval.models.loading import load_model
+        from qeval.quant.libraries.finish import finish, left_alone
 
         device = device_of(context.device)
         check_device(options.scheme, device)
@@ -105,8 +107,8 @@ def _check_dtype(options: TorchAoOptions, model: ModelRef) -> None:
 
 
 def _check_shapes(options: TorchAoOptions, model: ModelRef) -> None:
-    from qeval.quant.packing import check_no_conv1d, check_widths, refuse_shapes
-    from qeval.weights import linear_shapes
+    from qeval.formats.limits import check_no_conv1d, check_widths, refuse_shapes
+    from qeval.models.weights import linear_shapes
 
     check_no_conv1d("torchao", model)
     if options.group:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from qeval.errors import UsageError, did_you_mean
-from qeval.record import Metric
+from qeval.core.errors import UsageError, did_you_mean
+from qeval.core.record import Metric
 from qeval.report.places import Place
 from qeval.report.table import Column
 

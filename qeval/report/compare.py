@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from qeval.record import Metric
-from qeval.stats import t_quantile
+from qeval.core.intervals import t_quantile
+from qeval.core.record import Metric
 
 if TYPE_CHECKING:
     import numpy as np

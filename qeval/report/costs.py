@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qeval.record import Record
+from qeval.core.record import Record
 from qeval.report.places import Place, host_of, place_of
 from qeval.report.sources import Source, age
 

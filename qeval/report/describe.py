@@ -8,12 +8,12 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from qeval.errors import UsageError
-from qeval.record import MemoryReport, Metric, Record
+from qeval.core.errors import UsageError
+from qeval.core.intervals import half_width
+from qeval.core.record import MemoryReport, Metric, Record
+from qeval.core.units import human_bytes, human_seconds
 from qeval.report.places import place_of
 from qeval.report.sources import age, kept
-from qeval.stats import half_width
-from qeval.units import human_bytes, human_seconds
 
 _KEY_PARTS = ("conditions", "key_anywhere")  # of a cell: shown in words
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qeval.record import Metric, Record
+from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.places import Place, in_order, place_of
 from qeval.report.sources import Source, age, order, task_id

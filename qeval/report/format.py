@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from qeval.core.units import gib, human_seconds
 from qeval.report.compare import Difference
 from qeval.report.table import Column, Entry
-from qeval.units import gib, human_seconds
 
 SIMULATED = "†"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

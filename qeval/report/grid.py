@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qeval.report.format import (
-    SIMULATED,
-    difference_text,
-    marks,
-    printed_unit,
-    value_text,
-)
+from qeval.core.units import GIB
+from qeval.report.format import SIMULATED, difference_text, marks, printed_unit, value_text
 from qeval.report.table import Column, Entry, Row, Table
-from qeval.units import GIB
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qeval.record import Record
+from qeval.core.record import Record
 
 UNKNOWN_TEXT = "conditions unknown"
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from qeval.errors import UsageError, did_you_mean
-from qeval.record import finite
+from qeval.core.errors import UsageError, did_you_mean
+from qeval.core.record import finite
 from qeval.report.format import marks
 from qeval.report.grid import GridCell, grid
 from qeval.report.table import Column, Entry, Row, Table

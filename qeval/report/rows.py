@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from qeval.errors import UsageError
-from qeval.record import Metric, Record
+from qeval.core.errors import UsageError
+from qeval.core.intervals import half_width
+from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.compare import Difference, difference
 from qeval.report.costs import Costs, accounted, costs
@@ -20,18 +21,9 @@ from qeval.report.fill import Cells, Filled, Found, cells, elsewhere, metric_col
 from qeval.report.format import value_text
 from qeval.report.legend import Facts, legend
 from qeval.report.places import Place, labels, place_of
-from qeval.report.sources import (
-    Source,
-    baselines,
-    choose_baselines,
-    kept,
-    names,
-    sources,
-    task_id,
-)
+from qeval.report.sources import Source, baselines, choose_baselines, kept, names, sources, task_id
 from qeval.report.table import Column, Entry, Layout, Row, Table
-from qeval.results import cell_name, is_meant
-from qeval.stats import half_width
+from qeval.store.results import cell_name, is_meant
 
 NONE, PENDING = "–", "…"
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from qeval.errors import UsageError, did_you_mean
-from qeval.quant.running import KEYS
-from qeval.record import Record
+from qeval.core.errors import UsageError, did_you_mean
+from qeval.core.low_bits import KEYS
+from qeval.core.record import Record
 from qeval.report.columns import metric_column
-from qeval.store import latest
+from qeval.store.records import latest
 
 _FOUND = ("none", "checkpoint")  # methods whose weights are there already, in whatever format
 _FAR = 10**9  # where a cell without "order" is sorted to

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox.base import Limits
 from qeval.sandbox.kernel import NAMESPACES
 from qeval.sandbox.lane import HERE, Launch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox.base import Sandbox
 from qeval.sandbox.bubblewrap import Bubblewrap
 from qeval.sandbox.host_limits import HostLimitError

@@ -9,9 +9,9 @@ import resource
 from collections.abc import Callable
 from dataclasses import replace
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
+from qeval.core.units import human_bytes
 from qeval.sandbox.base import MIB, Limits
-from qeval.units import human_bytes
 
 # Field of Limits: what it is, how a value is written, the least that a lane works with, and the
 # resources that bound it, each with the letter that `ulimit` has for it.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox.base import MIB, Limits, Program, Verdict
 from qeval.sandbox.cgroup import Group
 from qeval.sandbox.clock import Clock

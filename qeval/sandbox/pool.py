@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import ClassVar
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox.base import Limits, Program, Verdict, Verdicts
 from qeval.sandbox.host_limits import HostLimitError, allowed_here, check_cpu
 from qeval.sandbox.lane import Lane, LaneBroken, Launch, host_marks

@@ -10,13 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from qeval.lm import LM
-from qeval.quant.base import ModelRef, Options, Progress
-from qeval.record import Metric
+from qeval.core.artifact import ModelRef
+from qeval.core.options import Options
+from qeval.core.progress import Progress
+from qeval.core.record import Metric
+from qeval.engines.base import LM
 
 if TYPE_CHECKING:
-    from qeval.data import DataSource
-    from qeval.tokenizer import Tokenizer
+    from qeval.data.datasets import DataSource
+    from qeval.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class TaskContext:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from qeval.tokenizer import load_tokenizer
+        from qeval.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.model)
 
     @cached_property
     def model_limit(self) -> int:
         """The longest sequence that the model of the row takes, whatever engine and weights it has."""
-        from qeval.engines.loading import model_limit
+        from qeval.models.loading import model_limit
 
         return model_limit(self.model.path, self.model.trust_remote_code)
 

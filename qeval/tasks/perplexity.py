@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
-from qeval.calibration import (
+from qeval.core.errors import DataError, QevalError
+from qeval.core.files import user_path
+from qeval.core.intervals import mean_stderr
+from qeval.core.options import Options
+from qeval.core.record import Metric
+from qeval.data.calibration import (
     DOCUMENT_SETS,
     CalibrationOptions,
     draw,
@@ -32,21 +37,16 @@ from qeval.calibration import (
     joined,
     too_short,
 )
-from qeval.data import FILE_PREFIX, text_dataset
-from qeval.errors import DataError, QevalError
-from qeval.files import user_path
-from qeval.lm import LM
-from qeval.quant.base import Options
-from qeval.record import Metric
-from qeval.stats import mean_stderr
+from qeval.data.datasets import FILE_PREFIX, text_dataset
+from qeval.engines.base import LM
+from qeval.models.tokenizer import first_difference
 from qeval.tasks.base import TaskContext, TaskResult
-from qeval.tokenizer import first_difference
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from qeval.data import DataSource
+    from qeval.data.datasets import DataSource
 
 GPTQ_SEQ_LEN = 2048
 LLAMACPP_N_CTX = 512

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from qeval.errors import DataError, EngineError
-from qeval.lm import LM, Sampling
-from qeval.quant.base import Options
-from qeval.record import Metric
+from qeval.core.errors import DataError, EngineError
+from qeval.core.options import Options
+from qeval.core.record import Metric
+from qeval.engines.base import LM, Sampling
 from qeval.tasks.base import TaskContext, TaskResult
 
 if TYPE_CHECKING:
-    from qeval.data import DataSource
+    from qeval.data.datasets import DataSource
 
 SPREAD = 0.1  # of the median, between the slowest and the fastest repeat
 

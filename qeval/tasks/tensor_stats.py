@@ -15,21 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from qeval.lm import LM
-from qeval.quant.base import Options
-from qeval.record import Metric
+from qeval.core.options import Options
+from qeval.core.record import Metric
+from qeval.engines.base import LM
 from qeval.tasks.base import TaskContext, TaskResult
-from qeval.tasks.perplexity import (
-    TextOptions,
-    dataset_name,
-    gptq_windows,
-    text_of,
-    window_length,
-)
+from qeval.tasks.perplexity import TextOptions, dataset_name, gptq_windows, text_of, window_length
 from qeval.tensor_stats.rows import Statistics, TensorRow, value, worst, write
 
 if TYPE_CHECKING:
-    from qeval.data import DataSource
+    from qeval.data.datasets import DataSource
 
 _GROUPS = {"weight": ("weight",), "input": ("input",), "kv": ("key", "value")}
 

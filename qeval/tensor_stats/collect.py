@@ -1,16 +1,16 @@
 """Statistics of a running transformers model: weights, inputs of linears, keys and values.
 
-Weights: of every linear but the head; a mixture's experts are linears, too (quant/experts.py). A weight
-that is packed (a kernel's own layout, bitsandbytes, torchao, ...) is read through its kernel: the
-layer's answer to unit inputs is W^T, whatever the format.
+Weights: of every linear but the head; a mixture's experts are linears, too (models/experts.py). A
+weight that is packed (a kernel's own layout, bitsandbytes, torchao, ...) is read through its kernel:
+the layer's answer to unit inputs is W^T, whatever the format.
 Inputs: what the linears read, once where several read the same tensor. Keys and values: what the
 attention hands to the cache, after the rotary embedding; of a layer that slides a window every token,
 not only those that are left. Both before a row that rounds them does so. Nothing is kept of a window
 but sums, so memory does not grow with their number.
 
 Rounding noise is that of a min/max grid of each tensor: weights per output channel or group
-(quant/affine.py), inputs per token, keys and values per token and head (engines/low_bits.py), all with
-a zero point.
+(formats/affine.py), inputs per token, keys and values per token and head (engines/low_bits.py), all
+with a zero point.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qeval.engines.base import Internals
 from qeval.engines.low_bits import fake_quantize as low_bits
-from qeval.lm import Internals
-from qeval.quant.affine import check_group_size, fake_quantize
-from qeval.quant.architectures import blocks_path
-from qeval.quant.experts import experts_as_linears, is_open
-from qeval.quant.linears import linears_of_any_format, widths
+from qeval.formats.affine import check_group_size, fake_quantize
+from qeval.models.architectures import blocks_path
+from qeval.models.experts import experts_as_linears, is_open
+from qeval.models.linears import linears_of_any_format, widths
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
 from qeval.tensor_stats.rows import TOP_CHANNELS, Kind, TensorRow
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qeval.errors import DataError
-from qeval.files import write_atomic
-from qeval.record import finite
+from qeval.core.errors import DataError
+from qeval.core.files import write_atomic
+from qeval.core.record import finite
 
 Kind = Literal["weight", "input", "key", "value"]
 KINDS: tuple[Kind, ...] = ("weight", "input", "key", "value")

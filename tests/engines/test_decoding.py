@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from qeval.core.errors import EngineError
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Sampling
 from qeval.engines.decoding import Trials, draw
 from qeval.engines.hf import HfEngine, token_nll
-from qeval.errors import EngineError
-from qeval.lm import EngineSettings, Sampling
-from qeval.quant.folder import describe_folder
+from qeval.formats.describe import describe_folder
 
 VOCAB = 256
 PROMPTS = [[(7 * i + 31 * j) % 250 + 3 for i in range(n)] for j, n in enumerate((40, 5, 12, 12))]
@@ -429,4 +430,6 @@ def test_the_logits_of_a_batch_are_not_copied(tiny_llama, monkeypatch):
 
     monkeypatch.setattr("qeval.engines.hf.token_nll", spy)
     assert len(list(lm.nll([PROMPTS[2]] * 3))) == 3
-    assert set(seen) == {stored[-1].data_ptr()} and len(seen) == 3  # the first: the check that it is causal
+    assert (
+        set(seen) == {stored[-1].data_ptr()} and len(seen) == 3
+    )  # the first: the check that it is causal

@@ -7,13 +7,14 @@ import pytest
 import torch
 import transformers
 
-from qeval.cores import usable_cores
+from qeval.core.cores import usable_cores
+from qeval.core.errors import EngineError
+from qeval.core.provenance import cpu_name
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Sampling
 from qeval.engines.hf import HfEngine
-from qeval.engines.loading import load_model
-from qeval.errors import EngineError
-from qeval.lm import EngineSettings, Sampling
-from qeval.provenance import cpu_name
-from qeval.quant.folder import describe_folder
+from qeval.formats.describe import describe_folder
+from qeval.models.loading import load_model
 
 WINDOWS = [[(7 * i + 13 * j) % 512 for i in range(48)] for j in range(5)]
 
@@ -210,7 +211,7 @@ def test_a_configuration_that_is_not_the_weights_is_one_line(tiny_llama, tmp_pat
     import json
     import shutil
 
-    from qeval.engines.loading import load_model
+    from qeval.models.loading import load_model
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_llama, folder)
@@ -240,6 +241,6 @@ def test_a_configuration_that_is_not_the_weights_is_one_line(tiny_llama, tmp_pat
 def test_the_sliding_window_of_a_configuration(kind, more, window):
     from transformers import AutoConfig
 
-    from qeval.engines.loading import sliding_window
+    from qeval.models.loading import sliding_window
 
     assert sliding_window(AutoConfig.for_model(kind, **more)) == window

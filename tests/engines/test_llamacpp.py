@@ -17,14 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeval.cores import usable_cores
-from qeval.engines import _llama, llamacpp
-from qeval.engines.gguf_file import Tensor
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.cores import usable_cores
+from qeval.core.errors import EngineError
+from qeval.core.provenance import cpu_name
+from qeval.core.settings import EngineSettings
+from qeval.engines import llamacpp
+from qeval.engines.base import Sampling, seed_of
 from qeval.engines.llamacpp import LlamaCppEngine, token_nll, window_note
-from qeval.errors import EngineError
-from qeval.lm import EngineSettings, Sampling, seed_of
-from qeval.provenance import cpu_name
-from qeval.quant.base import Artifact, BuildContext, ModelRef
+from qeval.llama import library as llama
+from qeval.llama.gguf_file import Tensor
+from qeval.quant.base import BuildContext
 from qeval.quant.gguf import Gguf, GgufOptions
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -247,7 +250,7 @@ def test_a_sample_hangs_on_nothing_but_seed_prompt_and_number(engine):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_end_a_sequence(engine, monkeypatch, temperature, value):
     """The third token's, of one sequence of two."""
-    calls, logits = [], _llama.Context.logits
+    calls, logits = [], llama.Context.logits
 
     def spoil(context, n):
         rows = logits(context, n)
@@ -256,7 +259,7 @@ def test_logits_that_are_not_finite_end_a_sequence(engine, monkeypatch, temperat
             rows[1, 400] = value
         return rows
 
-    monkeypatch.setattr(_llama.Context, "logits", spoil)
+    monkeypatch.setattr(llama.Context, "logits", spoil)
     sampling = Sampling(max_new_tokens=6, temperature=temperature)
     done = {c.prompt: c for c in engine.generate(PROMPTS[:2], sampling)}
     assert (done[0].finish, len(done[0].ids)) == ("length", 6)
@@ -266,13 +269,13 @@ def test_logits_that_are_not_finite_end_a_sequence(engine, monkeypatch, temperat
 @pytest.mark.parametrize("bad", [None, 0, 7])
 def test_scales_that_are_not_finite_are_found(tmp_path, monkeypatch, bad):
     """Eight blocks of Q8_0, each a float16 scale and 32 integers, read three at a time."""
-    monkeypatch.setattr(_llama, "_CHECKED_BYTES", 3 * 34)
+    monkeypatch.setattr(llama, "_CHECKED_BYTES", 3 * 34)
     blocks = np.zeros((8, 34), np.uint8)
     if bad is not None:
         blocks[bad, :2] = np.array([np.inf], np.float16).view(np.uint8)
     (tmp_path / "data").write_bytes(b"12345" + blocks.tobytes())
     tensor = Tensor("a", (256,), "Q8_0", 8 * 34, tmp_path / "data", 5)
-    assert _llama.nonfinite([tensor]) == (["a"] if bad is not None else [])
+    assert llama.nonfinite([tensor]) == (["a"] if bad is not None else [])
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
@@ -361,17 +364,17 @@ def test_facts_say_what_ran(tiny_f32):
 
 
 def test_gpus_are_named(monkeypatch):
-    monkeypatch.setattr(_llama, "_gpus", lambda: ["NVIDIA H200", "NVIDIA H200"])
-    assert _llama.place("cuda") == ("cuda:0,1", "NVIDIA H200")
-    assert _llama.place("cuda:1") == ("cuda:1", "NVIDIA H200")
+    monkeypatch.setattr(llama, "_gpus", lambda: ["NVIDIA H200", "NVIDIA H200"])
+    assert llama.place("cuda") == ("cuda:0,1", "NVIDIA H200")
+    assert llama.place("cuda:1") == ("cuda:1", "NVIDIA H200")
     monkeypatch.undo()
-    assert all(_llama._gpus()) and len(_llama._gpus()) == _gpu_count()
+    assert all(llama._gpus()) and len(llama._gpus()) == _gpu_count()
 
 
 def _gpu_count() -> int:
     import torch
 
-    return torch.cuda.device_count() if _llama.library().llama_supports_gpu_offload() else 0
+    return torch.cuda.device_count() if llama.library().llama_supports_gpu_offload() else 0
 
 
 # ---- loading
@@ -401,7 +404,7 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 
 def test_a_gpu_that_is_not_there_is_one_line(tiny_f32):
-    from qeval.engines._llama import library
+    from qeval.llama.library import library
 
     if library().llama_supports_gpu_offload():
         pytest.skip("this machine has a GPU that llama.cpp can use")
@@ -440,7 +443,7 @@ def test_the_same_trained_model_in_both_engines(stories260k, shared, cache_dir, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qeval.tokenizer import HfTokenizer
+    from qeval.models.tokenizer import HfTokenizer
 
     ref = ModelRef("s", stories260k, "sha256:s", "float32")
     out = tmp_path / "out"

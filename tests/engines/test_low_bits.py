@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, WINDOWS, make_model, one_thread
 from torch import nn
 
+from qeval.core.errors import EngineError
+from qeval.core.settings import EngineSettings
 from qeval.engines import low_bits
+from qeval.engines.base import Sampling
 from qeval.engines.hf import HfEngine
 from qeval.engines.low_bits import RoundedCache, fake_quantize, round_activations
-from qeval.errors import EngineError
-from qeval.lm import EngineSettings, Sampling
-from qeval.quant.folder import describe_folder
-from qeval.quant.linears import linears
-
-from ..quant.families import FAMILIES, WINDOWS, make_model, one_thread
+from qeval.formats.describe import describe_folder
+from qeval.models.linears import linears
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
@@ -353,10 +353,10 @@ def smollm_ppl():
     at 8, groups of 64 below) and the given execution."""
     if not SMOLLM.is_dir():
         pytest.skip("no models/SmolLM2-135M-Instruct (scripts/make_smollm2.py)")
-    from qeval.data import DataSource
-    from qeval.quant.affine import fake_quantize as round_weight
-    from qeval.quant.base import ModelRef
-    from qeval.tokenizer import load_tokenizer
+    from qeval.core.artifact import ModelRef
+    from qeval.data.datasets import DataSource
+    from qeval.formats.affine import fake_quantize as round_weight
+    from qeval.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(ModelRef("smollm", SMOLLM, "sha256:0", "float32"))
     ids = tokenizer.encode("\n\n".join(DataSource(None).load("pydoc").documents))

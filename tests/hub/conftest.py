@@ -18,9 +18,7 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def hub_server() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        return importlib.import_module("hub_server")
+    return importlib.import_module("hub_server")
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def hub(hub_server: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     import huggingface_hub
     from huggingface_hub import _tree_cache, constants
 
-    from qeval import hub_client
+    from qeval.hub import client as hub_client
 
     for name in (
         "HF_TOKEN",
@@ -61,7 +59,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     import huggingface_hub.file_download
     import huggingface_hub.utils._http
 
-    from qeval import hub_client
+    from qeval.hub import client as hub_client
 
     found: list[float] = []
     monkeypatch.setattr(hub_client, "_wait", found.append)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qeval.calibration import CalibrationOptions
-from qeval.errors import BuildError, EngineError
-from qeval.quant.base import Artifact, Method, Options
-from qeval.record import MemoryReport, Metric
+from qeval.core.artifact import Artifact
+from qeval.core.errors import BuildError, EngineError
+from qeval.core.options import Options
+from qeval.core.record import MemoryReport, Metric
+from qeval.data.calibration import CalibrationOptions
+from qeval.quant.base import Method
 from qeval.tasks.base import TaskResult
 
 

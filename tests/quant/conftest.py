@@ -1,8 +1,6 @@
 """For the tests of AutoGPTQ and AutoAWQ: a build job in the library's environment, and how the built
-model predicts. The environments are made by hand: `qeval env create auto-gptq` (or auto-awq). For those
-of all other libraries: what they made of tiny models (quantized.py)."""
+model predicts. The environments are made by hand: `qeval env create auto-gptq` (or auto-awq)."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,23 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qeval.artifacts import default_cache_dir
-from qeval.envs import python_of
-from qeval.errors import UsageError
-from qeval.executor import LocalExecutor
-from qeval.jobs import Job
-from qeval.lm import EngineSettings
-from qeval.quant.base import Artifact, ModelRef
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import UsageError
+from qeval.core.settings import EngineSettings, default_cache_dir
+from qeval.envs.build import python_of
+from qeval.run.executor import LocalExecutor
+from qeval.run.jobs import Job
 
 CACHE = default_cache_dir().expanduser().resolve()  # the user's own: read before a test hides it
-
-
-@pytest.fixture(scope="session")
-def quantized():
-    """Tiny models quantized by every library: ``Quantized`` of quantized.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        return importlib.import_module("quantized").get()
 
 
 @pytest.fixture
@@ -77,9 +66,8 @@ class Archived:
 
     def make_model(self, **config: object) -> None:
         """Two blocks of hidden size 256, that groups of 128 divide."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(Path(__file__).parents[1]))
-            make_tiny_llama = importlib.import_module("conftest").make_tiny_llama
+        from tiny_models import make_tiny_llama
+
         wide = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05}
         make_tiny_llama(self.model, dtype="float16", **wide, **config)
 
@@ -117,7 +105,7 @@ def divergence(artifact: Artifact, model: Path, folder: Path) -> float:
 import json, sys
 import numpy as np
 from qeval.engines.hf import HfEngine
-from qeval.lm import EngineSettings
+from qeval.engines.base import EngineSettings
 from qeval.quant.base import Artifact
 ids = np.random.default_rng(0).integers(0, 512, (4, 64)).tolist()
 for name, dtype in (("float", "float32"), ("packed", "float16")):

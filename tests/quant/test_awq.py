@@ -7,11 +7,11 @@ from math import isfinite
 import pytest
 from pydantic import ValidationError
 
-from qeval import extras
-from qeval.errors import MissingExtraError, SeveralErrors, UsageError
+from qeval.core import extras
+from qeval.core.errors import MissingExtraError, SeveralErrors, UsageError
+from qeval.formats.recognise import describe_packed
+from qeval.models.weights import read_data, read_tensors
 from qeval.quant.awq import Awq, AwqOptions
-from qeval.quant.formats import describe_packed
-from qeval.weights import read_data, read_tensors
 
 BUILT = {"llama-awq-4": 3.2e-2, "starcoder2-awq-4": 1.7e-2}  # divergence in nats, as measured
 
@@ -90,7 +90,7 @@ def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized):
 
 @pytest.mark.real
 def test_a_damaged_artifact_is_not_taken_for_whole(quantized, tmp_path):
-    from qeval.errors import ModelError
+    from qeval.core.errors import ModelError
 
     folder = shutil.copytree(quantized.artifact("llama-awq-4").path, tmp_path / "model")
     with (folder / "model.safetensors").open("ab") as file:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from qeval.cells import plan
-from qeval.errors import ModelError, UsageError
-from qeval.models import resolve_model
+from qeval.core.errors import ModelError, UsageError
+from qeval.models.resolve import resolve_model
+from qeval.models.weights import read_tensors
+from qeval.plan.cells import plan
+from qeval.plan.spec import load_spec
 from qeval.quant.checkpoint import CheckpointOptions
-from qeval.spec import load_spec
-from qeval.weights import read_tensors
 
 
 def cells(tmp_path: Path, model: Path, *quantizations: str):
@@ -81,7 +81,7 @@ def test_packed_folders_are_sized_as_stored_and_say_what_they_are(tiny_llama, tm
 
 
 def test_the_rows_name_says_the_format(tiny_llama, tmp_path):
-    from qeval.record import Record
+    from qeval.core.record import Record
     from qeval.report import build_table, render
 
     folder = int8(tiny_llama, tmp_path / "q")

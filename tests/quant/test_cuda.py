@@ -11,26 +11,27 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, MIXTURES, WINDOWS, Drawn, make_model, saved
 from transformers import DynamicCache
 
+from qeval.core.artifact import Artifact
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Internals, Sampling
 from qeval.engines.hf import HfEngine
-from qeval.lm import EngineSettings, Internals, Sampling
+from qeval.formats.describe import describe_folder
 from qeval.quant.awq import Awq, AwqOptions
-from qeval.quant.base import Artifact, BuildContext
-from qeval.quant.blocks import quantize_blocks
-from qeval.quant.folder import describe_folder
+from qeval.quant.base import BuildContext
 from qeval.quant.gptq import Gptq, GptqOptions
+from qeval.quant.laboratory.driver import quantize_blocks
+from qeval.quant.laboratory.solvers.base import GridRules, off_grid
+from qeval.quant.laboratory.solvers.gptq import gptq
+from qeval.quant.laboratory.solvers.outliers import Outliers, quantease_outliers
+from qeval.quant.laboratory.solvers.quantease import gptq_quantease, quantease
+from qeval.quant.laboratory.solvers.spqr import spqr
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.smoothquant import SmoothQuant, SmoothQuantOptions
-from qeval.quant.solvers.base import GridRules, off_grid
-from qeval.quant.solvers.gptq import gptq
-from qeval.quant.solvers.outliers import Outliers, quantease_outliers
-from qeval.quant.solvers.quantease import gptq_quantease, quantease
-from qeval.quant.solvers.spqr import spqr
 from qeval.quant.spqr import Spqr, SpqrOptions
 from qeval.tensor_stats.collect import Bits, collect
-
-from .families import FAMILIES, MIXTURES, WINDOWS, Drawn, make_model, saved
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qeval import registry
-from qeval.calibration import Calibration, CalibrationOptions
-from qeval.engines.gguf_file import read_header
+from qeval.core import registry
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import BuildError, ModelError, UsageError
+from qeval.core.settings import EngineSettings
+from qeval.data.calibration import Calibration, CalibrationOptions
 from qeval.engines.llamacpp import LlamaCppEngine
-from qeval.engines.loading import UNLIMITED, model_limit
-from qeval.errors import BuildError, ModelError, UsageError
-from qeval.llama_tools import converter_folder
-from qeval.lm import EngineSettings
-from qeval.quant import imatrix
-from qeval.quant.base import Artifact, BuildContext, ModelRef
-from qeval.quant.folder import describe_folder
-from qeval.quant.gguf import ALIASES, TYPES, Gguf, GgufOptions, describe_gguf
+from qeval.formats.describe import describe_folder
+from qeval.formats.gguf import ALIASES, TYPES, describe_gguf
+from qeval.llama.converter import converter_folder
+from qeval.llama.gguf_file import read_header
+from qeval.models.loading import UNLIMITED, model_limit
+from qeval.quant.base import BuildContext
+from qeval.quant.gguf import Gguf, GgufOptions
+from qeval.quant.libraries import imatrix
 
 llama_cpp = pytest.importorskip("llama_cpp")
 QUANTIZED = [name for name, kind in TYPES.items() if kind.block > 1]

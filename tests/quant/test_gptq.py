@@ -11,13 +11,13 @@ from math import isfinite
 import pytest
 from pydantic import ValidationError
 
-from qeval import extras
-from qeval.artifacts import ArtifactCache
-from qeval.commands import run_spec
-from qeval.errors import ModelError, PreflightError, UsageError
-from qeval.quant.formats import describe_packed
+from qeval.cli.commands import run_spec
+from qeval.core import extras
+from qeval.core.errors import ModelError, PreflightError, UsageError
+from qeval.formats.recognise import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
-from qeval.quant.gptqmodel_build import _with_log
+from qeval.quant.libraries.gptqmodel import _with_log
+from qeval.store.artifacts import ArtifactCache
 
 BUILT = {  # bits, group, distance of the weights from the float ones
     "llama-gptq-8": (8, 128, 0.009),
@@ -165,7 +165,7 @@ def test_windows_that_are_longer_than_the_model_are_cut_with_a_note(quantized):
 def test_what_the_librarys_log_says_of_a_linear():
     from types import SimpleNamespace
 
-    from qeval.quant.base import LayerReport
+    from qeval.core.artifact import LayerReport
 
     def row(module: str, loss: str, damp: str = "0.01") -> dict[str, str]:
         return {"layer": 0, "module": module, "loss": loss, "damp": damp}

@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qeval.errors import UsageError
-from qeval.quant.experts import experts_as_linears
-from qeval.quant.linears import linears, router_names
-from qeval.quant.packing import check_widths
-from qeval.quant.routers import routers
-from qeval.weights import linear_shapes, read_data, read_tensors, turned_linears
+from qeval.core.errors import UsageError
+from qeval.formats.limits import check_widths
+from qeval.models.experts import experts_as_linears
+from qeval.models.linears import linears, router_names
+from qeval.models.routers import routers
+from qeval.models.weights import linear_shapes, read_data, read_tensors, turned_linears
 
 EXPERTS = {f"l.0.mlp.experts.{i}.{n}.weight": (32, 64) for i in range(4) for n in ("up", "down")}
 STACK = {"l.0.mlp.experts.gate_up_proj": (4, 64, 64)}
@@ -195,8 +195,8 @@ def test_gpt2s_linears_are_the_other_way_round(gpt2):
     ],
 )
 def test_a_library_that_knows_no_conv1d_refuses_gpt2_before_any_job(gpt2, method, options):
-    from qeval import registry
-    from qeval.quant.base import ModelRef
+    from qeval.core import registry
+    from qeval.core.artifact import ModelRef
 
     found = registry.method(method)
     with pytest.raises(

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import pytest
 from pydantic import ValidationError
 
-from qeval import extras, registry
-from qeval.errors import MissingExtraError, UsageError
+from qeval.core import extras, registry
+from qeval.core.errors import MissingExtraError, UsageError
 
 Bits = Callable[[int, int], float]  # bits a weight of a linear of n weights and so many inputs
 
@@ -322,7 +322,7 @@ def test_a_dtype_that_its_kernels_do_not_compute_in(model_of, monkeypatch, metho
 
 @pytest.mark.parametrize("method", NEEDED)
 def test_a_gguf_file_is_refused(tmp_path, monkeypatch, method):
-    from qeval.quant.base import ModelRef
+    from qeval.core.artifact import ModelRef
 
     monkeypatch.setattr(extras, "find_spec", lambda name: True)
     file = tmp_path / "model.gguf"

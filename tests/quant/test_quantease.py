@@ -4,19 +4,18 @@ import re
 
 import pytest
 import torch
+from families import MIXTURES, WINDOWS, build, divergence, one_thread, saved
 
-from qeval import registry
-from qeval.engines.loading import load_model
-from qeval.errors import BuildError, UsageError
-from qeval.quant import affine
-from qeval.quant.base import ModelRef
-from qeval.quant.experts import expert_of, experts_as_linears
+from qeval.core import registry
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import BuildError, UsageError
+from qeval.formats import affine
+from qeval.models.experts import expert_of, experts_as_linears
+from qeval.models.linears import linears
+from qeval.models.loading import load_model
 from qeval.quant.gptq import Gptq, GptqOptions
-from qeval.quant.linears import linears
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.rtn import Rtn, RtnOptions
-
-from .families import MIXTURES, WINDOWS, build, divergence, one_thread, saved
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 
@@ -152,7 +151,7 @@ def test_half_precision_models(tmp_path):
 
 
 def test_the_laboratorys_gptq_needs_no_library_and_no_kernel(tmp_path, monkeypatch):
-    monkeypatch.setattr("qeval.extras.require", lambda *_: pytest.fail("asked for a package"))
+    monkeypatch.setattr("qeval.core.extras.require", lambda *_: pytest.fail("asked for a package"))
     model = saved(tmp_path / "model", "llama")  # float32, which no packed kernel computes in
     Gptq().preflight(lab(group_size=16), model)
     with pytest.raises(UsageError, match=r"group_size 64 .* model\.layers\.\{0-1\}\.mlp\.down_proj"):

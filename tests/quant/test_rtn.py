@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, MIXTURES, make_model
 
-from qeval.engines.loading import load_model
-from qeval.errors import BuildError
-from qeval.quant import affine
-from qeval.quant.architectures import decoder_blocks
-from qeval.quant.base import BuildContext, ModelRef
-from qeval.quant.experts import experts_as_linears
-from qeval.quant.linears import linears
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import BuildError
+from qeval.formats import affine
+from qeval.models.architectures import decoder_blocks
+from qeval.models.experts import experts_as_linears
+from qeval.models.linears import linears
+from qeval.models.loading import load_model
+from qeval.quant.base import BuildContext
 from qeval.quant.rtn import Rtn, RtnOptions
-
-from .families import FAMILIES, MIXTURES, make_model
 
 
 def build(model: Path, out: Path, dtype: str = "float32", **options):

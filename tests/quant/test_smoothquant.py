@@ -2,18 +2,17 @@
 
 import pytest
 import torch
+from families import WINDOWS, build, divergence, make_model, one_thread, saved
 
-from qeval import registry
-from qeval.engines.loading import load_model
+from qeval.core import registry
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import BuildError, UsageError
 from qeval.engines.low_bits import round_activations
-from qeval.errors import BuildError, UsageError
-from qeval.quant.base import ModelRef
+from qeval.models.linears import linears
+from qeval.models.loading import load_model
 from qeval.quant.gptq import Gptq, GptqOptions
-from qeval.quant.linears import linears
 from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.smoothquant import SmoothQuant, SmoothQuantOptions
-
-from .families import WINDOWS, build, divergence, make_model, one_thread, saved
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 

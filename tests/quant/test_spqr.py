@@ -1,16 +1,15 @@
 """`spqr` on whole models of every family: better than RTN on the same grid, every byte counted."""
 
 import pytest
+from families import MIXTURES, build, divergence, one_thread, saved
 
-from qeval import registry
-from qeval.engines.loading import load_model
-from qeval.errors import UsageError
+from qeval.core import registry
+from qeval.core.errors import UsageError
+from qeval.models.linears import linears
+from qeval.models.loading import load_model
 from qeval.quant.gptq import Gptq, GptqOptions
-from qeval.quant.linears import linears
 from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.spqr import Spqr, SpqrOptions
-
-from .families import MIXTURES, build, divergence, one_thread, saved
 
 FAMILIES = ("llama", "starcoder2", "opt", "bloom", "falcon", "gpt2", "qwen2", *MIXTURES)
 

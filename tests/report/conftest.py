@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qeval.record import Conditions, MemoryReport, Metric, Record
+from qeval.core.record import Conditions, MemoryReport, Metric, Record
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "none": {"name": "none", "label": "none", "options": {}},

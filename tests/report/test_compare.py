@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeval.record import Metric
+from qeval.core.intervals import t_quantile
+from qeval.core.record import Metric
 from qeval.report import compare
-from qeval.stats import t_quantile
 
 finite = st.floats(min_value=0, max_value=8, allow_nan=False)
 near = st.floats(min_value=3, max_value=3.5, allow_nan=False)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.errors import UsageError
-from qeval.record import Conditions, MemoryReport, Metric, Record
+from qeval.core.errors import UsageError
+from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.report.describe import describe, pick
 
 RECORD = Record(

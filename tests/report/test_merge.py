@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.errors import UsageError
-from qeval.record import Conditions, MemoryReport, Metric
+from qeval.core.errors import UsageError
+from qeval.core.record import Conditions, MemoryReport, Metric
 from qeval.report import build_table, render
 
 GIB = 2**30

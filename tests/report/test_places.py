@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.record import Conditions, Record
+from qeval.core.record import Conditions, Record
 from qeval.report.places import UNKNOWN, Place, labels, place_of
 
 LAPTOP = Place("laptop", "cpu", "Intel", 8)

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.errors import UsageError
-from qeval.record import MemoryReport, Metric
+from qeval.core.errors import UsageError
+from qeval.core.record import MemoryReport, Metric
 from qeval.report.compare import Difference
 from qeval.report.format import difference_text, value_text
 from qeval.report.render import FORMATS, render

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.errors import UsageError
-from qeval.record import MemoryReport, Metric, Record
+from qeval.core.errors import UsageError
+from qeval.core.record import MemoryReport, Metric, Record
 from qeval.report.render import render
 from qeval.report.rows import build_table
 

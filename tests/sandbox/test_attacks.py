@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Program, Sandbox, Verdict, find_sandbox
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Program, find_sandbox, pool
 from qeval.sandbox.bubblewrap import Bubblewrap
 from qeval.sandbox.kernel import KernelSandbox

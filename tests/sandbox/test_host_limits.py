@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Limits, allowed_here, find_sandbox, host_limits
 from qeval.sandbox.host_limits import HostLimitError, check_cpu
 
@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[2]
 MIB = 1 << 20
 SCORE = """\
 import json, resource, sys
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Limits, Program, allowed_here, find_sandbox
 right = ("def f(x): return x + 1", "assert f(1) == 2")
 programs = [Program(str(i), *right, names=("f",)) for i in range(4)]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Limits, Program, bubblewrap, lane, system
 from qeval.sandbox.bubblewrap import Bubblewrap
 from qeval.sandbox.kernel import KernelSandbox

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeval.errors import SandboxError
+from qeval.core.errors import SandboxError
 from qeval.sandbox import Limits, Program, Sandbox, Verdict, find_sandbox
 from qeval.sandbox.clock import Clock
 

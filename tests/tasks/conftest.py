@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from qeval.data import DataSource, dataset
-from qeval.errors import SandboxError
-from qeval.lm import Completion
-from qeval.quant.base import ModelRef
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import SandboxError
+from qeval.data.datasets import DataSource, dataset
+from qeval.engines.base import Completion
 from qeval.sandbox import find_sandbox
 from qeval.sandbox.weak import WeakSandbox
-from qeval.tasks import coding
 from qeval.tasks.base import TaskContext
+from qeval.tasks.coding import task as coding
 
 DATA_DIR = os.environ.get("QEVAL_DATA_DIR")  # read before the tests lose it
 
@@ -116,7 +116,7 @@ def mbpp_small(tmp_path):
     """A data directory whose MBPP are a few problems of our own, eight of them in the test split."""
     folder = tmp_path / "data"
     (folder / "mbpp").mkdir(parents=True)
-    source = Path(__file__).with_name("mbpp_small.jsonl")
+    source = Path(__file__).with_name("coding") / "mbpp_small.jsonl"
     (folder / "mbpp" / "mbpp.jsonl").write_bytes(source.read_bytes())
     return DataSource(folder, offline=True)
 

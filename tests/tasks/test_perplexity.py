@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from qeval.data import Corpus, DataSource
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import DataError
+from qeval.core.settings import EngineSettings
+from qeval.data.datasets import Corpus, DataSource
 from qeval.engines.hf import HfEngine
-from qeval.errors import DataError
-from qeval.lm import EngineSettings
-from qeval.quant.base import ModelRef
-from qeval.quant.folder import describe_folder
+from qeval.formats.describe import describe_folder
 from qeval.tasks.base import TaskContext
 from qeval.tasks.perplexity import Perplexity, PerplexityOptions, window_length
 
@@ -310,7 +310,7 @@ def test_every_row_of_a_column_has_windows_of_one_length(asked, own, model, weig
 def test_the_longest_sequence_of_a_model(kind, more, limit, tmp_path):
     from transformers import AutoConfig
 
-    from qeval.engines.loading import model_limit
+    from qeval.models.loading import model_limit
 
     AutoConfig.for_model(kind, **more).save_pretrained(tmp_path)
     assert model_limit(tmp_path) == limit

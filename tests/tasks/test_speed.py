@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from qeval.data import DataSource
-from qeval.errors import DataError, EngineError
-from qeval.lm import Completion
-from qeval.quant.base import ModelRef
-from qeval.record import Metric
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import DataError, EngineError
+from qeval.core.record import Metric
+from qeval.data.datasets import DataSource
+from qeval.engines.base import Completion
 from qeval.tasks.base import TaskContext
 from qeval.tasks.speed import Speed, SpeedOptions, spread_note
 

@@ -10,18 +10,19 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from qeval import registry
-from qeval.cli import cli
-from qeval.commands import model_statistics, run_spec
-from qeval.data import DataSource
+from qeval.cli.commands import model_statistics, run_spec
+from qeval.cli.main import cli
+from qeval.core import registry
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import EngineError, MissingExtraError, UsageError
+from qeval.core.settings import EngineSettings
+from qeval.data.datasets import DataSource
 from qeval.engines.hf import HfEngine
-from qeval.errors import EngineError, MissingExtraError, UsageError
-from qeval.jobs import JobResult
-from qeval.lm import EngineSettings
-from qeval.quant.base import BuildContext, ModelRef
-from qeval.quant.folder import describe_folder
-from qeval.spec import load_spec
-from qeval.store import Store, latest
+from qeval.formats.describe import describe_folder
+from qeval.plan.spec import load_spec
+from qeval.quant.base import BuildContext
+from qeval.run.jobs import JobResult
+from qeval.store.records import Store, latest
 from qeval.tasks.base import TaskContext
 from qeval.tasks.tensor_stats import TensorStats, TensorStatsOptions, protocol_id
 from qeval.tensor_stats.rows import read
@@ -179,31 +180,33 @@ def test_stats_of_a_model_kept_shown_and_drawn(tiny_llama, tmp_path, capsys):
 
 def test_a_picture_without_matplotlib_is_one_line_before_anything_runs(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr("qeval.extras.find_spec", lambda m: None if m == "matplotlib" else find(m))
+    monkeypatch.setattr("qeval.core.extras.find_spec", lambda m: None if m == "matplotlib" else find(m))
     with pytest.raises(MissingExtraError, match=r"'matplotlib' is not installed: .*qeval\[plot\]"):
         model_statistics(["no/such/model"], **{**HOW, "png": Path("a.png")})
 
 
 def test_what_a_worker_says_is_one_line(tiny_llama, monkeypatch):
     said = JobResult("failed", "pydoc has 3 tokens, one window takes 32")
-    monkeypatch.setattr("qeval.executor.LocalExecutor.run", lambda *_: said)
+    monkeypatch.setattr("qeval.run.executor.LocalExecutor.run", lambda *_: said)
     with pytest.raises(EngineError, match=r"tiny-llama: pydoc has 3 tokens, one window"):
         model_statistics([str(tiny_llama)], **HOW)
 
 
 def test_what_cannot_be_measured_is_said_before_a_worker_starts(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("qeval.executor.LocalExecutor.run", lambda *_: pytest.fail("a worker started"))
+    monkeypatch.setattr(
+        "qeval.run.executor.LocalExecutor.run", lambda *_: pytest.fail("a worker started")
+    )
     with pytest.raises(UsageError, match=r"--dataset: .*nope"):
         model_statistics([str(tiny_llama)], **{**HOW, "dataset": "nope"})
     with pytest.raises(UsageError, match="--group-size: must be"):
         model_statistics([str(tiny_llama)], **{**HOW, "group_size": 0})
     gguf = tmp_path / "m.gguf"
     monkeypatch.setattr(
-        "qeval.tensor_stats.measure.resolve_model",
+        "qeval.cli.statistics.resolve_model",
         lambda name, **_: ModelRef(name, gguf, "sha256:0", "bfloat16"),
     )
     monkeypatch.setattr(
-        "qeval.tensor_stats.measure.describe_folder",
+        "qeval.cli.statistics.describe_folder",
         lambda *_: SimpleNamespace(engine="llamacpp"),
     )
     with pytest.raises(UsageError, match="the engine llamacpp offers no tensors: give the float"):

@@ -6,23 +6,22 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from families import FAMILIES, MIXTURES, WINDOWS, make_model, one_thread
 from torch import nn
 from transformers import DynamicCache
 
+from qeval.core.errors import BuildError
+from qeval.core.record import finite
+from qeval.engines.base import Internals
 from qeval.engines.low_bits import LowBitCache, round_activations
-from qeval.errors import BuildError
-from qeval.lm import Internals
-from qeval.quant.affine import fake_quantize
-from qeval.quant.architectures import ARCHITECTURES, blocks_path
-from qeval.quant.experts import experts_as_linears
-from qeval.quant.linears import linears
-from qeval.record import finite
+from qeval.formats.affine import fake_quantize
+from qeval.models.architectures import ARCHITECTURES, blocks_path
+from qeval.models.experts import experts_as_linears
+from qeval.models.linears import linears
 from qeval.tensor_stats import collect as module
 from qeval.tensor_stats.collect import Bits, collect, read_weight
 from qeval.tensor_stats.moments import Moments, moments
 from qeval.tensor_stats.rows import worst
-
-from ..quant.families import FAMILIES, MIXTURES, WINDOWS, make_model, one_thread
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 

@@ -4,16 +4,16 @@ import importlib.util
 
 import pytest
 import torch
+from families import WINDOWS, make_model, one_thread
 
-from qeval import registry
+from qeval.core import registry
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import UsageError
+from qeval.core.settings import EngineSettings
 from qeval.engines.hf import HfEngine
-from qeval.errors import UsageError
-from qeval.lm import EngineSettings
-from qeval.quant.base import BuildContext, ModelRef
-from qeval.quant.linears import linears_of_any_format
+from qeval.models.linears import linears_of_any_format
+from qeval.quant.base import BuildContext
 from qeval.tensor_stats.collect import Bits, collect, read_weight
-
-from ..quant.families import WINDOWS, make_model, one_thread
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
 

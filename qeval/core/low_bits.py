@@ -1,0 +1,83 @@
+"""`activations` and `kv_cache`: bits of what runs through the weights, beside any method (torch-free).
+
+They say how weights run and not what they are, so one artifact serves every combination. 16 bits are
+the floats of the model: a row that asks for them is the row that does not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from qeval.core.errors import UsageError
+from qeval.core.options import Options
+
+Bits = Literal[2, 3, 4, 8, 16]
+
+
+class ActivationOptions(Options):
+    """The input of every linear layer but the output head, rounded as it comes."""
+
+    num_bits: Bits
+    granularity: Literal["token"] = "token"  # one scale a token, so that no token depends on others
+    symmetric: bool = False
+
+
+class KvCacheOptions(Options):
+    """Keys (after rotary embedding) and values, rounded as they enter the cache, a scale and a zero
+    point for each group of each head of each token."""
+
+    num_bits: Bits
+    group_size: int = Field(default=128, ge=1)  # along the head dimension, or all of it if smaller
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a row asks; None: as the model has it."""
+
+    activations: ActivationOptions | None = None
+    kv_cache: KvCacheOptions | None = None
+
+    def __bool__(self) -> bool:
+        return self.activations is not None or self.kv_cache is not None
+
+    def execution(self) -> dict[str, Any]:
+        """For the cell's key, the record and the engine; empty where nothing is asked."""
+        asked = {"activations": self.activations, "kv_cache": self.kv_cache}
+        return {name: options.model_dump(mode="json") for name, options in asked.items() if options}
+
+    def label(self, weights: str) -> str:
+        """A row's name from that of its weights: ``RTN W4A16g64`` -> ``RTN W4A8KV4g64``; ``NF4`` ->
+        ``NF4 A8KV4``; ``none`` -> ``A8KV4``."""
+        a = f"A{self.activations.num_bits}" if self.activations else ""
+        kv = f"KV{self.kv_cache.num_bits}" if self.kv_cache else ""
+        if not a and not kv:
+            return weights
+        if weights == "none":
+            return a + kv
+        label, found = re.subn(r"\b(W\d+)(A\d+)", lambda m: f"{m[1]}{a or m[2]}{kv}", weights, count=1)
+        return label if found else f"{weights} {a}{kv}"
+
+
+KEYS: dict[str, type[Options]] = {"activations": ActivationOptions, "kv_cache": KvCacheOptions}
+"""The keys that stand beside a method, or among its options."""
+
+
+def kv_group(group_size: int, head_dim: int) -> int:
+    """The size of a group along ``head_dim``: all of it where it is smaller than the group asked.
+
+    Raises:
+        UsageError: the group does not divide it.
+    """
+    group = min(group_size, head_dim)
+    if head_dim % group:
+        fitting = [g for g in (16, 32, 64, 128) if head_dim % g == 0 and g < head_dim]
+        fix = " or ".join(map(str, [*fitting, head_dim]))
+        raise UsageError(
+            f"kv_cache: group_size {group_size} does not divide the head dimension {head_dim}: "
+            f"use {fix}"
+        )
+    return group

@@ -1,0 +1,23 @@
+"""Options of methods and tasks: strict, frozen, and part of a cell's key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Options(BaseModel):
+    """Strict, frozen options of a method or task: an unknown key, a wrong type, infinity and NaN are
+    errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What enters a cell's key. Options that hold a path override this with the content's hash."""
+        return self.model_dump(mode="json")
+
+    def execution(self) -> dict[str, Any]:
+        """The options that change how the weights run and not what they are (a kernel): in the cell's
+        key, not in the artifact's. The engine finds them in ``artifact.details["execution"]``."""
+        return {}

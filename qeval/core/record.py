@@ -1,0 +1,152 @@
+"""What one job found: the Record, one JSON line in ``records.jsonl``.
+
+Three kinds of facts stay apart: what was asked (``cell``), what was found (``status``, ``metrics``,
+``memory``, ``artifact``) and what it took (``timing``, ``conditions``, ``provenance``). JSON is strict:
+a number that is not finite is ``None`` with its share counted (``Metric.nonfinite``), never ``NaN``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from qeval.core.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "oom", "timeout", "killed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its error and the protocol that defines it.
+
+    ``values`` are the per-unit results behind ``value`` (mean NLL of each window, pass@k of each
+    problem), in the protocol's order, so that standard errors and paired tests can be made later
+    without a model. ``units`` names them where they have names (HumanEval task ids). ``low`` and
+    ``high`` are a 95% interval where it is not that of ``stderr`` (stats.half_width).
+    """
+
+    name: str  # "ppl", "pass@1", "decode_tok_s", ...
+    value: float | None  # None: not finite, or not measurable (see nonfinite)
+    protocol: str  # e.g. "gptq/wikitext2"
+    unit: str = ""  # "", "%", "tok/s", "s"
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0  # how many units (windows, problems, repeats)
+    nonfinite: float = 0.0  # share of the scored units that were not finite
+    values: tuple[float | None, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """docs/protocols.md, in bytes; None where the machine or engine has no such number.
+
+    Measured in the cell's own process. ``vram_*`` exist only where a GPU was used; ``ram_peak`` is
+    the peak resident set size of the process, whatever the device.
+    """
+
+    weights: int | None = None  # stored bytes incl. scales, zeros, outliers, without the next
+    embeddings: int | None = None  # token embeddings and output head
+    kv_cache: int | None = None  # at context tokens, one sequence
+    context: int | None = None  # tokens the kv_cache number is for
+    vram_allocated: int | None = None  # peak, torch's allocator
+    vram_reserved: int | None = None  # peak, torch's allocator
+    vram_process: int | None = None  # peak, as the driver sees it (NVML)
+    ram_peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a job ran on and with, as its worker found it; speed and memory mean nothing without it.
+    None: unknown, or nothing of the kind was used."""
+
+    host: str | None = None  # machine.host()
+    device: str | None = None  # "cpu", "cuda:0"; "cuda:0,1" where the layers are spread; never "auto"
+    device_name: str | None = None  # the GPU's, or the CPU's
+    n_threads: int | None = None  # of the CPU
+    cores: int | None = None  # of the CPU that the process could use
+    batch_size: int | None = None  # most sequences computed at once
+    engine_version: str | None = None  # of the libraries: "torch 2.13.0, transformers 5.17.0"
+    load_before: float | None = None  # load average over a minute, own work included
+    load_after: float | None = None
+    others: float | None = None  # cores that other processes kept busy while the task ran
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one job. ``cell`` holds the plain description that the key was made from;
+    ``folder`` is the results folder that it was read from, and is not written."""
+
+    kind: Literal["build", "eval"]
+    key: str
+    cell: dict[str, Any]
+    status: Status
+    metrics: tuple[Metric, ...] = ()
+    memory: MemoryReport | None = None
+    artifact: dict[str, Any] | None = None  # Artifact.summary(): bpw, bytes, simulated, notes
+    notes: tuple[str, ...] = ()  # what a reader of the table must know (drift, fall-backs, limits)
+    files: dict[str, str] = field(default_factory=dict)  # name -> path relative to the results folder
+    timing: dict[str, float] = field(default_factory=dict)  # seconds
+    conditions: Conditions | None = None  # None: a record of 0.1.0, or no worker ran
+    provenance: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    log: str | None = None  # of the worker, with its traceback; path relative to the results folder
+    schema_version: int = SCHEMA_VERSION
+    folder: str = field(default="", compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        del data["folder"]
+        return finite(data)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_json(data: dict[str, Any], folder: str = "") -> Record:
+        """The Record of one line of the results folder ``folder``.
+
+        Raises:
+            StoreError: the line was written by a newer qeval, or is not a record.
+        """
+        version = data.get("schema_version")
+        if not isinstance(version, int):
+            raise StoreError("not a qeval record (no schema_version)")
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"has schema version {version}, this qeval reads up to {SCHEMA_VERSION}: "
+                "pip install --upgrade qeval"
+            )
+        try:
+            kwargs = {**_known(Record, data), "folder": folder}
+            kwargs["metrics"] = tuple(_metric(m) for m in data.get("metrics", ()))
+            memory = data.get("memory")
+            kwargs["memory"] = MemoryReport(**_known(MemoryReport, memory)) if memory else None
+            found = data.get("conditions")
+            kwargs["conditions"] = Conditions(**_known(Conditions, found)) if found else None
+            kwargs["notes"] = tuple(data.get("notes", ()))
+            return Record(**kwargs)
+        except (TypeError, AttributeError, KeyError) as err:
+            raise StoreError(f"not a qeval record ({err})") from err
+
+
+def _metric(data: dict[str, Any]) -> Metric:
+    lists = {"values": tuple(data.get("values", ())), "units": tuple(data.get("units", ()))}
+    return Metric(**{**_known(Metric, data), **lists})
+
+
+def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that a later version may add."""
+    return {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with every float that is not finite replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value

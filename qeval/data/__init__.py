@@ -1,0 +1,1 @@
+"""Texts and problems: found, fetched, checked; windows for calibration."""

@@ -1,0 +1,1 @@
+"""Whether what is installed works here."""

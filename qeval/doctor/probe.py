@@ -1,0 +1,153 @@
+"""One linear layer, made by a quantization library, run and compared: what `qeval doctor` tries.
+
+The layer: weights [512, 1024], whose groups of 128 inputs differ in size up to 16 times, so that a
+scale in the wrong place shows; inputs [16, 1024]. Its deviation is ||Y - X W^T|| / ||X W^T|| with the
+float weights W. Seen (CPU, every library of trials.py): 4 bits 0.07 to 0.10, 8 bits 0.012 to 0.015. A
+layer that is wrong misses the bounds: a group left out or zero points off by one 0.35, scales of the
+next group or row 0.9 (8 bits: 0.36), other weights 1.4.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUT, IN, TOKENS, GROUP = 512, 1024, 16, 128
+BOUNDS = {16: 0.02, 8: 0.05, 4: 0.2}  # largest deviation of a right layer, by the bits of its weights
+CALLS = 5
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that was tried."""
+
+    name: str  # what it is: "nf4", or the name of a kernel
+    error: str  # "": it works
+    kernel: str = ""  # the class that ran, named as a record's ``kernels``
+    ms: float | None = None  # a call, the best of some; on the CPU with one thread
+    deviation: float | None = None  # None: not finite, or it did not run
+
+
+class Runnable(Protocol):
+    """A layer that is ready: its product, what that should be, and the class that makes it."""
+
+    wanted: Array  # [TOKENS, OUT]
+
+    def run(self) -> Any: ...  # [TOKENS, OUT]: an array or a torch tensor
+
+    def kernel(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    num_bits: int
+    make: Callable[[], Runnable]
+
+
+def tried(candidate: Candidate) -> Layer:
+    """Make it, run it, compare it; whatever goes wrong is the Layer's error."""
+    try:
+        layer = candidate.make()
+        deviation = _deviation(layer.run(), layer.wanted)
+        ms = min(_ms(layer.run) for _ in range(CALLS))
+        kernel = layer.kernel()
+    except Exception as err:
+        return Layer(candidate.name, first_line(err))
+    bound = BOUNDS[candidate.num_bits]
+    right = deviation <= bound  # not of a NaN
+    error = (
+        "" if right else f"its product is off by {deviation:.1%}; a right one by {bound:.0%} at most"
+    )
+    return Layer(candidate.name, error, kernel, ms, deviation if math.isfinite(deviation) else None)
+
+
+def _deviation(found: Any, wanted: Array) -> float:
+    values = found if isinstance(found, np.ndarray) else found.float().cpu().numpy()
+    if values.shape != wanted.shape:
+        raise ValueError(f"its product has the shape {values.shape}, not {wanted.shape}")
+    return float(np.linalg.norm(values - wanted) / np.linalg.norm(wanted))
+
+
+def _ms(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1000
+
+
+def first_line(err: BaseException) -> str:
+    """``ImportError: cannot import name 'x'``: the class, and the first line of what it says."""
+    said = (str(err).strip().splitlines() or [""])[0]
+    return f"{type(err).__name__}: {said}" if said else type(err).__name__
+
+
+def problem() -> tuple[Array, Array]:
+    """Weights [OUT, IN] and inputs [TOKENS, IN]."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((OUT, IN // GROUP, GROUP)) * 0.02
+    weight *= 2.0 ** rng.integers(-2, 3, (OUT, IN // GROUP, 1))
+    inputs = rng.standard_normal((TOKENS, IN))
+    return weight.reshape(OUT, IN).astype(np.float32), inputs.astype(np.float32)
+
+
+class FloatLayer:
+    """The layer in torch: in 16 bits, on the device that qeval takes."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from qeval.models.linears import device_of
+
+        self.device = device_of("auto")
+        old = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 0)
+        self.dtype = torch.float16 if old else torch.bfloat16
+        weight, inputs = (torch.from_numpy(values).to(self.dtype) for values in problem())
+        self.weight = weight  # on the CPU, where the libraries pack
+        self.inputs = inputs.to(self.device)
+        self.wanted: Array = (inputs.float() @ weight.float().T).numpy()
+
+    def linear(self, device: Any = "cpu") -> Any:
+        """A new ``nn.Linear`` with the weights."""
+        import torch
+
+        made = torch.nn.Linear(IN, OUT, bias=False, dtype=self.dtype)
+        made.weight.data.copy_(self.weight)
+        return made.requires_grad_(False).to(device)
+
+    def with_layer(self, layer: Any) -> TorchLayer:
+        return TorchLayer(layer, self)
+
+
+class TorchLayer:
+    """A module that takes the float layer's place."""
+
+    def __init__(self, layer: Any, source: FloatLayer) -> None:
+        self._layer, self._inputs = layer, source.inputs
+        self._on_gpu = source.device.type == "cuda"
+        self.wanted = source.wanted
+
+    def run(self) -> Any:
+        import torch
+
+        with torch.no_grad():  # quanto's int4 refuses inference mode
+            out = self._layer(self._inputs)
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return out
+
+    def kernel(self) -> str:
+        """As a record names it; some classes hide their widths from that."""
+        import torch
+
+        from qeval.formats.load import kernels
+
+        inner = self._layer[0] if isinstance(self._layer, torch.nn.Sequential) else self._layer
+        return next(iter(kernels(torch.nn.Sequential(inner))), type(inner).__name__)

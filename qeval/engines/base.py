@@ -1,0 +1,167 @@
+"""The LM protocol: what an engine offers and a task may use.
+
+Token ids go in, never text, so that every engine sees identical input. An engine says what it can do
+in ``capabilities``; a task names what it ``needs``; what is missing makes a ``skipped`` record.
+
+This module imports neither torch nor llama.cpp: the parent process reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from qeval.core.record import MemoryReport
+from qeval.core.settings import EngineSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qeval.core.artifact import Artifact
+
+Ids = Sequence[int]
+Stop = Callable[[list[int]], bool]
+"""Called with all new tokens of one sequence after each step; True ends that sequence."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw completions. ``temperature`` 0 is greedy (then ``n`` must be 1)."""
+
+    n: int = 1
+    samples: tuple[int, ...] | None = None  # their numbers; None: 0 .. n-1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()  # end-of-sequence ids; () never stops at one
+    at_once: int | None = None  # sequences generated together; None: EngineSettings.batch_size
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the samples of each prompt."""
+        return range(self.n) if self.samples is None else self.samples
+
+
+def seed_of(seed: int, prompt: Ids, sample: int) -> int:
+    """31 bits (llama.cpp takes 0xFFFFFFFF for a random seed) for one sample, from the spec's seed, the
+    prompt's ids and the sample's number: what else is generated, and when, changes no text."""
+    digest = hashlib.sha256(f"{seed}/{sample}/{[int(i) for i in prompt]}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sequence: the new tokens, the stopping id not included."""
+
+    prompt: int  # index into the prompts
+    sample: int  # its number, of Sampling.numbers
+    ids: list[int]
+    finish: str  # "eos" | "stop" | "length" | "nonfinite": the logits of the next token
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One sequence fed one token at a time through the KV cache (`gptq/benchmark`)."""
+
+    nll: NDArray[np.float32]  # [n - 1]: of tokens 1 .. n-1
+    seconds: NDArray[np.float64]  # [n]: wall time of each step
+    allocated: int | None  # max over steps of the framework's allocated bytes after the step
+
+
+@dataclass(frozen=True)
+class Internals:
+    """What a task that looks inside is handed. It leaves the model as it was: no changed weight, no
+    hook left behind."""
+
+    model: Any  # the transformers model that runs
+    new_cache: Callable[[], Any]  # an empty cache of keys and values for one call of it
+
+
+class LM(Protocol):
+    """A loaded model. Close it, or use ``contextlib.closing``."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    # Optional: the packages whose versions decide its speed.
+    packages: ClassVar[tuple[str, ...]]
+    # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
+    # where it quantizes them (artifact.details["execution"] says how)
+    capabilities: ClassVar[frozenset[str]]
+    max_seq_len: int
+    vocab_size: int
+
+    @classmethod
+    def preflight(cls) -> None:
+        """Called in the parent before any job. Raises MissingExtraError for a package that is not
+        installed; imports nothing heavy."""
+        ...
+
+    @classmethod
+    def device(cls, asked: str) -> str:
+        """Optional. Called in the parent: what ``open`` will make of EngineSettings.device, ``cpu`` or
+        ``cuda:N``. Raises EngineError where this machine or the installed library has no such device.
+        Imports nothing heavy."""
+        ...
+
+    @classmethod
+    def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
+        """Load the artifact. Raises EngineError with one line that names the file and the fix."""
+        ...
+
+    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        """Per window, in order: the negative log-likelihood (nats, float32 log-softmax) of tokens
+        ``first`` .. len-1, each given all tokens before it in its window; shape [len - first].
+        Not finite values are passed on as they are."""
+        ...
+
+    def logits(self, ids: Ids) -> NDArray[np.float32]:
+        """Logits after every position of one window: [len(ids), vocab_size], float32."""
+        ...
+
+    def steps(self, ids: Ids) -> StepTrace: ...
+
+    def generate(
+        self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
+    ) -> Iterator[Completion]:
+        """The samples of every prompt, yielded as they finish, in any order: argmax of the logits at
+        temperature 0, else drawn from softmax(logits / temperature), cut to the fewest tokens that have
+        ``top_p`` together. Nothing that comes with the model has a say in it. A sequence is as long as
+        the model's maximum at most.
+
+        A text hangs on the seed, its prompt and its number alone: not on batch_size, on the order or on
+        what else is generated, but for the rounding of logits in another batch."""
+        ...
+
+    def internals(self) -> Internals:
+        """Capability "tensors": for tasks that look at weights or listen to layers."""
+        ...
+
+    def tokenize(
+        self, text: str, *, special: bool = True, parse_special: bool = True
+    ) -> list[int] | None:
+        """The engine's own tokenization, to detect drift; None where it has no tokenizer of its own.
+        ``special`` and ``parse_special`` as in ``qeval.models.tokenizer.Tokenizer.encode``."""
+        ...
+
+    def memory(self, context: int) -> MemoryReport:
+        """Weights, KV cache bytes of one sequence of ``context`` tokens, and the framework's peaks so
+        far; the worker adds the process's own."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What ran, and what the engine chose by itself; asked after the task. For the record's
+        conditions: ``device`` (``cpu``, ``cuda:0``), ``device_name`` (the GPU's, or the
+        CPU's), ``n_threads`` (of the CPU), ``batch_size`` (most sequences computed at once; None:
+        nothing was) and ``engine_version`` (of the libraries). What else there is (``kernels``) goes
+        into its provenance."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """Asked after the task: what a reader of the row must know, one line each."""
+        ...
+
+    def close(self) -> None: ...

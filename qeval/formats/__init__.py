@@ -1,0 +1,1 @@
+"""Packed formats: recognised, accounted, loaded."""

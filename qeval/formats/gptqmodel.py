@@ -1,0 +1,188 @@
+"""GPTQ and AWQ checkpoints on GPTQModel's kernels.
+
+A kernel is named, never left to the library: its own choice may download a compiler's sources on first
+use. ``auto`` takes the first of a fixed order that accepts the weights, and says why it passed over the
+others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qeval.core.artifact import Artifact
+from qeval.core.cores import threads
+from qeval.core.errors import EngineError
+from qeval.core.settings import EngineSettings
+from qeval.formats.limits import KERNELS
+from qeval.models.side_files import copy_side_files
+from qeval.models.weights import weight_files
+
+BACKENDS = {
+    "gptq": {
+        "marlin": "GPTQ_MARLIN",
+        "exllama": "GPTQ_EXLLAMA_V2",
+        "triton": "GPTQ_TRITON",
+        "aten": "GPTQ_TORCH_ATEN",
+        "torch": "GPTQ_TORCH",
+    },
+    "awq": {
+        "marlin": "AWQ_MARLIN",
+        "exllama": "AWQ_EXLLAMA_V2",
+        "triton": "AWQ_GEMM_TRITON",
+        "aten": "AWQ_TORCH_ATEN",
+        "torch": "AWQ_TORCH",
+    },
+}
+
+
+def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+    """The transformers model inside; its ``kernel_facts`` say which kernel, and what the others said.
+
+    Raises:
+        EngineError: no kernel takes the weights, or the model lacks some of them.
+    """
+
+    kind = artifact.details["format"]["name"]
+    asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
+    candidates = KERNELS[device.type] if asked == "auto" else (asked,)
+    library = import_gptqmodel(settings.n_threads, device)
+    with _safetensors(artifact.path) as folder:
+        model, facts = _on_a_kernel(library, kind, candidates, folder, settings, device)
+    check_whole(model, artifact)
+    model.kernel_facts = facts
+    return model.eval()
+
+
+def _on_a_kernel(
+    library: Any,
+    kind: str,
+    candidates: tuple[str, ...],
+    folder: Path,
+    settings: EngineSettings,
+    device: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The model on the first of the kernels that takes it, and which that was."""
+    import torch
+
+    refused: dict[str, str] = {}
+    for kernel in candidates:
+        try:
+            loaded = library.GPTQModel.load(
+                str(folder),
+                backend=getattr(library.BACKEND, BACKENDS[kind][kernel]),
+                device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            Exception
+        ) as err:  # each kernel has its own: a shape, a type, a compiler that is not there
+            refused[kernel] = first_line(err)
+            print(f"kernel {kernel} refused: {err}", file=sys.stderr)
+            continue
+        return loaded.model, {"kernel": kernel, **({"kernels_refused": refused} if refused else {})}
+    reasons = "; ".join(f"{kernel}: {reason}" for kernel, reason in refused.items())
+    raise EngineError(f"{folder}: no kernel takes these weights on {device.type}: {reasons}")
+
+
+@contextmanager
+def _safetensors(folder: Path) -> Iterator[Path]:
+    """The folder; where its weights are .bin files, a temporary one with the same tensors in the only
+    kind of file that GPTQModel reads."""
+    files = weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        yield folder
+        return
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    for file in files:
+        tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with tempfile.TemporaryDirectory(prefix="qeval-safetensors-") as made:
+        copy_side_files(folder, Path(made))
+        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # none shared
+        save_file(whole, Path(made) / "model.safetensors", metadata={"format": "pt"})
+        yield Path(made)
+
+
+def check_whole(model: Any, artifact: Artifact) -> None:
+    """Every quantized linear of the files is one in the model, and every other tensor has its place: a
+    library that leaves out a tensor computes with whatever was in memory.
+
+    Raises:
+        EngineError: with the first name.
+    """
+    from qeval.models.weights import read_data, read_tensors
+
+    packed = {layer.name for layer in artifact.layers}
+    modules = dict(model.named_modules())
+    lost = sorted(packed - modules.keys())
+    lost += sorted(n for n in packed & modules.keys() if _is_float(modules[n]))
+
+    def checked(name: str) -> bool:  # of a kernel's own tensors the bias alone is everywhere
+        module, _, last = name.rpartition(".")
+        return module not in packed or last == "bias"
+
+    tensors = [t for t in read_tensors(artifact.path) if checked(t.name)]
+    stored = {t.name for t in tensors}
+    buffers = {name for name, _ in model.named_buffers()}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    held = {name for name in parameters | buffers if checked(name)}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    made = {name for name in buffers if name.rpartition(".")[0] not in packed}  # rotary frequencies
+    missing = sorted(held - stored - tied - made)
+    left = sorted(
+        t.name
+        for t in tensors
+        if t.name not in held
+        and "rotary_emb" not in t.name
+        and not (t.name.endswith(".bias") and not any(read_data(t)))  # AutoGPTQ: zeros for none
+    )
+    for what, names in (
+        ("quantized linears not loaded", lost),
+        ("missing keys", missing),
+        ("unexpected keys", left),
+    ):
+        if names:
+            raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
+
+
+def _is_float(module: Any) -> bool:
+    """Whether a linear has its weight as a parameter; kernels keep buffers of their own."""
+    return "weight" in module._parameters
+
+
+def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
+    """The package. It reads its number of CPU workers, and where its logs go, when it is imported.
+
+    Its torch kernel has every single linear compiled on first use: on the CPU that is 210 runs of a C++
+    compiler for a small model, many minutes. There it runs as it is written.
+    """
+    import torch._dynamo.config
+
+    workers = max(2, threads(n_threads))  # with one it refuses to load a model
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(workers))
+
+    from qeval.models.loading import lean_transformers
+
+    lean_transformers()
+    if device.type == "cpu":
+        torch._dynamo.config.disable = True
+    import gptqmodel
+    import gptqmodel.quantization
+
+    return gptqmodel
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of an error, or its class where it says nothing."""
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]

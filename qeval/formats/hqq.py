@@ -1,0 +1,75 @@
+"""HQQ checkpoints (config.json and qmodel.pt) on the library's HQQLinear layers.
+
+Not by the library's ``from_quantized``: that casts the rotary embedding's frequencies to the model's
+dtype, which moves every logit of a bfloat16 model, and says nothing of weights that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qeval.core.artifact import Artifact
+from qeval.core.errors import EngineError
+from qeval.core.settings import EngineSettings
+
+
+def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+    """Raises EngineError where a weight is missing or left over."""
+    import torch
+    from hqq.core.quantize import HQQLinear
+
+    from qeval.models.loading import empty_model
+
+    dtype = getattr(torch, settings.dtype)
+    model = empty_model(artifact.path, settings.dtype, settings.trust_remote_code)
+    modules = dict(model.named_modules())
+    file = artifact.path / "qmodel.pt"
+    stored = torch.load(file, map_location=device, weights_only=True)
+    given: set[str] = set()
+    for name, state in stored.items():
+        if name not in modules:
+            raise EngineError(f"{file}: unexpected keys, first {name}")
+        if "W_q" in state:
+            layer = HQQLinear(None, None, compute_dtype=dtype, device=str(device))
+            layer.load_state_dict(_in_dtype(state, dtype))
+            model.set_submodule(name, layer)
+            continue
+        for key, tensor in state.items():
+            _place(modules[name], key, tensor, f"{file}: unexpected keys, first {name}.{key}")
+            given.add(f"{name}.{key}")
+    model.tie_weights()
+    missing = [name for name, p in model.named_parameters() if p.is_meta]
+    missing += [name for name in _buffers(model) if name not in given]
+    if missing:
+        raise EngineError(f"{file}: {len(missing)} missing keys, first {missing[0]}")
+    return model.to(device).eval()
+
+
+def _place(module: Any, key: str, tensor: Any, otherwise: str) -> None:
+    """Give a module its parameter or saved buffer, in the dtype that it has there."""
+    import torch
+
+    if (old := module._parameters.get(key)) is not None:
+        module._parameters[key] = torch.nn.Parameter(tensor.to(old.dtype), requires_grad=False)
+    elif (old := module._buffers.get(key)) is not None:
+        module._buffers[key] = tensor.to(old.dtype)
+    else:
+        raise EngineError(otherwise)
+
+
+def _buffers(model: Any) -> Iterator[str]:
+    """The buffers that a saved model has with it, but for those of HQQ's own layers."""
+    from hqq.core.quantize import HQQLinear
+
+    for name, module in model.named_modules():
+        if not isinstance(module, HQQLinear):
+            for key in module._buffers.keys() - module._non_persistent_buffers_set:
+                yield f"{name}.{key}"
+
+
+def _in_dtype(state: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """A layer's state with its scales, zeros and bias in the dtype that the row asks for."""
+    floats = ("scale", "zero", "bias")
+    cast = {k: state[k].to(dtype) for k in floats if state.get(k) is not None}
+    return {**state, **cast, "compute_dtype": dtype}

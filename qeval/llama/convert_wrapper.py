@@ -1,0 +1,52 @@
+"""Run llama.cpp's converter as qeval reads tokenizers: a script for a subprocess, never imported.
+
+``python convert_wrapper.py FOLDER PRE_TOKENIZER ARGUMENTS...`` runs ``FOLDER/convert_hf_to_gguf.py
+ARGUMENTS...`` with transformers' general class for whatever has a ``tokenizer.json``: other classes of
+transformers 5 may make another tokenizer of it (models/tokenizer_file.py). With a PRE_TOKENIZER that is
+not empty, ``get_vocab_base_pre`` answers it. The converter recognizes BPE pre-tokenizers by a hash of
+what they make of a test string and refuses those it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
+    # This file's own folder leaves the path: its gguf.py and base.py are not those the converter means.
+    sys.path[0:1] = [folder, f"{folder}/gguf-py"]
+    _read_files()
+    if pre_tokenizer:
+        from conversion.base import TextModel
+
+        def named(_self: Any, _tokenizer: Any) -> str:
+            return pre_tokenizer
+
+        TextModel.get_vocab_base_pre = named
+    script = f"{folder}/convert_hf_to_gguf.py"
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _read_files() -> None:
+    """``AutoTokenizer`` by the file, unless the model brings a class of its own."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    by_class = AutoTokenizer.from_pretrained
+
+    def from_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
+        config = Path(model) / "tokenizer_config.json"
+        told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if not (Path(model) / "tokenizer.json").is_file() or "auto_map" in told:
+            return by_class(model, *args, **kwargs)
+        return PreTrainedTokenizerFast.from_pretrained(model)
+
+    AutoTokenizer.from_pretrained = from_pretrained
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,258 @@
+"""Model names -> local folders with a content identity (torch-free, runs in the parent).
+
+A local folder's identity is the sha256 of its configuration, tokenizer and weights, remembered by
+size and modification time so that a 30 GB model is read once; a hub model's is its commit. What came
+from the hub is compared, once, with the sha256 that the hub gave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import HubError, ModelError, StoreError, UsageError, short
+from qeval.core.extras import require
+from qeval.core.files import exists, not_regular, user_path, write_atomic
+from qeval.llama.gguf_file import all_parts
+from qeval.llama.gguf_file import read_header as read_gguf_header
+from qeval.models.causal import check_causal, check_causal_gguf
+from qeval.models.config import read_json
+from qeval.models.weights import read_tensors, weight_files
+
+if TYPE_CHECKING:
+    from qeval.hub.download import Plan
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SHA1 = re.compile(r"^[0-9a-f]{40}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_NOT_CONTENT = {"README.md", "LICENSE", "qeval.json", ".gitattributes", ".gitignore"}
+
+
+def resolve_model(
+    name: str,
+    *,
+    dtype: str,
+    cache_dir: Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    need_tokenizer: bool = True,
+) -> ModelRef:
+    """Find the model, download it from the hub if needed, and check that its files are whole.
+
+    Raises:
+        ModelError: missing, damaged, no tokenizer, code of its own without ``trust_remote_code``, or
+            neither here nor on the hub.
+    """
+    path = user_path(name)
+    if exists(path):
+        if revision:
+            raise ModelError(
+                f"{name} lies here, and revision {revision!r} is for a model of the hub: leave "
+                "`revision` out, or rename the folder"
+            )
+        check_model(path, need_tokenizer, trust_remote_code)
+        # Not resolved: a snapshot of the hub links to blobs, whose names say neither type nor part.
+        return ModelRef(name, path.absolute(), identify(path, cache_dir), dtype, trust_remote_code)
+    _check_hub_id(name)
+    from qeval.hub.download import download_model
+
+    try:
+        folder = download_model(name, revision)
+    except HubError as err:
+        raise ModelError(_not_here(name, revision, err)) from err
+    check_model(folder, need_tokenizer, trust_remote_code)
+    _hashes(weight_files(folder), cache_dir)
+    _check_small_files(folder)
+    return ModelRef(name, folder, f"hub:{name}@{folder.name}", dtype, trust_remote_code)
+
+
+def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool = False) -> None:
+    """Raises ModelError where the files of a model are missing or damaged, or bring code that nobody
+    allowed to run, before any job starts."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{path}: a model is a folder or a .gguf file")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
+        check_causal_gguf(path, read_gguf_header(path))
+        return
+    if not path.is_dir():
+        raise ModelError(f"{not_regular(path, path.stat().st_mode)}, or a model folder")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: no config.json: not a Hugging Face model folder")
+    read_tensors(path)
+    if not trust_remote_code:
+        _check_no_code(path / "config.json")
+    check_causal(path / "config.json")
+    if not need_tokenizer:
+        return
+    tokenizer_files = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "tokenizer_config.json",
+    )
+    if not any((path / name).is_file() for name in tokenizer_files):
+        raise ModelError(
+            f"{path}: no tokenizer (tokenizer.json): copy the model's tokenizer files there"
+        )
+
+
+def _check_no_code(config: Path) -> None:
+    """Raises ModelError where transformers has no class of its own for the model and would run the
+    one that comes with it."""
+    data = read_json(config)
+    auto_map, kind = data.get("auto_map"), data.get("model_type")
+    if not isinstance(auto_map, dict) or "AutoModelForCausalLM" not in auto_map:
+        return
+    library = find_spec("transformers")
+    places = library.submodule_search_locations if library is not None else None
+    if not places:
+        return
+    known = (Path(places[0]) / "models" / "auto").glob("*.py")
+    if not any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in known):
+        raise ModelError(
+            f"{config}: auto_map: the model ({kind}) runs code of its own: read it, then set "
+            "trust_remote_code: true on the model, or on the checkpoint"
+        )
+
+
+def identify(path: Path, cache_dir: Path) -> str:
+    """``sha256:<hex>`` of a .gguf file, all its parts if it is split, or of a folder's files except
+    documentation.
+
+    Raises:
+        ModelError: a file is not what the hub gave.
+    """
+    if path.is_file():
+        files = all_parts(path) if path.suffix == ".gguf" else [path]
+    else:
+        files = sorted(p for p in path.iterdir() if p.is_file())
+    files = [p for p in files if p.name not in _NOT_CONTENT]
+    total = hashlib.sha256()
+    for file, digest in zip(files, _hashes(files, cache_dir), strict=True):
+        total.update(f"{file.name if path.is_dir() else ''}:{digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
+    """The sha256 of each file: remembered, or read now.
+
+    Raises:
+        ModelError: one is not the one that the hub named.
+    """
+    store = cache_dir / "identities.json"
+    try:
+        known: dict[str, str] = json.loads(store.read_text())
+    except (OSError, ValueError):
+        known = {}  # a cache: made anew where it is missing or torn
+    before = len(known)
+    out = []
+    for file in files:
+        stat = file.stat()
+        sign = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        if sign not in known:
+            with file.open("rb") as handle:
+                known[sign] = hashlib.file_digest(handle, "sha256").hexdigest()
+        wanted = _hub_sha256(file)
+        if wanted and known[sign] != wanted:
+            raise ModelError(_corrupted(file, "sha256", known[sign], wanted))
+        out.append(known[sign])
+    if len(known) > before:
+        with suppress(StoreError):  # a cache that cannot be written: they are read again
+            write_atomic(store, json.dumps(known, indent=0))
+    return out
+
+
+def _hub_sha256(file: Path) -> str | None:
+    """What the hub said a large file's sha256 is: the name of the blob that a snapshot links to, or the
+    second line of what `hf download --local-dir` noted; None for files of the user's own."""
+    blob = _blob(file)
+    if blob is not None:
+        return blob if _SHA256.match(blob) else None
+    note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
+    if not note.is_file():
+        return None
+    _, etag, when, *_ = [*note.read_text(encoding="utf-8").split("\n"), "", "", ""]
+    try:
+        unchanged = file.stat().st_mtime <= float(when) + 1  # as huggingface_hub decides it
+    except ValueError:
+        return None
+    return etag if unchanged and _SHA256.match(etag) else None
+
+
+def _blob(file: Path) -> str | None:
+    """The name of the blob that a snapshot's file links to: its sha256, or a small file's id in git.
+    No further: a blob may itself lead to a store that all repositories share, under another hash."""
+    while file.is_symlink():
+        file = file.parent / file.readlink()
+        if file.parent.name == "blobs":
+            return file.name
+    return None
+
+
+def _check_small_files(folder: Path) -> None:
+    """Raises ModelError for a configuration or tokenizer that is not the commit's: those are named by
+    their id in git, the sha1 of "blob", the length, a NUL and the content."""
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        blob = _blob(file)
+        if blob is None or not _SHA1.match(blob):
+            continue
+        data = file.read_bytes()
+        found = hashlib.sha1(b"blob %d\x00" % len(data) + data, usedforsecurity=False).hexdigest()
+        if found != blob:
+            raise ModelError(_corrupted(file, "git id", found, blob))
+
+
+def _corrupted(file: Path, what: str, found: str, wanted: str) -> str:
+    return (
+        f"{file}: corrupted: its {what} is {found}, the hub's {wanted}: delete {file.resolve()} and "
+        "download it again"
+    )
+
+
+def planned_download(name: str, revision: str | None = None) -> Plan | None:
+    """What ``resolve_model`` would download, asked of the hub without a download; None for what is a
+    folder or file here.
+
+    Raises:
+        ModelError: the hub refuses it, or it is no name of a model.
+        MissingExtraError: a hub's model, and huggingface_hub is not installed.
+    """
+    if exists(user_path(name)):
+        return None
+    _check_hub_id(name)
+    from qeval.hub.download import planned_model
+
+    try:
+        return planned_model(name, revision)
+    except HubError as err:
+        raise ModelError(_not_here(name, revision, err)) from err
+
+
+def _check_hub_id(name: str) -> None:
+    if not _HUB_ID.match(name):
+        raise ModelError(
+            f"{short(name)}: no such model folder or .gguf file (a hub's model is ORG/NAME)"
+        )
+    require("hub", "huggingface_hub")
+    try:
+        import_module("qeval.hub.download")
+    except ImportError as err:
+        fix = "pip install -U 'qeval[hub]'"
+        raise UsageError(f"{name}: huggingface_hub is older than 1.25 ({err}): {fix}") from err
+
+
+def _not_here(name: str, revision: str | None, err: HubError) -> str:
+    where = f"{name} @{revision}" if revision else name
+    return f"{where}: no such folder, and the hub did not give it: {err.reason}"

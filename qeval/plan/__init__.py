@@ -1,0 +1,1 @@
+"""A spec and what becomes of it: cells, keys, what will happen to each."""

@@ -1,0 +1,121 @@
+"""What `qeval list methods|engines|tasks` prints: every name with its options, as a spec has them."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from qeval.core import registry
+from qeval.core.low_bits import KEYS
+from qeval.core.options import Options
+from qeval.plan.spec import TaskCommon
+
+_SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+_BESIDE = "beside any of them, or among its options (simulated, on hf)"
+
+
+def catalog(group: registry.Group, name: str | None = None) -> str:
+    """One line a name and one an option; of all names, or of one.
+
+    Raises:
+        UsageError: nobody registered the name; the message suggests the closest one.
+    """
+    chosen = registry.names(group) if name is None else [name]
+    return "\n".join([*(line for n in chosen for line in _entry(group, n)), *_beside(group, name)])
+
+
+def _entry(group: registry.Group, name: str) -> Iterator[str]:
+    found = registry.lookup(group, name)
+    yield f"{name}: {_summary(sys.modules[found.__module__].__doc__)}"
+    if group == "engines":
+        yield f"    offers {', '.join(sorted(found.capabilities))}"
+        return
+    yield from _options(found.Options)
+    if group == "tasks":
+        yield from _options(TaskCommon)
+
+
+def _beside(group: registry.Group, name: str | None) -> Iterator[str]:
+    """``activations`` and ``kv_cache``, which belong to no method of their own."""
+    if group == "methods":
+        yield f"{_BESIDE}:"
+        for key, options in KEYS.items():
+            yield f"    {key}: bits, or {kind(options)}, default null"
+            yield from ("    " + line for line in _options(options))
+
+
+def _options(cls: type[Options]) -> Iterator[str]:
+    for key, info in cls.model_fields.items():
+        names = [key, *(n for n in _aliases(info) if n != key)]
+        default = "required" if info.is_required() else f"default {written(_default(info))}"
+        if cls is TaskCommon and info.default is None:
+            default = "default the spec's"
+        limits = _limits(info)
+        yield f"    {' or '.join(names)}: {kind(info.annotation)}, {default}" + (
+            f", {limits}" if limits else ""
+        )
+
+
+def kind(annotation: Any) -> str:
+    """A type as a spec's reader has it: ``int``, ``nf4 | fp4``, ``int or null``, ``{dataset, ...}``."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " | ".join(written(value) for value in parts)
+    if origin in (typing.Union, types.UnionType):
+        kinds = dict.fromkeys(kind(part) for part in parts)
+        return (" | " if any("|" in each for each in kinds) else " or ").join(kinds)
+    if origin in (list, tuple):
+        return f"list of {kind(parts[0])}"
+    if origin is typing.Annotated:
+        return kind(parts[0])
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        return "{" + ", ".join(annotation.model_fields) + "}"
+    return {str: "text", bool: "true | false"}.get(annotation, getattr(annotation, "__name__", "any"))
+
+
+def written(value: Any) -> str:
+    """A value as YAML has it on one line."""
+    if isinstance(value, Options):
+        value = value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {written(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(written, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _default(info: FieldInfo) -> Any:
+    return info.get_default(call_default_factory=True)
+
+
+def _aliases(info: FieldInfo) -> list[str]:
+    choices = getattr(info.validation_alias, "choices", ())
+    return [choice for choice in choices if isinstance(choice, str)]
+
+
+def _limits(info: FieldInfo) -> str:
+    """``2 to 8``, ``>= 1``, ``> 0, <= 1``."""
+    found = {
+        sign: getattr(limit, name)
+        for limit in info.metadata
+        for cls, name, sign in _SIGNS
+        if isinstance(limit, cls)
+    }
+    if found.keys() == {">=", "<="}:
+        return f"{found['>=']} to {found['<=']}"
+    return ", ".join(f"{sign} {value}" for sign, value in found.items())
+
+
+def _summary(doc: str | None) -> str:
+    first = (doc or "").strip().split("\n\n")[0].replace("\n", " ").replace("``", "`")
+    return first.split(":", 1)[-1].strip() if first.startswith("`") else first

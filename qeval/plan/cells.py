@@ -1,0 +1,252 @@
+"""Experiment + resolved models -> rows of cells with content keys.
+
+A key is the sha256 of what decides a number: model content, dtype, method, task and engine with their
+options and versions, and the limit. Labels, paths and settings of the machine (device, batch size,
+threads) stay out, so that renaming a row or moving a folder measures nothing again; but for tasks that
+measure the machine (``Task.measures_machine``), whose numbers they decide. What only says how weights
+run (``Quantization.execution``: a kernel, activations, KV cache) is in a cell's key and not in its
+artifact's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qeval.core import devices, machine, provenance, registry
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.cores import threads
+from qeval.core.errors import EngineError, UsageError
+from qeval.core.low_bits import KvCacheOptions, kv_group
+from qeval.formats.recognise import rounds_activations
+from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
+from qeval.quant.base import BuildContext
+from qeval.tasks.base import measures_machine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantized model. ``artifact`` is known at once where the method works in place."""
+
+    model: ModelRef
+    quantization: Quantization
+    engine: str
+    artifact: Artifact | None
+    is_baseline: bool
+    order: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.id} · {self.quantization.label}"
+
+    @cached_property
+    def artifact_key(self) -> str:
+        return artifact_key(
+            self.model, self.quantization.method, self.quantization.options, self.artifact
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a task on a quantized model."""
+
+    row: Row
+    task: TaskEntry
+    task_order: int
+    conditions: dict[str, Any] | None = None  # of a task that measures the machine: where it would run
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name} · {self.task.label}"
+
+    @cached_property
+    def key(self) -> str:
+        here = {"conditions": self.conditions} if self.conditions else {}
+        return content_key({**self._content, **here})
+
+    @cached_property
+    def key_anywhere(self) -> str:
+        """The same for every machine: that of a task which measures none."""
+        return content_key(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        task = registry.task(self.task.task)
+        running = self.row.quantization.execution()
+        return {
+            **({"execution": running} if running else {}),
+            "artifact": self.row.artifact_key,
+            "task": [self.task.task, task.version, self.task.options.identity()],
+            "engine": [self.row.engine, registry.engine(self.row.engine).version],
+            "limit": self.task.limit,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a Record keeps of the cell."""
+        row = self.row
+        here = {"conditions": self.conditions, "key_anywhere": self.key_anywhere}
+        return {
+            **(here if self.conditions else {}),
+            "model": {"id": row.model.id, "identity": row.model.identity, "dtype": row.model.dtype},
+            "quantization": {
+                "name": row.quantization.method,
+                "label": row.quantization.label,
+                "options": row.quantization.described(),
+            },
+            "task": {
+                "name": self.task.task,
+                "label": self.task.label,
+                "options": self.task.options.model_dump(mode="json"),
+            },
+            "engine": {"name": row.engine},
+            "limit": self.task.limit,
+            "baseline": row.is_baseline,
+            "order": [*row.order, self.task_order],
+        }
+
+
+def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> list[Cell]:
+    """Every cell in the order of the spec.
+
+    Raises:
+        ModelError: a checkpoint that a row names is missing or broken.
+        UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
+    """
+    conditions = Conditions(experiment.settings)
+    return [
+        cell
+        for m, model in enumerate(models)
+        for q, quantization in enumerate(experiment.quantizations)
+        for cell in row_cells(experiment, model, quantization, (m, q), cache_dir, conditions)
+    ]
+
+
+def row_cells(
+    experiment: Experiment,
+    model: ModelRef,
+    quantization: Quantization,
+    order: tuple[int, int],
+    cache_dir: Path,
+    conditions: Conditions,
+) -> list[Cell]:
+    """The cells of one row; ``order``: the place of its model and its own. Raises as ``plan``."""
+    method = registry.method(quantization.method)
+    artifact = None
+    if method.in_place:
+        context = BuildContext(model, Path(), None, _nothing, _nothing, cache_dir)
+        artifact = method.build(quantization.options, context)
+    engine = artifact.engine if artifact else method.engine
+    baseline = quantization.label == experiment.baseline
+    row = Row(model, quantization, engine, artifact, baseline, order)
+    _check_running(row)
+    cells = []
+    for t, task in enumerate(experiment.tasks):
+        machine_counts = measures_machine(registry.task(task.task))
+        cells.append(Cell(row, task, t, conditions.of(engine) if machine_counts else None))
+    return cells
+
+
+class Conditions:
+    """What a worker of this machine would run on, as far as it can be known without starting one. Its
+    record has what it did run on."""
+
+    def __init__(self, settings: Spec) -> None:
+        self._settings = settings
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def of(self, engine: str) -> dict[str, Any]:
+        if engine not in self._found:
+            self._found[engine] = self._look(registry.engine(engine))
+        return self._found[engine]
+
+    def _look(self, engine: Any) -> dict[str, Any]:
+        device = self._settings.device
+        with suppress(EngineError):  # `qeval run` stops at it; a dry run is of another machine
+            device = device_of_engine(engine, device)
+        on_gpu, index = device.startswith("cuda"), device.partition(":")[2]
+        cards = devices.gpus() if index.isdecimal() else ()
+        card = cards[int(index)] if cards and int(index) < len(cards) else None
+        versions = {p: provenance.package_version(p) for p in getattr(engine, "packages", ())}
+        return {
+            "host": machine.host(),
+            "device": device,
+            "device_name": card if on_gpu else provenance.cpu_name(),
+            "n_threads": None if on_gpu else threads(self._settings.n_threads),
+            "packages": versions,
+        }
+
+
+def device_of_engine(engine: Any, asked: str) -> str:
+    """What the engine's class makes of a device that was asked; as asked where it does not say.
+
+    Raises:
+        EngineError: this machine has no such device.
+    """
+    found: str = engine.device(asked) if hasattr(engine, "device") else asked
+    return found
+
+
+def _check_running(row: Row) -> None:
+    """Raises UsageError for ``activations`` and ``kv_cache`` that this row's engine, weights or model
+    cannot have."""
+    quantization, running = row.quantization, row.quantization.running
+    for key in running.execution():
+        if key not in registry.engine(row.engine).capabilities:
+            raise UsageError(
+                f"{row.name}: {key}: the engine {row.engine} does not quantize it: take {key} off this "
+                "row, or take a method whose weights run on hf"
+            )
+    method = registry.method(quantization.method)
+    if running.activations and (
+        method.rounds_activations(quantization.options)
+        or (row.artifact is not None and rounds_activations(row.artifact))
+    ):
+        raise UsageError(
+            f"{row.name}: activations: these weights come with kernels that quantize activations "
+            "themselves: take activations off this row"
+        )
+    if running.kv_cache:
+        try:
+            check_head_dim(running.kv_cache, row.artifact.path if row.artifact else row.model.path)
+        except UsageError as err:
+            raise UsageError(f"{row.name}: {err}") from err
+
+
+def artifact_key(model: ModelRef, method: str, options: Any, in_place: Artifact | None = None) -> str:
+    """The key of the weights; what only says how they run (``Options.execution``) is not in it."""
+    version = registry.method(method).version
+    running = options.execution()
+    making = {name: value for name, value in options.identity().items() if name not in running}
+    what = {"model": [model.identity, model.dtype], "method": [method, version, making]}
+    content = in_place.details.get("identity") if in_place else None
+    return content_key({**what, "content": content} if content else what)
+
+
+def content_key(data: dict[str, Any]) -> str:
+    """sha256 of canonical JSON (sorted keys, no spaces), as 64 hex digits."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _nothing(*_: Any) -> Any:
+    """Calibration and progress of a method that works in place: it may use neither."""
+    raise AssertionError("a method that works in place asked for calibration or progress")
+
+
+def check_head_dim(options: KvCacheOptions, folder: Path) -> None:
+    """``kv_group``'s check before any job, where config.json has the head dimension in the usual words;
+    elsewhere the engine makes it, on the keys and values themselves."""
+    from qeval.models.config import read_json
+
+    config = read_json(folder / "config.json")
+    config = config.get("text_config") or config
+    width = config.get("hidden_size") or config.get("n_embd")
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    head_dim = config.get("head_dim") or (width // heads if width and heads else None)
+    if head_dim and not config.get("kv_lora_rank"):
+        kv_group(options.group_size, int(head_dim))

@@ -1,0 +1,107 @@
+"""The spec that lies beside its results says how they are shown: rows' names, order, the baseline.
+
+Records keep what the run that made them said; a spec that was edited since then wins where the two
+speak of the same cells, found by what was asked and not by keys, which need the models. Cells that the
+spec does not have (any more) come after those that it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qeval.core.errors import QevalError
+from qeval.core.record import Record
+from qeval.plan.spec import Experiment, Quantization, TaskEntry, load_spec
+
+SPEC_NAME = "spec.yaml"
+
+
+def as_kept_spec_says(records: Sequence[Record], folder: Path) -> list[Record]:
+    """The records of a results folder, named and ordered by its spec; as they are where it has none
+    that this qeval reads (one with another machine's plug-ins)."""
+    path = folder / SPEC_NAME
+    try:
+        experiment = load_spec(path) if path.is_file() else None
+    except QevalError:
+        experiment = None
+    if experiment is None:
+        return list(records)
+    spec = _Asked(experiment)
+    return [spec.applied(record) if record.kind == "eval" else record for record in records]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An entry of the spec, and its place among its kind."""
+
+    entry: Any
+    number: int
+
+
+class _Asked:
+    """What a spec asks, to be found again by what a record was asked."""
+
+    def __init__(self, spec: Experiment) -> None:
+        self._baseline = spec.baseline
+        self._models = {
+            f"{model.id} {model.dtype or spec.settings.dtype}": _Place(model, i)
+            for i, model in enumerate(spec.models)
+        }
+        self._rows: dict[str, _Place] = {}
+        self._tasks: dict[str, _Place] = {}
+        self._defaults: dict[str, dict[str, Any]] = {}
+        for i, q in enumerate(spec.quantizations):
+            self._defaults[q.method] = _defaults(q)
+            self._rows.setdefault(self._key(q.method, q.described()), _Place(q, i))
+        for i, task in enumerate(spec.tasks):
+            options = task.options.model_dump(mode="json")
+            self._defaults[task.task] = _defaults(task)
+            self._tasks.setdefault(self._key(task.task, options), _Place(task, i))
+
+    def applied(self, record: Record) -> Record:
+        cell = record.cell
+        asked = [cell.get(part) or {} for part in ("model", "quantization", "task")]
+        order = list(cell.get("order") or (0, 0, 0))
+        model = self._models.get(f"{asked[0].get('id')} {asked[0].get('dtype')}")
+        row, task = (
+            known.get(self._key(str(part.get("name")), part.get("options") or {}))
+            for known, part in ((self._rows, asked[1]), (self._tasks, asked[2]))
+        )
+        places: Sequence[tuple[_Place | None, dict[str, _Place]]]
+        places = ((model, self._models), (row, self._rows), (task, self._tasks))
+        said: dict[str, Any] = {
+            "order": [
+                place.number if place else len(known) + before
+                for (place, known), before in zip(places, order, strict=True)
+            ]
+        }
+        if task is not None:
+            said["task"] = {**asked[2], "label": task.entry.label}
+        if row is not None:
+            options = {**(asked[1].get("options") or {}), **_label_option(row.entry)}
+            said["quantization"] = {**asked[1], "label": row.entry.label, "options": options}
+        if model is not None and (row is not None or self._baseline is not None):
+            said["baseline"] = row is not None and row.entry.label == self._baseline
+        return replace(record, cell={**cell, **said})
+
+    def _key(self, name: str, options: dict[str, Any]) -> str:
+        """Options that a record lacks came after it, and have their defaults; a label is a name."""
+        whole = {**self._defaults.get(name, {}), **options}
+        return json.dumps([name, {k: v for k, v in whole.items() if k != "label"}], sort_keys=True)
+
+
+def _label_option(entry: Quantization) -> dict[str, Any]:
+    return {name: value for name, value in entry.described().items() if name == "label"}
+
+
+def _defaults(entry: Quantization | TaskEntry) -> dict[str, Any]:
+    fields = type(entry.options).model_fields
+    made = type(entry.options).model_construct(
+        **{name: None for name, info in fields.items() if info.is_required()}
+    )
+    found = made.model_dump(mode="json", warnings=False)
+    return {name: value for name, value in found.items() if not fields[name].is_required()}

@@ -1,0 +1,258 @@
+"""What is in the way of a run, found before its first job: `run`, ``--dry-run`` and `stats` ask alike.
+
+Every check is asked here and what it finds returned as Problems, never raised, so that all of them are
+told at once. What has to be downloaded first is no problem but a Download: a dry run lists it, a run
+fetches it and asks again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qeval.core import registry
+from qeval.core.console import say
+from qeval.core.errors import (
+    MissingExtraError,
+    NotHereError,
+    PreflightError,
+    QevalError,
+    SeveralErrors,
+    install_command,
+)
+from qeval.core.units import human_bytes
+from qeval.plan.cells import device_of_engine
+
+if TYPE_CHECKING:
+    from qeval.core.artifact import Artifact, ModelRef
+    from qeval.data.datasets import DataSource
+    from qeval.plan.cells import Row
+    from qeval.plan.spec import Quantization, TaskEntry
+
+_WHERES = 3  # places of one problem that are named
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``where``: what it is about, in the spec's words: a row, a task, ``device``. ``message``: what is
+    wrong and what mends it. ``extra``: of qeval, that brings a missing package."""
+
+    where: str
+    message: str
+    extra: str = ""
+    error: QevalError | None = field(default=None, compare=False, repr=False)  # for its traceback
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is not here and has to be fetched first."""
+
+    what: str  # with files and bytes, where the hub tells them
+    fetch: Callable[[], object] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one check, or several, came to."""
+
+    problems: tuple[Problem, ...] = ()
+    downloads: tuple[Download, ...] = ()
+
+    @staticmethod
+    def union(parts: Iterable[Findings]) -> Findings:
+        """All of them, what several found once, in the order in which it was found."""
+        kept = list(parts)
+        return Findings(
+            tuple(dict.fromkeys(p for part in kept for p in part.problems)),
+            tuple(dict.fromkeys(d for part in kept for d in part.downloads)),
+        )
+
+
+def ask(where: str, *checks: Callable[[], Any]) -> Findings:
+    """What checks find that raise a QevalError for what is wrong."""
+    found: list[Problem] = []
+    downloads: list[Download] = []
+    for check in checks:
+        try:
+            check()
+        except QevalError as err:
+            for each in err.errors if isinstance(err, SeveralErrors) else (err,):
+                if isinstance(each, NotHereError):
+                    downloads.append(Download(each.what, each.fetch))
+                else:
+                    found += problems_of(where, each)
+    return Findings(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(downloads)))
+
+
+def problems_of(where: str, err: QevalError) -> Iterator[Problem]:
+    if isinstance(err, SeveralErrors):
+        for each in err.errors:
+            yield from problems_of(where, each)
+    elif isinstance(err, MissingExtraError):
+        yield Problem(where, err.fact, err.extra, err)
+    else:
+        message = str(err)
+        yield Problem("" if message.startswith(where) else where, message, error=err)
+
+
+# The checks
+
+
+def engine(name: str) -> Findings:
+    """The packages of an engine."""
+    return ask(f"engine {name}", registry.engine(name).preflight)
+
+
+def device(name: str, asked: str) -> Findings:
+    """Whether there is the device that an engine is asked to use."""
+    return ask(f"engine {name}", lambda: device_of_engine(registry.engine(name), asked))
+
+
+def device_kind(name: str, asked: str) -> str | None:
+    """What an engine makes of a device: ``cpu`` or ``cuda``; None where it cannot be told."""
+    try:
+        kind = device_of_engine(registry.engine(name), asked).partition(":")[0]
+    except QevalError:  # `device` says so
+        return None
+    return kind if kind in ("cpu", "cuda") else None
+
+
+def method(quantization: Quantization, cache_dir: Path) -> Findings:
+    """What a method needs of this machine: packages, and the environment that it builds in."""
+    found, options = registry.method(quantization.method), quantization.options
+    return ask(
+        quantization.label,
+        lambda: found.check_packages(options),
+        lambda: interpreter(found, options, cache_dir),
+    )
+
+
+def interpreter(method: Any, options: Any, cache_dir: Path) -> Path | None:
+    """The interpreter that a build runs in, where it is not this one.
+
+    Raises:
+        UsageError: the environment is not there; the message has the command that makes it.
+    """
+    name = method.environment(options)
+    if not name:
+        return None
+    from qeval.envs.build import python_of
+
+    return python_of(name, cache_dir)
+
+
+def row(row: Row, device: str | None) -> Findings:
+    """Whether a model is one that its method takes, or, where the weights are there, whether they run.
+    ``device``: ``cpu`` or ``cuda``; None: not known."""
+    from qeval.formats.recognise import check_float
+
+    name, options, model = row.quantization.method, row.quantization.options, row.model
+    if row.artifact is not None:
+        return artifact(row.name, row.artifact, model, row.quantization.execution(), device)
+    found = registry.method(name)
+    packed = ask(row.name, lambda: check_float(name, model))
+    if packed.problems:
+        return packed
+    fits = [lambda: found.check_device(options, model, device)] if device else []
+    answer = ask(row.name, lambda: found.preflight(options, model), *fits)
+    label = row.quantization.label  # packages are the method's business, whatever the model
+    problems = (replace(p, where=label) if p.extra else p for p in answer.problems)
+    return replace(answer, problems=tuple(problems))
+
+
+def artifact(
+    where: str, made: Artifact, model: ModelRef, execution: dict[str, Any], device: str | None
+) -> Findings:
+    """What weights that are there need to run: packages, a dtype, a kernel that the device has."""
+    from qeval.formats.limits import check_4bit_on_cpu, check_kernel
+    from qeval.formats.recognise import check_runs
+
+    packed = made.details.get("format") or {}
+    kernel, label = execution.get("kernel", "auto"), packed.get("label", "")
+
+    def check_device() -> None:
+        if device is not None:
+            check_kernel(label, kernel, device)
+        if device == "cpu" and packed.get("name") == "bitsandbytes" and packed.get("num_bits") == 4:
+            check_4bit_on_cpu(label, {r.name: (r.shape[0], r.shape[1]) for r in made.layers})
+
+    return ask(where, lambda: check_runs(made, model), check_device)
+
+
+def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:
+    """What a task needs beside the model: its text or problems, a sandbox."""
+    found = registry.task(entry.task)
+    return ask(entry.label, lambda: found.preflight(entry.options, data, weak_sandbox=weak_sandbox))
+
+
+def space(needed: int, builds: int, cache_dir: Path) -> Findings:
+    """Whether the artifacts cache takes what will be built: ``needed`` bytes at the least."""
+    folder = next(p for p in (cache_dir, *cache_dir.parents) if p.exists())
+    if not folder.is_dir():
+        return Findings((Problem("cache", f"{folder} is a file: choose another --cache-dir"),))
+    if builds and not os.access(folder, os.W_OK | os.X_OK):
+        return Findings(
+            (Problem("cache", f"{folder}: no permission to write: choose another --cache-dir"),)
+        )
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return Findings()
+    what = f"{builds} build" + "s" * (builds != 1)
+    return Findings(
+        (
+            Problem(
+                "cache",
+                f"{what} will take {human_bytes(needed)} at the least, and {folder} has "
+                f"{human_bytes(free)} free: free some (`qeval cache list`), or choose another "
+                "--cache-dir",
+            ),
+        )
+    )
+
+
+def fetch(downloads: Sequence[Download]) -> None:
+    """Download everything. Raises PreflightError for what cannot be had."""
+    found = [ask("", partial(_fetch, download)) for download in downloads]
+    refuse(Findings.union(found).problems)
+
+
+def _fetch(download: Download) -> None:
+    say(f"downloading {download.what}")
+    download.fetch()
+
+
+# Telling
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raises PreflightError where there are any."""
+    if problems:
+        raise PreflightError("\n".join(report(problems))) from problems[0].error
+
+
+def report(problems: Sequence[Problem]) -> list[str]:
+    """One line for one problem; for several a line each, with one command for all missing packages."""
+    lines, extras = list(_lines(problems)), sorted({p.extra for p in problems if p.extra})
+    install = install_command(extras) if extras else ""
+    if len(lines) == 1:
+        return [lines[0] + (f": {install}" if install else "")]
+    last = [f"- install what is missing: {install}"] if install else []
+    head = f"{len(lines)} problems, nothing was started:"
+    return [head, *(f"- {line}" for line in lines), *last]
+
+
+def _lines(problems: Sequence[Problem]) -> Iterator[str]:
+    """The problems, with all places of one that several have."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        places.setdefault(problem.message, []).append(problem.where)
+    for message, found in places.items():
+        wheres = [where for where in dict.fromkeys(found) if where]
+        more = f" and {len(wheres) - _WHERES} more" if len(wheres) > _WHERES else ""
+        where = ", ".join(wheres[:_WHERES]) + more
+        yield f"{where}: {message}" if where else message

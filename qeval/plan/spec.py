@@ -1,0 +1,425 @@
+"""YAML -> Experiment: what was asked, validated to the last key before anything runs.
+
+Unknown keys, wrong types and impossible options are errors that name the file, the line and the key,
+with the closest known word. A list given for an option that takes one value is a grid: the entry
+becomes one entry for each combination. Relative paths are relative to the current directory, as on
+a command line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+
+from qeval.core import registry
+from qeval.core.devices import device_name
+from qeval.core.errors import UsageError, did_you_mean, short
+from qeval.core.files import user_path
+from qeval.core.low_bits import KEYS, Running
+from qeval.core.options import Options
+from qeval.plan.yaml_file import KeyPath, YamlFile
+from qeval.tasks.base import takes_limit
+
+T = TypeVar("T")
+Dtype = Literal["float32", "float16", "bfloat16"]
+LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
+_LONGEST_NAME = 255  # bytes of a folder's name
+_MOST_ENTRIES, _MOST_CELLS = 1000, 100_000  # of a section with its grids expanded, and of a spec
+_SECTIONS = ("models", "quantizations", "tasks")
+
+
+class ModelEntry(Options):
+    """One model: ``- bigcode/starcoder2-15b`` is short for ``- {id: bigcode/starcoder2-15b}``."""
+
+    id: str = Field(min_length=1)  # hub id, local folder, or a .gguf file
+    revision: str | None = None  # branch, tag or commit on the hub
+    dtype: Dtype | None = None  # None: the spec's
+    trust_remote_code: bool = False
+
+
+class Spec(Options):
+    """The top level of a spec file. Every key but the first four has a default."""
+
+    name: str
+    models: list[Any]
+    quantizations: list[Any]
+    tasks: list[Any]
+    dtype: Dtype = "bfloat16"
+    baseline: str | None = None  # label or method of the row that differences are taken from
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, ge=1)  # first units (windows, problems) of every task
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    n_threads: int | None = Field(default=None, ge=1, le=4096)
+    timeout: float | None = Field(default=86400.0, gt=0, le=LONGEST_S)  # of a job; None: no limit
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str) -> str:
+        plain = value.isprintable() and value == value.strip() and len(value.encode()) <= _LONGEST_NAME
+        if not value or "/" in value or value.startswith(".") or not plain:
+            raise ValueError("must be a plain name: it becomes the folder results/<name>")
+        return value
+
+    @field_validator("data_dir", "cache_dir")
+    @classmethod
+    def _somebodys(cls, value: str | None) -> str | None:
+        try:
+            user_path(value or ".")
+        except UsageError as err:
+            raise ValueError(str(err)) from err
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        return device_name(value)
+
+    @field_validator("models", "quantizations", "tasks")
+    @classmethod
+    def _not_empty(cls, value: list[Any]) -> list[Any]:
+        if not value:
+            raise ValueError("must name at least one")
+        return value
+
+
+@dataclass(frozen=True)
+class Quantization:
+    method: str
+    options: Options
+    label: str
+    running: Running = field(default_factory=Running)
+
+    def execution(self) -> dict[str, Any]:
+        """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
+        return {**self.options.execution(), **self.running.execution()}
+
+    def described(self) -> dict[str, Any]:
+        """All options of the row, for its record."""
+        return {**self.options.model_dump(mode="json"), **self.running.execution()}
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    task: str
+    options: Options
+    label: str
+    limit: int | None
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated spec: all grids expanded, all defaults merged, every name known."""
+
+    name: str
+    models: tuple[ModelEntry, ...]
+    quantizations: tuple[Quantization, ...]
+    tasks: tuple[TaskEntry, ...]
+    baseline: str | None  # a label of quantizations, or None
+    settings: Spec
+    text: str  # of the file, to keep beside the results
+
+
+def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Read and validate a spec file; ``overrides`` (from the command line) win over its keys, and an
+    overriding limit over those of single tasks.
+
+    Raises:
+        SpecError: with file, line, key and fix, for the first thing that is wrong.
+        UsageError: an override is; with its option.
+    """
+    source = YamlFile(path)
+    overrides = overrides or {}
+    _check_options(overrides)
+    spec: Spec = _validate(source, (), Spec, {**source.data, **overrides})
+    models = _models(source, spec)
+    for name, given in spec.defaults.items():
+        _check_defaults(source, name, given)
+    quantizations = _distinct_labels(_bounded(source, "quantizations", _quantizations(source, spec)))
+    tasks = _bounded(source, "tasks", _tasks(source, spec))
+    if (n := len(models) * len(quantizations) * len(tasks)) > _MOST_CELLS:
+        raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
+    if "limit" in overrides:
+        tasks = tuple(
+            replace(t, limit=spec.limit) if takes_limit(registry.task(t.task), t.options) else t
+            for t in tasks
+        )
+    _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
+    _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
+    baseline = _baseline(source, spec, quantizations)
+    return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
+
+
+def _check_options(overrides: dict[str, Any]) -> None:
+    """The values of the command line, by themselves, so that an error names the option."""
+    try:
+        Spec.model_validate({"name": "-", **{key: ["-"] for key in _SECTIONS}, **overrides})
+    except ValidationError as err:
+        first = err.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"--{option} {short(str(first['input']))}: {message[0].lower()}{message[1:]}"
+        ) from err
+
+
+def _check_defaults(source: YamlFile, name: str, given: dict[str, Any]) -> None:
+    """Raises SpecError for a name or a key that is not known, also where no entry uses it. Values are
+    checked with the entries that they become part of."""
+    where = ("defaults", name)
+    groups: list[registry.Group] = [g for g in ("methods", "tasks") if name in registry.names(g)]
+    if not groups:
+        known = [*registry.names("methods"), *registry.names("tasks")]
+        raise source.error(where, f"no such method or task{did_you_mean(short(name), known)}")
+    options = registry.lookup(groups[0], name).Options
+    beside = _BESIDE["quantizations" if groups[0] == "methods" else "tasks"]
+    known = [*_field_names(options), *beside]
+    for key in given:
+        if key not in known:
+            raise source.error((*where, key), f"unknown key{did_you_mean(short(key), known)}")
+
+
+def _field_names(options: type[Options]) -> Iterator[str]:
+    """The keys that options take, a field's other names among them."""
+    for name, info in options.model_fields.items():
+        yield name
+        if isinstance(info.validation_alias, AliasChoices):
+            yield from (str(choice) for choice in info.validation_alias.choices)
+
+
+def _models(source: YamlFile, spec: Spec) -> tuple[ModelEntry, ...]:
+    entries = []
+    for i, raw in enumerate(spec.models):
+        if isinstance(raw, str):
+            raw = {"id": raw}
+        if not isinstance(raw, dict):
+            raise source.error(("models", i), "must be a hub id, a folder, or a mapping with `id`")
+        entries.append(_validate(source, ("models", i), ModelEntry, raw))
+    found = _bounded(source, "models", entries)
+    _no_repeats(source, "models", entries)
+    return found
+
+
+def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, ...]:
+    """The entries of a section. Raises SpecError where there are too many."""
+    found = tuple(itertools.islice(entries, _MOST_ENTRIES + 1))
+    if len(found) > _MOST_ENTRIES:
+        what = f"over {_MOST_ENTRIES:,} entries, each combination of a grid counted: split the spec"
+        raise source.error((section,), what)
+    return found
+
+
+def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
+    for i, raw in enumerate(spec.quantizations):
+        beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
+        bare = {k: v for k, v in raw.items() if k not in beside} if beside else raw
+        where, name, given = _entry(source, "quantizations", i, bare)
+        method = _named(source, where, "methods", name)
+        if given is not None and not isinstance(given, dict):
+            if method.scalar is None:
+                raise source.error(where, f"takes a mapping of options, not {given!r}")
+            given = {method.scalar: given}
+        if twice := sorted(beside.keys() & (given or {}).keys()):
+            raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
+        merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
+        own = {k: v for k, v in merged.items() if k not in KEYS}
+        ways = [
+            Running(*pair)
+            for pair in itertools.product(
+                *(_ways(source, where[: 2 if k in beside else 3], k, merged.get(k)) for k in KEYS)
+            )
+        ]
+        for options in _expand(source, where, method.Options, own):
+            for running in ways:
+                yield Quantization(name, options, running.label(method.label(options)), running)
+
+
+def _ways(source: YamlFile, where: KeyPath, key: str, given: Any) -> list[Any]:
+    """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
+    number is short for ``num_bits``, and a list is of numbers or mappings; None: not quantized, as with
+    16 bits."""
+    if given is None:
+        return [None]
+    items = given if isinstance(given, list) and given else [given]
+    mappings = [item if isinstance(item, dict) else {"num_bits": item} for item in items]
+    found: list[Any] = [o for m in mappings for o in _expand(source, (*where, key), KEYS[key], m)]
+    return [None if options.num_bits == 16 else options for options in found]
+
+
+def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
+    for i, raw in enumerate(spec.tasks):
+        where, name, given = _entry(source, "tasks", i, raw)
+        task = _named(source, where, "tasks", name)
+        if given is not None and not isinstance(given, dict):
+            raise source.error(where, f"takes a mapping of options, not {given!r}")
+        merged = {**spec.defaults.get(name, {}), **(given or {})}
+        common = _validate(source, where, TaskCommon, {k: merged[k] for k in COMMON & merged.keys()})
+        own = {k: v for k, v in merged.items() if k not in COMMON}
+        for options in _expand(source, where, task.Options, own):
+            limit = (common.limit or spec.limit) if takes_limit(task, options) else None
+            yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
+
+
+class TaskCommon(Options):
+    """Keys that every task takes beside its own options."""
+
+    limit: int | None = Field(default=None, ge=1)
+    timeout: float | None = Field(default=None, gt=0, le=LONGEST_S)
+
+
+COMMON = frozenset(TaskCommon.model_fields)
+_BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": KEYS}
+
+
+def _entry(source: YamlFile, section: str, i: int, raw: Any) -> tuple[KeyPath, str, Any]:
+    """``none`` or ``{rtn: {...}}`` -> where it stands, its name, its options (None: none given)."""
+    if isinstance(raw, str):
+        return (section, i), raw, None
+    if isinstance(raw, dict) and len(raw) == 1:
+        name = next(iter(raw))
+        return (section, i, name), str(name), raw[name]
+    beside = f"; beside it {' and '.join(KEYS)}" if section == "quantizations" else ""
+    raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
+
+
+def _named(source: YamlFile, where: KeyPath, group: registry.Group, name: str) -> Any:
+    try:
+        return registry.lookup(group, name)()
+    except UsageError as err:
+        raise source.error(where[:2], str(err)) from err
+
+
+def _expand(
+    source: YamlFile, where: KeyPath, cls: type[Options], given: dict[str, Any]
+) -> Iterator[Options]:
+    """One Options for each combination of the lists given to options that take one value."""
+    axes = {}
+    for key, value in given.items():
+        grid = isinstance(value, list) and not _takes_list(cls, key)
+        if grid and not value:
+            raise source.error((*where, key), "is an empty list")
+        axes[key] = value if grid else [value]
+    if (n := math.prod(map(len, axes.values()))) > _MOST_ENTRIES:
+        raise source.error(where, f"a grid of {n:,} combinations, the most is {_MOST_ENTRIES:,}")
+    for combination in itertools.product(*axes.values()):
+        yield _validate(source, where, cls, dict(zip(axes, combination, strict=True)))
+
+
+def _takes_list(cls: type[Options], key: str) -> bool:
+    field = cls.model_fields.get(key)
+    return field is not None and any(
+        typing.get_origin(m) in (list, tuple) for m in _members(field.annotation)
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one that it is."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _validate(source: YamlFile, where: KeyPath, cls: type[Any], data: Any) -> Any:
+    try:
+        return cls.model_validate(data)
+    except ValidationError as err:
+        first = err.errors()[0]
+        keys = _keys(data)
+        inner = tuple(p for p in first["loc"] if isinstance(p, int) or p in keys)
+        path = (*where, *(inner or first["loc"][:1]))
+        if first["type"] == "extra_forbidden":
+            word, around = str(first["loc"][-1]), _class_at(cls, first["loc"][:-1])
+            known = [*_field_names(around), *(_beside(where) if around is cls else ())]
+            raise source.error(path, f"unknown key{did_you_mean(short(word), known)}") from err
+        if first["type"] == "missing":
+            gone = first["loc"][-1]
+            raise source.error((*where, *inner), f"the key {gone!r} is missing") from err
+        message = first["msg"].removeprefix("Value error, ")
+        shown = "" if first["type"] == "value_error" else f" (got {short(repr(first['input']))})"
+        if first["type"] == "string_type" and isinstance(first["input"], int | float):
+            shown += ": put it in quotes"
+        raise source.error(path, message[0].lower() + message[1:] + shown) from err
+
+
+def _class_at(cls: type[Options], loc: Iterable[str | int]) -> type[Options]:
+    """The options that hold a place of a validation error: ``cls``, or those inside it."""
+    for part in loc:
+        info = cls.model_fields.get(str(part))
+        inner = [m for m in _members(info.annotation) if _is_options(m)] if info else []
+        cls = inner[0] if inner else cls
+    return cls
+
+
+def _is_options(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Options)
+
+
+def _beside(where: KeyPath) -> Iterable[str]:
+    """The keys that every entry of a section takes beside its own options."""
+    return _BESIDE.get(str(where[0]), ()) if len(where) == 3 else ()
+
+
+def _keys(data: Any) -> set[str]:
+    """All keys anywhere inside, so that pydantic's own markers in an error's path can be left out."""
+    if isinstance(data, dict):
+        return set(data).union(*(_keys(v) for v in data.values()))
+    return set().union(*(_keys(v) for v in data)) if isinstance(data, list) else set()
+
+
+def _no_repeats(source: YamlFile, section: str, items: list[Any]) -> None:
+    for i, item in enumerate(items):
+        first = items.index(item)
+        if first < i:
+            raise source.error((section,), f"entry {i + 1} repeats entry {first + 1} (after grids)")
+
+
+def _distinct_labels(entries: tuple[Quantization, ...]) -> tuple[Quantization, ...]:
+    """Labels as the methods give them; where two rows share one, the options that differ are added."""
+    flat = [_flat(q) for q in entries]
+    rows = Counter((q.method, q.label) for q in entries)
+    same = Counter(
+        (q.method, q.label, key, repr(value))
+        for q, options in zip(entries, flat, strict=True)
+        for key, value in options.items()
+    )
+    out = []
+    for q, options in zip(entries, flat, strict=True):
+        extra = [
+            f"{key}={value}"
+            for key, value in options.items()
+            if same[q.method, q.label, key, repr(value)] < rows[q.method, q.label]
+        ]
+        out.append(replace(q, label=f"{q.label} ({', '.join(extra)})" if extra else q.label))
+    return tuple(out)
+
+
+def _flat(q: Quantization) -> dict[str, Any]:
+    """All options of a row, those of ``activations`` and ``kv_cache`` one by one."""
+    running = q.running.execution().items()
+    inner = {f"{name}.{key}": value for name, given in running for key, value in given.items()}
+    return {**q.options.model_dump(), **inner}
+
+
+def _baseline(source: YamlFile, spec: Spec, entries: tuple[Quantization, ...]) -> str | None:
+    wanted = spec.baseline or "none"
+    plain = [q for q in entries if not q.running]
+    for q in (*plain, *(entries if spec.baseline else ())):
+        if wanted in (q.label, q.method):
+            return q.label
+    if spec.baseline is None:
+        return None
+    names = [name for q in entries for name in (q.label, q.method)]
+    raise source.error(
+        ("baseline",), f"no quantization is called {wanted!r}{did_you_mean(wanted, names)}"
+    )

@@ -1,0 +1,55 @@
+"""What happens to a cell, decided in one place: `qeval run` does it, ``--dry-run`` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from qeval.core import registry
+from qeval.core.artifact import Artifact
+from qeval.core.record import Record
+from qeval.plan.cells import Cell
+
+Kind = Literal["done", "skip", "refused", "download", "build", "cached", "run"]
+
+
+@dataclass(frozen=True)
+class State:
+    """``done``: has its record. ``skip``: the engine or the weights have no such number. ``refused``: a
+    problem is in the way. Else what is done before it is measured: a ``download``, then maybe a build;
+    a ``build``; nothing, since the build is ``cached`` or the weights are there (``run``)."""
+
+    kind: Kind
+    reason: str = ""  # of skip and refused
+
+    def __str__(self) -> str:
+        steps = {"download": "download, run", "build": "build, run", "cached": "cached, run"}
+        return steps.get(self.kind, self.kind)
+
+
+def is_done(cell: Cell, done: Mapping[str, Record]) -> bool:
+    """Measured, or skipped for a reason that its key contains (task, engine and method versions)."""
+    return cell.key in done and done[cell.key].status in ("ok", "skipped")
+
+
+def missing_capabilities(cell: Cell) -> frozenset[str]:
+    needs: frozenset[str] = registry.task(cell.task.task).needs
+    offered: frozenset[str] = registry.engine(cell.row.engine).capabilities
+    return needs - offered
+
+
+def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
+    """Why a cell has no number; None where it is measured. ``artifact``: its weights, None where they
+    are not built yet."""
+    if missing := missing_capabilities(cell):
+        return f"the engine {cell.row.engine} offers no {', '.join(sorted(missing))}"
+    if registry.task(cell.task.task).on_simulated:
+        return None
+    row = cell.row.quantization
+    simulated = "simulated activations or KV cache" if row.running else ""
+    if not simulated and (
+        artifact.simulated if artifact else registry.method(row.method).simulates(row.options)
+    ):
+        simulated = "simulated weights"
+    return f"{simulated} run as the float model does: nothing to measure" if simulated else None

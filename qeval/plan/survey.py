@@ -1,0 +1,291 @@
+"""A spec as it stands on this machine: its cells, what will happen to each, and what is in the way.
+
+Cells are known by name before their models are here, so that all of them can be listed. Nothing is
+downloaded, built or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qeval.core import registry
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import ModelError, QevalError, UsageError
+from qeval.data.datasets import DataSource
+from qeval.models.resolve import planned_download, resolve_model
+from qeval.models.weights import read_tensors
+from qeval.plan import preflight
+from qeval.plan.cells import Cell, Conditions, Row, artifact_key, row_cells
+from qeval.plan.preflight import Download, Findings, Problem, ask
+from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
+from qeval.plan.state import Kind, State, is_done, why_skipped
+from qeval.store.artifacts import ArtifactCache
+from qeval.store.results import is_meant
+
+if TYPE_CHECKING:
+    from qeval.core.record import Record
+    from qeval.core.settings import RunSettings
+    from qeval.hub.download import Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell of a spec. ``cell`` is None where its model is not here, or where its row cannot be;
+    ``found`` says why."""
+
+    model: ModelEntry
+    quantization: Quantization
+    task: TaskEntry
+    cell: Cell | None
+    found: Findings
+
+    @property
+    def name(self) -> str:
+        return f"{self.row_name} · {self.task.label}"
+
+    @property
+    def row_name(self) -> str:
+        return f"{self.model.id} · {self.quantization.label}"
+
+    @property
+    def engine(self) -> str | None:
+        """None where only the model's files tell it."""
+        engine: str | None = registry.method(self.quantization.method).engine
+        return self.cell.row.engine if self.cell else engine
+
+
+@dataclass(frozen=True)
+class Survey:
+    """``planned``: every cell of the spec, in its order; ``states`` are those of the ``chosen``."""
+
+    planned: tuple[Planned, ...]
+    chosen: tuple[Planned, ...]
+    states: tuple[State, ...]
+    problems: tuple[Problem, ...]
+    downloads: tuple[Download, ...]
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All that are known."""
+        return [p.cell for p in self.planned if p.cell]
+
+    @cached_property
+    def chosen_cells(self) -> list[Cell]:
+        return [p.cell for p in self.chosen if p.cell]
+
+
+def survey(
+    experiment: Experiment,
+    settings: RunSettings,
+    done: Mapping[str, Record],
+    *,
+    only: Sequence[str] = (),
+) -> Survey:
+    """Look at everything and change nothing.
+
+    Args:
+        only: of these cells, by ``select``; of the others only what is known without asking.
+
+    Raises:
+        UsageError: ``only`` fits no cell.
+    """
+    look = _Look(experiment, settings, DataSource(settings.data_dir, download=False))
+    planned = tuple(look.planned())
+    chosen = select(planned, only)
+    parts, states = [], []
+    for p in chosen:
+        state, found = look.state(p, done)
+        states.append(state)
+        parts.append(found)
+    devices = [look.device(p) for p in chosen]  # also where all is measured: it is in the keys of some
+    space = look.space(chosen, states)
+    for problem in space.problems:
+        no_room = State("refused", problem.message)
+        states = [no_room if state.kind == "build" else state for state in states]
+    all_found = Findings.union([*devices, *parts, space])
+    return Survey(planned, chosen, tuple(states), all_found.problems, all_found.downloads)
+
+
+def select(planned: Sequence[Planned], patterns: Sequence[str]) -> tuple[Planned, ...]:
+    """Cells of which any of the patterns is a part of the name (model · quantization · task), or of the
+    method's or task's, or matches one of these whole.
+
+    Raises:
+        UsageError: no cell is.
+    """
+    if not patterns:
+        return tuple(planned)
+    chosen = tuple(p for p in planned if is_meant(patterns, p.name, p.quantization.method, p.task.task))
+    if not chosen:
+        raise UsageError(
+            f"--only {' '.join(patterns)}: no cell has that in its name, such as {planned[0].name!r}"
+        )
+    return chosen
+
+
+@dataclass
+class _Look:
+    """Every question is asked once, however many cells it concerns."""
+
+    experiment: Experiment
+    settings: RunSettings
+    data: DataSource
+    _answers: dict[Hashable, Findings] = field(default_factory=dict)
+
+    @cached_property
+    def cache(self) -> ArtifactCache:
+        return ArtifactCache(self.settings.cache_dir)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        return Conditions(self.experiment.settings)
+
+    def once(self, key: Hashable, question: Callable[[], Findings]) -> Findings:
+        if key not in self._answers:
+            self._answers[key] = question()
+        return self._answers[key]
+
+    # What there is
+
+    def planned(self) -> Iterator[Planned]:
+        for m, entry in enumerate(self.experiment.models):
+            model, found = self.model(entry)
+            for q, quantization in enumerate(self.experiment.quantizations):
+                cells, own = self.row(model, quantization, (m, q)) if model else ([], Findings())
+                for t, task in enumerate(self.experiment.tasks):
+                    cell = cells[t] if cells else None
+                    yield Planned(entry, quantization, task, cell, Findings.union([found, own]))
+
+    def model(self, entry: ModelEntry) -> tuple[ModelRef | None, Findings]:
+        revision = entry.revision
+        try:
+            if (plan := planned_download(entry.id, revision)) is not None:
+                if to_fetch := _to_fetch(plan, entry.id, revision):
+                    return None, Findings(downloads=(to_fetch,))
+                revision = plan.commit or revision  # the hub need not be asked again
+            dtype = entry.dtype or self.experiment.settings.dtype
+            return (
+                resolve_model(
+                    entry.id,
+                    dtype=dtype,
+                    cache_dir=self.settings.cache_dir,
+                    revision=revision,
+                    trust_remote_code=entry.trust_remote_code,
+                ),
+                Findings(),
+            )
+        except QevalError as err:
+            return None, Findings(tuple(preflight.problems_of(entry.id, err)))
+
+    def row(
+        self, model: ModelRef, quantization: Quantization, order: tuple[int, int]
+    ) -> tuple[list[Cell], Findings]:
+        """The cells of a row; none where it cannot be, or where a model that it takes is not here."""
+        name = f"{model.id} · {quantization.label}"
+        method = registry.method(quantization.method)
+        try:
+            downloads = [
+                download
+                for other, revision in method.models(quantization.options)
+                if (planned := planned_download(other, revision))
+                and (download := _to_fetch(planned, other, revision))
+            ]
+            if downloads:
+                return [], Findings(downloads=tuple(downloads))
+            where = (order, self.settings.cache_dir, self.conditions)
+            return row_cells(self.experiment, model, quantization, *where), Findings()
+        except QevalError as err:
+            return [], Findings(tuple(preflight.problems_of(name, err)))
+
+    # What happens to it
+
+    def state(self, p: Planned, done: Mapping[str, Record]) -> tuple[State, Findings]:
+        if p.cell is not None and is_done(p.cell, done):
+            return State("done"), Findings()
+        artifact = self.artifact(p.cell.row) if p.cell else None
+        if p.cell is not None and (reason := why_skipped(p.cell, artifact)):
+            return State("skip", reason), Findings()
+        found = self.findings(p, artifact)
+        if found.problems:
+            return State("refused", found.problems[0].message), found
+        if found.downloads:
+            return State("download"), found
+        assert p.cell is not None  # else one of the two says why
+        kind: Kind = "run" if p.cell.row.artifact else "cached" if artifact else "build"
+        return State(kind), found
+
+    def artifact(self, row: Row) -> Artifact | None:
+        return row.artifact or self.cache.peek(row.artifact_key)
+
+    def findings(self, p: Planned, artifact: Artifact | None) -> Findings:
+        """What is in the way of one cell. A build that is there already needs none of what made it."""
+        quantization, task, settings = p.quantization, p.task, self.settings
+        parts = [p.found]
+        if p.engine:
+            parts.append(self.once(("engine", p.engine), partial(preflight.engine, p.engine)))
+            parts.append(self.device(p))
+        if artifact is None:
+            cache_dir = settings.cache_dir
+            ask_method = partial(preflight.method, quantization, cache_dir)
+            parts.append(self.once(("method", quantization.label), ask_method))
+            parts.append(self.once(("reads", quantization.label), partial(self.reads, quantization)))
+        if p.cell is not None:
+            row = replace(p.cell.row, artifact=artifact)
+            kind = preflight.device_kind(row.engine, settings.engine.device)
+            parts.append(self.once(("row", p.row_name), partial(preflight.row, row, kind)))
+        ask_task = partial(preflight.task, task, self.data, weak_sandbox=settings.weak_sandbox)
+        parts.append(self.once(("task", task.task, repr(task.options)), ask_task))
+        return Findings.union(parts)
+
+    def device(self, p: Planned) -> Findings:
+        if not p.engine:
+            return Findings()
+        asked = self.settings.engine.device
+        return self.once(("device", p.engine), partial(preflight.device, p.engine, asked))
+
+    def reads(self, quantization: Quantization) -> Findings:
+        """The text that a method calibrates on."""
+        chosen = registry.method(quantization.method).reads(quantization.options)
+        if chosen is None:
+            return Findings()
+        return ask(quantization.label, lambda: self.data.check(chosen.dataset))
+
+    def space(self, chosen: Sequence[Planned], states: Sequence[State]) -> Findings:
+        """Of the builds whose sizes are known before."""
+        sizes: dict[str, int] = {}
+        for p, state in zip(chosen, states, strict=True):
+            if state.kind == "build" and p.cell is not None:
+                sizes |= dict(self._sizes(p.cell.row))
+        return preflight.space(sum(sizes.values()), len(sizes), self.settings.cache_dir)
+
+    def _sizes(self, row: Row) -> Iterator[tuple[str, int]]:
+        """The artifacts that a row's build writes, by key: at the least so many bytes."""
+        model, name, options = row.model, row.quantization.method, row.quantization.options
+        if not model.path.is_dir():
+            return
+        method, n_weights = registry.method(name), _n_weights(model.path)
+        yield row.artifact_key, int(n_weights * method.weight_bits(options, model.dtype) / 8)
+        if (base := method.base(options, model.dtype)) is not None:
+            parent = method.Options.model_validate(base)
+            key = artifact_key(model, name, parent)
+            if self.cache.peek(key) is None:
+                yield key, int(n_weights * method.weight_bits(parent, model.dtype) / 8)
+
+
+def _n_weights(folder: Path) -> int:
+    return sum(tensor.n_elements for tensor in read_tensors(folder))
+
+
+def _to_fetch(plan: Plan, name: str, revision: str | None) -> Download | None:
+    """What is missing of a hub's model. Raises ModelError where the hub is out of reach."""
+    if plan.out_of_reach:
+        raise ModelError(plan.out_of_reach)
+    if not plan.missing:
+        return None
+    from qeval.hub.download import download_model
+
+    return Download(str(plan), partial(download_model, name, revision))

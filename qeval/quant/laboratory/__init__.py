@@ -1,0 +1,1 @@
+"""Qeval's own quantizers: one driver, its solvers and transforms."""

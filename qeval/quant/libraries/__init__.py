@@ -1,0 +1,1 @@
+"""Quantizers of others, as the methods call them."""

@@ -1,0 +1,1 @@
+"""Doing it: jobs in fresh processes, one after the other."""

@@ -1,0 +1,177 @@
+"""Progress on stderr: what is running, how far, time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qeval.core.console import say, tell
+from qeval.core.errors import one_line
+from qeval.core.record import Metric, Record
+from qeval.core.units import human_seconds
+from qeval.store.results import cell_name
+
+_TRACEBACK = "Traceback (most recent call last):"
+_CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
+_TAIL = 20  # lines of a log without a traceback
+
+
+class Progress:
+    """A Listener for Runner: two bars on a terminal (all cells, this job), else one line a job.
+
+    ``logs_in``: the results folder, to print what the logs of failed jobs say last; None: not.
+    """
+
+    def __init__(self, n_cells: int, logs_in: Path | None = None) -> None:
+        self._n_cells = n_cells
+        self._logs_in = logs_in
+        self._printed: set[str] = set()
+        self._done = 0
+        self._start = time.monotonic()
+        self._title = ""
+        self._bars: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._bars = _bars()
+            self._all = self._bars.add_task("cells", total=self._n_cells)
+            self._job = self._bars.add_task("", total=None)
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def job_started(self, title: str) -> None:
+        self._title = title
+        if self._bars is not None:
+            self._bars.remove_task(self._job)  # reset() would keep the last job's total
+            self._job = self._bars.add_task(title, total=None)
+        else:
+            self._line(f"{title} ...")
+
+    def job_progress(self, done: int, total: int, unit: str) -> None:
+        if self._bars is not None:
+            self._bars.update(
+                self._job, completed=done, total=total, description=f"{self._title} [{unit}]"
+            )
+
+    def build_ended(self, record: Record) -> None:
+        self._line(f"{self._title}: {_outcome(record)}")
+        self._why(record)
+
+    def cell_ended(self, record: Record) -> None:
+        self._done += 1
+        if self._bars is not None:
+            self._bars.update(self._all, completed=self._done)
+        self._line(f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
+        self._why(record)
+
+    def _why(self, record: Record) -> None:
+        """With ``logs_in``: the traceback of a job that failed, once (a build serves many cells)."""
+        if self._logs_in is None or record.log is None or record.status in ("ok", "skipped"):
+            return
+        if record.log not in self._printed:
+            self._printed.add(record.log)
+            self._print(last_traceback(self._logs_in / record.log))
+
+    def _left(self) -> str:
+        """Time left, as if the other cells took as long as these did on average."""
+        remaining = self._n_cells - self._done
+        if not remaining:
+            return ""
+        each = (time.monotonic() - self._start) / self._done
+        return f", about {human_seconds(each * remaining)} left"
+
+    def _line(self, text: str) -> None:
+        self._print(f"[{self._done}/{self._n_cells}] {one_line(text)}")
+
+    def _print(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            tell(text)
+
+
+def last_traceback(log: Path) -> str:
+    """The last traceback in a worker's log, exceptions that led to it included; without one, what the
+    log ends with."""
+    text = log.read_text(encoding="utf-8", errors="replace").rstrip()
+    blocks = text.split("\n\n")
+    found = [i for i, block in enumerate(blocks) if _TRACEBACK in block]
+    if not found:
+        return "\n".join(text.splitlines()[-_TAIL:])
+    first = found[-1]
+    while first >= 2 and _CHAINED.search(blocks[first - 1]) and _TRACEBACK in blocks[first - 2]:
+        first -= 2
+    text = "\n\n".join(blocks[first:])
+    return text[text.index(_TRACEBACK) :]
+
+
+def _outcome(record: Record) -> str:
+    seconds = record.timing.get("wall_s", 0.0)
+    took = f" ({human_seconds(seconds)})" if seconds else ""
+    if record.status != "ok":
+        return f"{record.status}: {record.error}{took}"
+    shown = ", ".join(_shown(metric) for metric in record.metrics)
+    return f"{shown or 'built'}{took}"
+
+
+def _shown(metric: Metric) -> str:
+    if metric.value is None:
+        return f"{metric.name} {'broken' if metric.nonfinite else 'not measurable'}"
+    return f"{metric.name} {metric.value:.4g}{' ' + metric.unit if metric.unit else ''}"
+
+
+class Bar:
+    """One bar on stderr with what is done per second; a line at times where there is no terminal."""
+
+    EVERY_S = 10.0
+
+    def __enter__(self) -> Bar:
+        self._bars: Any = None
+        self._first: tuple[float, int] | None = None  # when, and how much was done by then
+        if sys.stderr.isatty():
+            self._bars = _bars("{task.fields[rate]}")
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def update(self, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        if self._first is None:  # what an earlier run had done is not this one's speed
+            self._first, self._told = (now, done), now
+            if self._bars is not None:
+                self._task = self._bars.add_task(unit, total=total, rate="")
+        start, before = self._first
+        speed = (done - before) / (now - start) if now > start else 0.0
+        rate = f"{speed:,.0f}/s" if speed >= 1 else f"{60 * speed:.1f}/min" if speed else ""
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done, total=total, rate=rate)
+        elif now >= self._told + self.EVERY_S:
+            self._told = now
+            say(f"{done:,} of {total:,} {unit}{', ' + rate if rate else ''}")
+
+
+def _bars(*more: str) -> Any:
+    """Bars with further columns of text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        *(TextColumn(text, markup=False) for text in more),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,81 @@
+"""The job: what the parent hands to a worker process, and what it gets back.
+
+One JSON file in, one JSON file out. The worker may run under another Python interpreter, so a job
+holds plain data only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """``build``: run ``name`` (a method) with ``options`` into ``out``. ``eval``: open ``artifact``
+    and run ``name`` (a task); ``out`` is the cell's own folder, where samples stay."""
+
+    kind: Literal["build", "eval"]
+    key: str
+    title: str  # for people: "SmolLM2 · Q8_0 · gptq/wikitext2"
+    model: ModelRef
+    name: str
+    options: dict[str, Any]
+    out: Path
+    cache_dir: Path
+    data_dir: Path | None
+    settings: EngineSettings
+    artifact: Artifact | None = None  # eval: what to open; build: the base that the method asked for
+    limit: int | None = None
+    weak_sandbox: bool = False
+    python: Path | None = None  # the interpreter of another environment; None: the parent's
+
+    def to_json(self) -> str:
+        data = asdict(self)
+        data["artifact"] = self.artifact.to_json() if self.artifact else None
+        return json.dumps(data, indent=1, default=str)
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        data = json.loads(text)
+        data["model"] = ModelRef(**{**data["model"], "path": Path(data["model"]["path"])})
+        data["settings"] = EngineSettings(**data["settings"])
+        data["artifact"] = Artifact.from_json(data["artifact"]) if data["artifact"] else None
+        for name in ("out", "cache_dir", "data_dir", "python"):
+            data[name] = Path(data[name]) if data[name] else None
+        return Job(**data)
+
+
+class Stopwatch:
+    """When something began and ended, in seconds since the epoch, and how long it took: the clock may
+    be set meanwhile, and no duration is read from it."""
+
+    def __init__(self) -> None:
+        self.start, self._began = time.time(), time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def timing(self) -> dict[str, float]:
+        """``start`` and ``end``, for a record."""
+        return {"start": self.start, "end": self.start + self.seconds()}
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a worker found. ``payload`` is the Artifact's JSON (build) or the metrics (eval)."""
+
+    status: Literal["ok", "failed", "oom", "timeout", "killed"]
+    error: str | None = None  # one line; the traceback is in the log
+    payload: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, Any] | None = None  # record.Conditions; None where no worker answered
+    log: str | None = None  # the file with all that the worker and its libraries printed

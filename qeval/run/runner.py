@@ -1,0 +1,212 @@
+"""The parent: pending cells -> build and eval jobs -> records. The only writer of the store.
+
+A row's artifact is built once (or found in the cache) and serves all its tasks. Whatever happens to a
+job becomes a record, and the run goes on with the next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from qeval.core import registry
+from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.errors import StoreError
+from qeval.core.files import disk_message
+from qeval.core.record import Conditions, MemoryReport, Metric, Record
+from qeval.core.settings import RunSettings
+from qeval.plan.cells import Cell, Row, artifact_key
+from qeval.plan.preflight import interpreter
+from qeval.plan.state import why_skipped
+from qeval.run.executor import Executor
+from qeval.run.jobs import Job, JobResult
+from qeval.store.artifacts import ArtifactCache
+from qeval.store.records import Store
+
+
+class Listener(Protocol):
+    """Told what happens, for progress on the screen."""
+
+    def job_started(self, title: str) -> None: ...
+    def job_progress(self, done: int, total: int, unit: str) -> None: ...
+    def build_ended(self, record: Record) -> None: ...
+    def cell_ended(self, record: Record) -> None: ...
+
+
+class Runner:
+    def __init__(
+        self, store: Store, executor: Executor, settings: RunSettings, listener: Listener
+    ) -> None:
+        self.store = store
+        self.executor = executor
+        self.settings = settings
+        self.listener = listener
+        self.cache = ArtifactCache(settings.cache_dir)
+
+    def run(self, cells: list[Cell]) -> list[Record]:
+        """Do the cells, row by row; the new records. Call with the store locked.
+
+        Raises:
+            StoreError: the results or the cache cannot be written (what is done stays done).
+        """
+        records = []
+        for row, group in itertools.groupby(cells, key=lambda cell: cell.row):
+            records += self._run_row(row, list(group))
+        return records
+
+    def _run_row(self, row: Row, cells: list[Cell]) -> list[Record]:
+        wanted = [c for c in cells if why_skipped(c, None) is None]
+        failure: _BuildFailed | None = None
+        artifact = row.artifact
+        if artifact is None and wanted:
+            try:
+                q = row.quantization
+                artifact = self._artifact(row.model, q.method, q.options, q.label)
+            except _BuildFailed as err:
+                failure = err
+        if artifact is not None and (running := row.quantization.execution()):
+            artifact = replace(artifact, details={**artifact.details, "execution": running})
+        return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
+
+    def _outcome(self, cell: Cell, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
+        if reason := why_skipped(cell, artifact):
+            made = artifact.summary() if artifact else None
+            return Record("eval", cell.key, cell.describe(), "skipped", artifact=made, error=reason)
+        if failure is not None or artifact is None:
+            status = failure.status if failure else "failed"
+            return Record(
+                "eval",
+                cell.key,
+                cell.describe(),
+                status,
+                error=f"build failed: {failure}",
+                log=failure.log if failure else None,
+            )
+        return self._evaluate(cell, artifact)
+
+    def _finish(self, record: Record) -> Record:
+        self.store.append(record)
+        self.listener.cell_ended(record)
+        return record
+
+    def _artifact(self, model: ModelRef, name: str, options: Any, label: str) -> Artifact:
+        """The artifact from the cache, or built now, after the one it is made from.
+
+        Raises:
+            _BuildFailed: with the status and reason to record for every cell of the row.
+        """
+        method = registry.method(name)
+        key = artifact_key(model, name, options)
+        if cached := self.cache.load(key):
+            return cached
+        base = None
+        if (base_options := method.base(options, model.dtype)) is not None:
+            parent = method.Options.model_validate(base_options)
+            base = self._artifact(model, name, parent, method.label(parent))
+        with self.cache.building(key) as out:
+            if cached := self.cache.load(key):  # another run built it while this one waited
+                return cached
+            job = Job(
+                kind="build",
+                key=key,
+                title=f"{model.id} · {label} · build",
+                model=model,
+                name=name,
+                options=options.model_dump(mode="json"),
+                out=out.resolve(),
+                artifact=base,
+                python=interpreter(method, options, self.settings.cache_dir),
+                **self._common(model),
+            )
+            return self._build(job, label)
+
+    def _build(self, job: Job, label: str) -> Artifact:
+        result = self._run(job, self.settings.build_timeout)
+        cell = {
+            "model": {"id": job.model.id, "identity": job.model.identity, "dtype": job.model.dtype},
+            "quantization": {"name": job.name, "label": label, "options": job.options},
+        }
+        record = _record("build", job.key, cell, result, self.store.folder)
+        artifact = None
+        if result.status == "ok":
+            built = Artifact.from_json(result.payload)
+            artifact = self.cache.publish(job.key, job.out, built, cell)
+        self.store.append(record)
+        self.listener.build_ended(record)
+        if artifact is None:
+            raise _BuildFailed(result, record.log)
+        return artifact
+
+    def _evaluate(self, cell: Cell, artifact: Artifact) -> Record:
+        out = self.store.folder / "cells" / cell.key[:16]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise StoreError(disk_message(out, err)) from err
+        job = Job(
+            kind="eval",
+            key=cell.key,
+            title=cell.name,
+            model=cell.row.model,
+            name=cell.task.task,
+            options=cell.task.options.model_dump(mode="json"),
+            out=out.resolve(),
+            artifact=artifact,
+            limit=cell.task.limit,
+            weak_sandbox=self.settings.weak_sandbox,
+            **self._common(cell.row.model),
+        )
+        result = self._run(job, cell.task.timeout)
+        return _record("eval", cell.key, cell.describe(), result, self.store.folder, artifact)
+
+    def _common(self, model: ModelRef) -> dict[str, Any]:
+        s = self.settings
+        engine = replace(s.engine, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        return {"cache_dir": s.cache_dir, "data_dir": s.data_dir, "settings": engine}
+
+    def _run(self, job: Job, timeout: float | None) -> JobResult:
+        self.listener.job_started(job.title)
+        return self.executor.run(job, timeout, self.listener.job_progress)
+
+
+class _BuildFailed(Exception):
+    def __init__(self, result: JobResult, log: str | None) -> None:
+        super().__init__(result.error)
+        self.status = result.status
+        self.log = log
+
+
+def _record(
+    kind: Any,
+    key: str,
+    cell: dict[str, Any],
+    result: JobResult,
+    folder: Path,
+    artifact: Artifact | None = None,
+) -> Record:
+    """A worker's result as a record; paths of files become relative to the results folder."""
+    found, root = result.payload if kind == "eval" else {}, folder.resolve()
+    files = {name: _inside(path, root) for name, path in found.get("files", {}).items()}
+    return Record(
+        kind=kind,
+        key=key,
+        cell=cell,
+        status=result.status,
+        metrics=tuple(Metric(**m) for m in found.get("metrics", ())),
+        memory=MemoryReport(**result.memory) if result.memory else None,
+        artifact=artifact.summary() if artifact else None,
+        notes=(*(artifact.notes if artifact else ()), *found.get("notes", ())),
+        files=files,
+        timing=result.timing,
+        conditions=Conditions(**result.conditions) if result.conditions else None,
+        provenance=result.provenance,
+        error=result.error,
+        log=_inside(result.log, root) if result.log else None,
+    )
+
+
+def _inside(path: str, root: Path) -> str:
+    """Relative to the results folder, where it lies in there."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path

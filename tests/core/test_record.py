@@ -1,0 +1,80 @@
+"""Records survive JSON, strictly, and units read well."""
+
+import json
+import math
+
+import pytest
+
+from qeval.core.errors import StoreError, did_you_mean
+from qeval.core.record import MemoryReport, Metric, Record
+from qeval.core.units import gib, human_bytes, human_seconds
+
+RECORD = Record(
+    "eval",
+    "ab",
+    {"model": {"id": "m"}},
+    "ok",
+    (Metric("ppl", 2.0, "p", stderr=0.1, values=(1.0, None), units=("a", "b")),),
+    MemoryReport(weights=5),
+    notes=("n",),
+    timing={"wall_s": 1.0},
+)
+
+
+def test_a_record_survives_json():
+    assert Record.from_json(json.loads(json.dumps(RECORD.to_json()))) == RECORD
+
+
+def test_json_is_strict():
+    record = Record("eval", "k", {"x": [math.nan, {"y": math.inf}]}, "ok", timing={"t": -math.inf})
+    text = json.dumps(record.to_json(), allow_nan=False)
+    assert Record.from_json(json.loads(text)).cell == {"x": [None, {"y": None}]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "not a qeval record"),
+        ({"schema_version": 99}, "schema version 99"),
+        ({"schema_version": 1}, "not a qeval record"),
+        ({**RECORD.to_json(), "metrics": [{"nme": 1}]}, "not a qeval record"),
+    ],
+)
+def test_what_is_no_record(data, message):
+    with pytest.raises(StoreError, match=message):
+        Record.from_json(data)
+
+
+def test_a_key_of_a_later_minor_version_is_passed_over():
+    assert Record.from_json({**RECORD.to_json(), "new_key": 1}) == RECORD
+
+
+def test_units():
+    assert [gib(x * 2**30) for x in (29.72, 1.234, 0.11)] == ["29.7", "1.23", "0.110"]
+    assert [human_bytes(x) for x in (10, 2048, 98 * 2**20, 3 * 2**30)] == [
+        "10 B",
+        "2.0 KiB",
+        "98.0 MiB",
+        "3.0 GiB",
+    ]
+    assert [human_seconds(x) for x in (0.44, 12, 200, 7500)] == [
+        "0.4 s",
+        "12 s",
+        "3 m 20 s",
+        "2 h 05 m",
+    ]
+
+
+def test_did_you_mean():
+    assert did_you_mean("num_bit", ["num_bits", "x"]) == "; did you mean 'num_bits'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
+    assert did_you_mean("zzz", []) == ""
+
+
+def test_a_record_of_0_1_0_has_no_log():
+    assert (
+        Record.from_json(
+            {"schema_version": 1, "kind": "eval", "key": "k", "cell": {}, "status": "ok"}
+        ).log
+        is None
+    )

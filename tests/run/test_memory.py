@@ -1,0 +1,82 @@
+"""Peak memory: RAM of a fresh process, VRAM through NVML (here with a stand-in for the driver)."""
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from qeval.run.memory import VramSampler, peak_rss
+
+
+def test_peak_rss_sees_what_was_freed_again_and_nothing_of_the_parent():
+    block = bytearray(300 * 2**20)  # the parent is large
+    code = (
+        "from qeval.run.memory import peak_rss\n"
+        "before = peak_rss(); x = bytearray(100 * 2**20); del x; print(before, peak_rss())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    before, after = map(int, out.split())
+    assert len(block) > before
+    assert 95 * 2**20 <= after - before < 130 * 2**20
+    assert peak_rss() > 300 * 2**20
+
+
+class Driver:
+    """NVML as far as qeval uses it: two cards, processes by id."""
+
+    def __init__(self, pid: int):
+        self.pid, self.used, self.other = pid, 0, 50
+
+    def nvmlInit(self): ...
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, i):
+        return i
+
+    def nvmlDeviceGetMemoryInfo(self, card):
+        return SimpleNamespace(used=self.used + self.other)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card):
+        mine = [SimpleNamespace(pid=self.pid, usedGpuMemory=self.used)] if self.used else []
+        return [SimpleNamespace(pid=1, usedGpuMemory=999), *mine]
+
+
+@pytest.mark.parametrize(
+    ("pid", "source"),
+    [(os.getpid(), "nvml process"), (12345678, "nvml device growth")],
+    ids=["own", "other"],
+)
+def test_the_sampler_keeps_the_peak_of_all_cards(monkeypatch, pid, source):
+    driver = Driver(pid)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    sampler = VramSampler(interval=0.005)
+    sampler.start()
+    for used in (100, 700, 300):
+        driver.used = used
+        deadline = time.monotonic() + 10
+        while sampler.peak < 2 * used and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert sampler.stop() == 1400
+    assert sampler.source == source
+
+
+def test_without_a_driver_nothing_is_claimed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    sampler = VramSampler()
+    sampler.start()
+    assert sampler.stop() is None
+    assert sampler.source == ""
+
+
+def test_a_card_that_was_not_used_is_no_number(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(os.getpid()))
+    sampler = VramSampler(interval=0.005)
+    sampler.start()
+    time.sleep(0.02)
+    assert sampler.stop() is None
