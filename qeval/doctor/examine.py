@@ -1,8 +1,8 @@
 """`qeval doctor`: what this machine can do, found by trying it.
 
 The walls around generated code, one by one (sandbox/); a quantized linear layer of every library
-(libraries.py); the import of every environment's library (envs/build.py). What is missing stands there with
-the command that installs it.
+(libraries.py); the import of every environment's library (envs/build.py). What is missing is listed
+with the command that installs it.
 """
 
 from __future__ import annotations
