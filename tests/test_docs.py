@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qeval.plan.spec import ModelEntry, Spec, load_spec
 from qeval.quant.base import BuildContext
 
 REPO = Path(__file__).parents[1]
-PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("data/*.md")])
+PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md"), *REPO.glob("data/*.md")])
 CONFIGS = sorted(REPO.glob("configs/*.yaml"))
 
 
@@ -70,19 +71,45 @@ def test_every_config_loads(path: Path):
     assert experiment.models and experiment.quantizations and experiment.tasks
 
 
-def test_every_command_is_in_the_readme_and_every_one_there_exists():
-    from qeval.cli.main import cli
+def test_every_command_has_a_row_and_every_row_is_a_command():
+    from qeval.cli import cli
 
-    readme = text("README.md")
-    for name in cli.commands:
-        assert f"`qeval {name}" in readme, f"README.md does not show `qeval {name}`"
-    for command in re.findall(r"^(?:\| `)?qeval (\w+)", readme, re.MULTILINE):
-        assert command in cli.commands, f"README.md shows `qeval {command}`"
-    for group, names in re.findall(r"`qeval (\w+) ([a-z]+(?:\\\|[a-z]+)+)`", readme):
-        parts = names.split("\\|")
+    rows = section(text("docs/reference.md"), "Commands")
+    shown = re.findall(r"^\| `qeval (\w+)", rows, re.MULTILINE)
+    assert sorted(shown) == sorted(cli.commands)
+    for group, names in re.findall(r"`qeval (\w+) ([a-z]+(?:\\\|[a-z]+)+)`", rows):
         found = cli.commands[group]
         if isinstance(found, click.Group):
-            assert sorted(parts) == sorted(found.commands)
+            assert sorted(names.split("\\|")) == sorted(found.commands)
+
+
+def test_every_extra_has_a_row_and_every_row_is_an_extra():
+    rows = section(text("docs/reference.md"), "Extras")
+    shown = [name for row in re.findall(r"^\| (`.+?) \|", rows, re.M) for name in row.split(", ")]
+    extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+    assert {name.strip("`") for name in shown} == set(extras) - {"dev"}
+    assert len(shown) == len(set(shown))
+
+
+def test_the_readme_is_short():
+    before, more = text("README.md").split("\n## More\n")
+    assert len(before.split()) <= 700 and more
+
+
+def test_the_readme_shows_a_spec_that_loads(tmp_path: Path):
+    (spec,) = re.findall(r"```yaml\n(.*?)```", text("README.md"), re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(spec, encoding="utf-8")
+    experiment = load_spec(path)
+    assert experiment.name == "mine"
+    assert experiment.models and experiment.quantizations and experiment.tasks
+
+
+def test_the_commands_of_a_fresh_machine_are_those_of_ci_and_contributors():
+    for command in ("scripts/demo", "scripts/check"):
+        assert re.search(rf"^{command} +#", text("README.md"), re.M) and (REPO / command).exists()
+    assert re.search(r"^exec scripts/check$", text(".ci/run"), re.M)
+    assert re.search(r"^scripts/check +#", text("CONTRIBUTING.md"), re.M)
 
 
 def test_options_of_shown_command_lines_exist():
@@ -106,17 +133,52 @@ def test_every_option_of_the_table_is_explained():
             assert f"| `{option}` |" in rows or option == "--debug", option
 
 
-def test_links_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: str) -> set[str]:
+    """Of a page's headings, by GitHub's rule: lower case, no punctuation, spaces as hyphens."""
+    prose = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_architecture_maps_every_module():
-    shown = text("docs/architecture.md")
-    for module in (REPO / "qeval").glob("*.py"):
-        if not module.name.startswith("__"):
-            assert module.name in shown, f"docs/architecture.md does not show {module.name}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_lead_somewhere(page: Path):
+    for target, anchor in re.findall(
+        r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")
+    ):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(found.read_text(encoding="utf-8")), (
+                f"{page.name}: {target}#{anchor}"
+            )
+
+
+def test_every_page_is_linked_from_another():
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8"))
+    }
+    assert {p.resolve() for p in PAGES} - linked == {REPO / "README.md"}
+
+
+def test_architecture_maps_every_folder_and_no_other():
+    shown = section(text("docs/architecture.md"), "The folders").split("Beside the package")[0]
+    named = [name for row in re.findall(r"^\| (`.+?) \|", shown, re.M) for name in row.split(", ")]
+    package = [*(REPO / "qeval").iterdir()]
+    folders = [p for p in package if p.is_dir() and not p.name.startswith("_")]
+    modules = [p.name for p in package if p.suffix == ".py" and p.name != "__init__.py"]
+    assert sorted(n.strip("`") for n in named) == sorted([*(f"{f.name}/" for f in folders), *modules])
+    for inner in (p for f in folders for p in f.iterdir() if p.is_dir() and p.name[0] != "_"):
+        assert f"`{inner.name}/`" in shown, f"docs/architecture.md does not show {inner}"
+
+
+def test_architecture_names_files_that_exist():
+    page = text("docs/architecture.md")
+    for name in re.findall(r"`(\w+/[\w/]+\.py)`", page):
+        assert (REPO / "qeval" / name).is_file(), f"docs/architecture.md names {name}"
+    for file in re.findall(r"`(\w+\.(?:py|cmake|yaml))`", page):
+        assert list(REPO.glob(f"*/**/{file}")), f"docs/architecture.md names {file}"
 
 
 def test_data_page_names_every_dataset():
