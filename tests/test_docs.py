@@ -115,13 +115,18 @@ def test_the_commands_of_a_fresh_machine_are_those_of_ci_and_contributors():
 def test_options_of_shown_command_lines_exist():
     from qeval.cli.main import cli
 
+    shown = 0
     for page in PAGES:
-        for line in re.findall(
-            r"^ *(?:#  *)?qeval (\w+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE
-        ):
+        blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.DOTALL)
+        for line in re.findall(r"^(?:\w+=\S* )*qeval (\w+ .*)$", "\n".join(blocks), re.MULTILINE):
             name, *words = line.split("#")[0].split()
-            known = {o for p in cli.commands[name].params for o in p.opts}
+            command = cli.commands[name]
+            if isinstance(command, click.Group):
+                command = command.commands[words.pop(0)]
+            known = {o for p in command.params for o in p.opts}
             assert {w for w in words if w.startswith("--")} <= known, f"{page.name}: qeval {line}"
+            shown += 1
+    assert shown > 10
 
 
 def test_every_option_of_the_table_is_explained():
@@ -176,7 +181,7 @@ def test_architecture_maps_every_folder_and_no_other():
 def test_architecture_names_files_that_exist():
     page = text("docs/architecture.md")
     for name in re.findall(r"`(\w+/[\w/]+\.py)`", page):
-        assert (REPO / "qeval" / name).is_file(), f"docs/architecture.md names {name}"
+        assert (REPO / "qeval" / name).is_file() or "NAME" in name, f"docs/architecture.md names {name}"
     for file in re.findall(r"`(\w+\.(?:py|cmake|yaml))`", page):
         assert list(REPO.glob(f"*/**/{file}")), f"docs/architecture.md names {file}"
 
