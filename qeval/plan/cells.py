@@ -25,13 +25,12 @@ from qeval.core.errors import EngineError, UsageError
 from qeval.core.low_bits import KvCacheOptions, kv_group
 from qeval.formats.recognise import rounds_activations
 from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
-from qeval.quant.base import BuildContext
 from qeval.tasks.base import measures_machine
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantized model. ``artifact`` is known at once where the method works in place."""
+    """One quantized model. ``artifact`` is known at once where the method finds its weights."""
 
     model: ModelRef
     quantization: Quantization
@@ -136,10 +135,12 @@ def row_cells(
 ) -> list[Cell]:
     """The cells of one row; ``order``: the place of its model and its own. Raises as ``plan``."""
     method = registry.method(quantization.method)
-    artifact = None
-    if method.in_place:
-        context = BuildContext(model, Path(), None, _nothing, _nothing, cache_dir)
-        artifact = method.build(quantization.options, context)
+    if getattr(method, "in_place", False):
+        raise UsageError(
+            f"method {quantization.method}: in_place is no more: give it find(options, model, "
+            "cache_dir) instead of build(options, context)"
+        )
+    artifact = method.find(quantization.options, model, cache_dir)
     engine = artifact.engine if artifact else method.engine
     baseline = quantization.label == experiment.baseline
     row = Row(model, quantization, engine, artifact, baseline, order)
@@ -217,13 +218,13 @@ def _check_running(row: Row) -> None:
             raise UsageError(f"{row.name}: {err}") from err
 
 
-def artifact_key(model: ModelRef, method: str, options: Any, in_place: Artifact | None = None) -> str:
+def artifact_key(model: ModelRef, method: str, options: Any, found: Artifact | None = None) -> str:
     """The key of the weights; what only says how they run (``Options.execution``) is not in it."""
     version = registry.method(method).version
     running = options.execution()
     making = {name: value for name, value in options.identity().items() if name not in running}
     what = {"model": [model.identity, model.dtype], "method": [method, version, making]}
-    content = in_place.details.get("identity") if in_place else None
+    content = found.details.get("identity") if found else None
     return content_key({**what, "content": content} if content else what)
 
 
@@ -231,11 +232,6 @@ def content_key(data: dict[str, Any]) -> str:
     """sha256 of canonical JSON (sorted keys, no spaces), as 64 hex digits."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _nothing(*_: Any) -> Any:
-    """Calibration and progress of a method that works in place: it may use neither."""
-    raise AssertionError("a method that works in place asked for calibration or progress")
 
 
 def check_head_dim(options: KvCacheOptions, folder: Path) -> None:

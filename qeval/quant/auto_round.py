@@ -44,7 +44,6 @@ class AutoRound(Method):
     version: ClassVar[int] = 2  # 2: routers stay floats; iters: 0 reads no data
     Options: ClassVar[type[Options]] = AutoRoundOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: AutoRoundOptions) -> str:

@@ -80,7 +80,6 @@ class Awq(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = AwqOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: AwqOptions) -> str:

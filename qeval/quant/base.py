@@ -50,8 +50,7 @@ class Method(Protocol):
     version: ClassVar[int]  # raise it when the same options give other weights
     Options: ClassVar[type[Options]]
     scalar: ClassVar[str | None]  # the option that `- gguf: Q8_0` sets, or None
-    in_place: ClassVar[bool]  # True: nothing is written; build() is cheap, torch-free, never cached
-    engine: ClassVar[str | None]  # engine of its artifacts; None where only build() knows
+    engine: ClassVar[str | None]  # engine of its artifacts; None where only find() knows
 
     def label(self, options: Any) -> str:
         """The row's name in tables: ``RTN W4A16 g128``, ``Q5_K_M``."""
@@ -110,4 +109,13 @@ class Method(Protocol):
         """Whether it can be built and run on ``device``: ``cpu``, or ``cuda`` of whatever number."""
         return
 
-    def build(self, options: Any, context: BuildContext) -> Artifact: ...
+    # A method has one of the next two.
+
+    def find(self, options: Any, model: ModelRef, cache_dir: Path) -> Artifact | None:
+        """Weights that are there already, used where they are: asked in the parent, imports nothing
+        heavy, never cached. None: build() makes them."""
+        return None
+
+    def build(self, options: Any, context: BuildContext) -> Artifact:
+        """Make the weights in ``context.out``; in a worker process."""
+        raise NotImplementedError

@@ -44,7 +44,6 @@ class BitsAndBytes(Method):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = BitsAndBytesOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: BitsAndBytesOptions) -> str:

@@ -17,7 +17,7 @@ from qeval.formats.describe import describe_folder
 from qeval.formats.limits import Kernel, check_kernel
 from qeval.formats.recognise import KERNELS_FOR
 from qeval.models.resolve import resolve_model
-from qeval.quant.base import BuildContext, Method
+from qeval.quant.base import Method
 
 
 class CheckpointOptions(Options):
@@ -38,7 +38,6 @@ class Checkpoint(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = CheckpointOptions
     scalar: ClassVar[str | None] = "path"
-    in_place: ClassVar[bool] = True
     engine: ClassVar[str | None] = None
 
     def label(self, options: CheckpointOptions) -> str:
@@ -50,14 +49,14 @@ class Checkpoint(Method):
     def check_device(self, options: CheckpointOptions, model: ModelRef, device: str) -> None:
         check_kernel(f"checkpoint {self.label(options)}", options.kernel, device)
 
-    def build(self, options: CheckpointOptions, context: BuildContext) -> Artifact:
+    def find(self, options: CheckpointOptions, model: ModelRef, cache_dir: Path) -> Artifact:
         """Raises ModelError where the checkpoint is missing, damaged or of no known format, UsageError
         for a kernel that its format has not."""
-        trust = options.trust_remote_code or context.model.trust_remote_code
+        trust = options.trust_remote_code or model.trust_remote_code
         found = resolve_model(
             options.path,
-            dtype=context.model.dtype,
-            cache_dir=context.cache_dir,
+            dtype=model.dtype,
+            cache_dir=cache_dir,
             revision=options.revision,
             trust_remote_code=trust,
             need_tokenizer=False,

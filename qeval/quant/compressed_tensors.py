@@ -87,7 +87,6 @@ class CompressedTensors(Method):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = CompressedTensorsOptions
     scalar: ClassVar[str | None] = "scheme"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: CompressedTensorsOptions) -> str:

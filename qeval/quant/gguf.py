@@ -82,7 +82,6 @@ class Gguf(Method):
     version: ClassVar[int] = 2  # 2: experts are weighed by the importance matrix
     Options: ClassVar[type[Options]] = GgufOptions
     scalar: ClassVar[str | None] = "type"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "llamacpp"
 
     def label(self, options: GgufOptions) -> str:

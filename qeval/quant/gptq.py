@@ -80,7 +80,6 @@ class Gptq(Method):
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = GptqOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: GptqOptions) -> str:

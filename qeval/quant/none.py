@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
-from qeval.core.artifact import Artifact
+from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.options import Options
 from qeval.formats.describe import describe_folder
-from qeval.quant.base import BuildContext, Method
+from qeval.quant.base import Method
 
 
 class NoOptions(Options):
@@ -18,12 +19,11 @@ class Unquantized(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = NoOptions
     scalar: ClassVar[str | None] = None
-    in_place: ClassVar[bool] = True
     engine: ClassVar[str | None] = None
 
     def label(self, options: Any) -> str:
         return "none"
 
-    def build(self, options: Any, context: BuildContext) -> Artifact:
+    def find(self, options: Any, model: ModelRef, cache_dir: Path) -> Artifact:
         """The model's own folder, or its .gguf file where that is all there is."""
-        return describe_folder(context.model.path, context.model.dtype)
+        return describe_folder(model.path, model.dtype)

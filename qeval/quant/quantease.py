@@ -60,7 +60,6 @@ class QuantEase(Method):
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = QuantEaseOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: QuantEaseOptions) -> str:

@@ -28,7 +28,6 @@ class Quanto(Method):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = QuantoOptions
     scalar: ClassVar[str | None] = "weights"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: QuantoOptions) -> str:

@@ -57,7 +57,6 @@ class Rtn(Method):
     version: ClassVar[int] = 4  # 2: symmetric grids as GPTQ's authors have them. 3: experts. 4: routers
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: RtnOptions) -> str:

@@ -55,7 +55,6 @@ class SmoothQuant(Method):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = SmoothQuantOptions
     scalar: ClassVar[str | None] = "alpha"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: SmoothQuantOptions) -> str:

@@ -39,7 +39,6 @@ class Spqr(Method):
     version: ClassVar[int] = 3  # 3: zero points unrounded before the second level, as its authors'
     Options: ClassVar[type[Options]] = SpqrOptions
     scalar: ClassVar[str | None] = "num_bits"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: SpqrOptions) -> str:

@@ -48,7 +48,6 @@ class TorchAo(Method):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = TorchAoOptions
     scalar: ClassVar[str | None] = "scheme"
-    in_place: ClassVar[bool] = False
     engine: ClassVar[str | None] = "hf"
 
     def label(self, options: TorchAoOptions) -> str:

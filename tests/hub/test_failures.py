@@ -19,7 +19,6 @@ from qeval.data.datasets import DataSource, Hub, _hub_file
 from qeval.hub.client import TRIES, TRIES_FILE, TRIES_NO_CONNECTION, Place, explain, scrub
 from qeval.hub.download import download_file, download_model, planned_model
 from qeval.models.resolve import resolve_model
-from qeval.quant.base import BuildContext
 from qeval.quant.checkpoint import Checkpoint, CheckpointOptions
 
 IN_A_MINUTE = 1_800_000_000.0  # s since 1970
@@ -346,23 +345,14 @@ def test_a_damaged_copy_is_refused_and_named(hub, tmp_path, tiny_llama, offline)
 def test_a_checkpoint_of_the_hub_is_downloaded_and_pinned(hub, tmp_path, tiny_llama):
     repo = hub.model("org/weights", {p.name: p.read_bytes() for p in tiny_llama.iterdir()})
     repo.refs["v2"] = repo.refs["main"]
-    context = BuildContext(
-        model=ModelRef("here", tiny_llama, "sha256:0", "float32"),
-        out=tmp_path / "out",
-        base=None,
-        calibration=lambda options: None,
-        progress=lambda done, total, unit: None,
-        cache_dir=tmp_path,
-        device="cpu",
-        n_threads=1,
-    )
+    model = ModelRef("here", tiny_llama, "sha256:0", "float32")
     options = CheckpointOptions(path="org/weights", revision="v2")
-    built = Checkpoint().build(options, context)
-    assert built.details["identity"] == f"hub:org/weights@{repo.refs['v2']}"
+    found = Checkpoint().find(options, model, tmp_path)
+    assert found.details["identity"] == f"hub:org/weights@{repo.refs['v2']}"
     with pytest.raises(
         ModelError, match="org/weights @v3: no such folder, and the hub did not give it"
     ):
-        Checkpoint().build(options.model_copy(update={"revision": "v3"}), context)
+        Checkpoint().find(options.model_copy(update={"revision": "v3"}), model, tmp_path)
 
 
 def test_a_store_that_repositories_share_has_names_of_its_own(hub, tmp_path, tiny_llama):

@@ -44,6 +44,28 @@ def test_the_key_of_a_known_cell(tmp_path, monkeypatch):
     assert cell.key[:16] == "a59015fa9c042e62"
 
 
+def test_the_keys_of_weights_that_are_found(tmp_path, monkeypatch):
+    """Those of 0.1.0, as above: the model's own weights, and a checkpoint named by its content."""
+    for group, name in (("engines", "hf"), ("tasks", "perplexity")):
+        monkeypatch.setattr(registry.lookup(group, name), "version", 1)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    rows = f"  - none\n  - checkpoint: {tmp_path / 'model'}"
+    found = [(c.key[:16], c.row.artifact_key[:16]) for c in cells(tmp_path, rows, model_type="llama")]
+    assert found == [
+        ("481bbe95659f2d3c", "7ea431427de6dfe3"),
+        ("945a9c06530340c1", "9d89fa75b08e5094"),
+    ]
+
+
+def test_a_method_of_the_old_kind_is_told_what_to_write(plugin, tmp_path):
+    message = r"method old: in_place is no more: give it find\(options, model, cache_dir\) instead of"
+    with pytest.raises(UsageError, match=message):
+        cells(tmp_path, "  - old")
+
+
 def test_how_weights_run_is_in_a_cells_key_and_not_in_its_artifacts(tmp_path):
     rows = "  - rtn: {num_bits: 4}\n    activations: [16, 8]\n    kv_cache: [16, 4]"
     found = cells(tmp_path, rows)
