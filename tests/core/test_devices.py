@@ -65,7 +65,7 @@ def test_the_answers_are_those_of_the_libraries_themselves():
     """Without importing them, which takes seconds."""
     torch = pytest.importorskip("torch")
     code = (
-        "import sys; from qeval import devices as m; "
+        "import sys; from qeval.core import devices as m; "
         "print(m.torch_device('auto'), len(m.gpus()), m._torch_build(), 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,7 +23,7 @@ with open(sys.argv[1] + ".pids", "a") as file:
     file.write(f"{os.getpid()}\\n")
 time.sleep(600)
 """
-PARENT = "import sys, time; from qeval import guard; guard.start(sys.argv[1:]); time.sleep(600)"
+PARENT = "import sys, time; from qeval.core import guard; guard.start(sys.argv[1:]); time.sleep(600)"
 
 
 def wait_for(what: Callable[[], object]) -> object:

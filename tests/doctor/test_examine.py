@@ -139,11 +139,12 @@ def test_the_table():
 def test_the_exit_code_is_that_of_the_sandbox_and_torch_stays_out(works):
     code = f"""
 import sys
-from qeval import cli, doctor
-doctor._tried = lambda kind: doctor.Backend("kernel", {works}, True, "", {{}}, 1.0)
+from qeval.cli.main import main
+from qeval.doctor import examine
+examine._tried = lambda kind: examine.Backend("kernel", {works}, True, "", {{}}, 1.0)
 sys.argv = ["qeval", "doctor", "--no-trials", "--format", "json"]
 try:
-    cli.main()
+    main()
 finally:
     print(sorted({{"torch", "transformers"}} & sys.modules.keys()), file=sys.stderr)
 """

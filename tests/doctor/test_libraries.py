@@ -148,7 +148,7 @@ def test_an_interrupt_ends_the_trials(fake, tmp_path):
     # SIGINT may be ignored in whoever runs the tests.
     doctor = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from qeval import libraries as l; l.examine([l.Library('hqq', 'hqq', 'hqq', ())])"
+        "from qeval.doctor import libraries as l; l.examine([l.Library('hqq', 'hqq', 'hqq', ())])"
     )
     process = subprocess.Popen([sys.executable, "-c", doctor], stderr=subprocess.PIPE, text=True)
     pid = _wait_for(lambda: pid_file.exists() and pid_file.read_text())

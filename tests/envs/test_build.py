@@ -266,9 +266,10 @@ def test_a_build_that_is_cut_off_is_never_taken_for_whole(links, described, tmp_
     sdist(own, "slowlib", pid_file)
     describe(described, "slow", library=["slowlib==1.0"])
     code = (
-        "import sys; from pathlib import Path; from qeval import cli, envs\n"
+        "import sys; from pathlib import Path; from qeval.cli.main import main\n"
+        "from qeval.envs import build as envs\n"
         f"envs.FOLDER = Path({str(described)!r})\n"
-        f"sys.argv = ['qeval', 'env', '--cache-dir', {str(tmp_path)!r}, 'create', 'slow']; cli.main()"
+        f"sys.argv = ['qeval', 'env', '--cache-dir', {str(tmp_path)!r}, 'create', 'slow']; main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
