@@ -15,20 +15,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from qeval.core import machine, provenance, registry
+from qeval.core import machine, provenance
 from qeval.core.cores import threads
 from qeval.core.errors import QevalError
 from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress
 from qeval.core.record import MemoryReport, finite
+from qeval.engines.base import ENGINES
 from qeval.models.finite import check_finite
-from qeval.quant.base import BuildContext
+from qeval.quant.base import METHODS, BuildContext
 from qeval.run.jobs import Job, JobResult, Stopwatch
 from qeval.run.memory import VramSampler, peak_rss
 from qeval.store.artifacts import ArtifactCache
@@ -84,7 +85,7 @@ def _is_oom(err: Exception) -> bool:
 
 def _build(job: Job, progress: Progress) -> JobResult:
     watch = Stopwatch()
-    method = registry.method(job.name)
+    method = METHODS[job.name]()
     context = BuildContext(
         model=job.model,
         out=job.out,
@@ -119,10 +120,10 @@ def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
 
 def _evaluate(job: Job, progress: Progress) -> JobResult:
     from qeval.data.datasets import DataSource
-    from qeval.tasks.base import TaskContext, measures_machine
+    from qeval.tasks.base import TASKS, TaskContext, measures_machine
 
     watch = Stopwatch()
-    task = registry.task(job.name)
+    task = TASKS[job.name]()
     assert job.artifact is not None  # the parent built it first
     context = TaskContext(
         model=job.model,
@@ -135,7 +136,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     )
     sampler = VramSampler()
     sampler.start()
-    engine = registry.engine(job.artifact.engine)
+    engine = ENGINES[job.artifact.engine]
     with closing(engine.open(job.artifact, job.settings)) as lm:
         loaded, load = watch.seconds(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
@@ -160,7 +161,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     return JobResult("ok", None, payload, memory, timing, facts, asdict(conditions))
 
 
-def _contamination(job: Job, facts: dict[str, Any]) -> list[str]:
+def _contamination(job: Job, facts: Mapping[str, object]) -> list[str]:
     """A quantizer that was calibrated on the evaluated text looks better than it is."""
     assert job.artifact is not None
     calibration = job.artifact.details.get("calibration") or {}

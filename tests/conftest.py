@@ -116,9 +116,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(folder))
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    registry.names.cache_clear()
+    registry.from_outside.cache_clear()
     yield folder
-    registry.names.cache_clear()
+    registry.from_outside.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,13 @@ from typing import Any
 import click
 import pytest
 
-from qeval.core import registry
 from qeval.core.artifact import ModelRef
 from qeval.core.low_bits import KEYS
+from qeval.core.registry import Registry
+from qeval.engines.base import ENGINES
 from qeval.plan.spec import ModelEntry, Spec, load_spec
-from qeval.quant.base import BuildContext
+from qeval.quant.base import METHODS, BuildContext
+from qeval.tasks.base import TASKS
 
 REPO = Path(__file__).parents[1]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md"), *REPO.glob("data/*.md")])
@@ -30,20 +32,20 @@ def section(page: str, title: str) -> str:
     return next(s for s in re.split(r"^## ", page, flags=re.MULTILINE) if s.startswith(title))
 
 
-@pytest.mark.parametrize("group", ["methods", "engines", "tasks"])
-def test_reference_has_a_row_for_each_registered_name_and_no_other(group: Any):
+@pytest.mark.parametrize("registry", [METHODS, ENGINES, TASKS], ids=lambda registry: registry.kind)
+def test_reference_has_a_row_for_each_registered_name_and_no_other(registry: Registry[Any]):
     rows = re.findall(
-        r"^\| `([\w-]+)` \|", section(text("docs/reference.md"), group.capitalize()), re.M
+        r"^\| `([\w-]+)` \|", section(text("docs/reference.md"), f"{registry.kind.capitalize()}s"), re.M
     )
-    assert sorted(rows) == sorted(registry.BUILT_IN[group])
+    assert sorted(rows) == sorted(registry.built_in)
 
 
-@pytest.mark.parametrize("group", ["methods", "tasks"])
-def test_reference_names_every_option(group: Any):
-    rows = section(text("docs/reference.md"), group.capitalize())
-    for name in registry.BUILT_IN[group]:
+@pytest.mark.parametrize("registry", [METHODS, TASKS], ids=lambda registry: registry.kind)
+def test_reference_names_every_option(registry: Registry[Any]):
+    rows = section(text("docs/reference.md"), f"{registry.kind.capitalize()}s")
+    for name in registry.built_in:
         row = next(line for line in rows.splitlines() if line.startswith(f"| `{name}` |"))
-        for option in registry.lookup(group, name).Options.model_fields:
+        for option in registry[name].Options.model_fields:
             assert re.search(rf"\b{option}\b", row), f"docs/reference.md: {name} lacks {option}"
 
 
@@ -56,11 +58,12 @@ def test_reference_has_a_row_for_what_stands_beside_methods(key: str):
 
 def test_options_yaml_shows_every_key():
     shown = set(re.findall(r"[\w-]+(?=:)", text("configs/options.yaml")))
-    wanted = {*Spec.model_fields, *ModelEntry.model_fields, *registry.BUILT_IN["methods"]}
+    wanted = {*Spec.model_fields, *ModelEntry.model_fields, *METHODS.built_in}
     wanted |= {*KEYS, *(option for made in KEYS.values() for option in made.model_fields)}
-    for group in ("methods", "tasks"):
-        for name in registry.BUILT_IN[group]:  # type: ignore[index]
-            wanted |= set(registry.lookup(group, name).Options.model_fields)  # type: ignore[arg-type]
+    for registry in (METHODS, TASKS):
+        wanted |= {
+            option for name in registry.built_in for option in registry[name].Options.model_fields
+        }
     assert wanted - shown - {"none"} == set()
 
 

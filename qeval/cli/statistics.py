@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qeval.core import registry
 from qeval.core.console import say
 from qeval.core.errors import EngineError, StoreError, UsageError
 from qeval.core.files import disk_message, real_path
+from qeval.core.options import Options
 from qeval.core.settings import EngineSettings, default_cache_dir
 from qeval.data.datasets import DataSource
+from qeval.engines.base import ENGINES
 from qeval.formats.describe import describe_folder
 from qeval.models.resolve import resolve_model
 from qeval.plan import preflight
@@ -23,6 +24,7 @@ from qeval.plan.cells import content_key
 from qeval.run.display import Bar
 from qeval.run.executor import LocalExecutor
 from qeval.run.jobs import Job
+from qeval.tasks.base import TASKS
 from qeval.tensor_stats.rows import Statistics, read
 
 TASK = "tensor_stats"
@@ -77,7 +79,7 @@ def _job(model: str, how: How, out: Path) -> Job:
         model, dtype=settings.dtype, cache_dir=cache, trust_remote_code=settings.trust_remote_code
     )
     artifact = describe_folder(ref.path, ref.dtype)
-    task, engine = registry.task(TASK), registry.engine(artifact.engine)
+    task, engine = TASKS[TASK](), ENGINES[artifact.engine]
     if missing := task.needs - engine.capabilities:
         raise UsageError(
             f"{model}: the engine {artifact.engine} offers no {', '.join(missing)}: give the float "
@@ -112,9 +114,9 @@ def _job(model: str, how: How, out: Path) -> Job:
     )
 
 
-def _options(given: dict[str, Any]) -> Any:
+def _options(given: dict[str, Any]) -> Options:
     try:
-        return registry.task(TASK).Options.model_validate(given)
+        return TASKS[TASK].Options.model_validate(given)
     except ValidationError as err:
         first = err.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from qeval.core.errors import EngineError
 from qeval.core.record import MemoryReport
+from qeval.core.registry import Registry
 from qeval.core.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -86,8 +88,7 @@ class LM(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    # Optional: the packages whose versions decide its speed.
-    packages: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]] = ()  # whose versions decide its speed
     # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
     # where it quantizes them (artifact.details["execution"] says how)
     capabilities: ClassVar[frozenset[str]]
@@ -102,10 +103,10 @@ class LM(Protocol):
 
     @classmethod
     def device(cls, asked: str) -> str:
-        """Optional. Called in the parent: what ``open`` will make of EngineSettings.device, ``cpu`` or
-        ``cuda:N``. Raises EngineError where this machine or the installed library has no such device.
-        Imports nothing heavy."""
-        ...
+        """Called in the parent: what ``open`` will make of EngineSettings.device, ``cpu`` or
+        ``cuda:N``; as asked, where it is not known. Raises EngineError where this machine or the
+        installed library has no such device. Imports nothing heavy."""
+        return asked
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
@@ -137,8 +138,9 @@ class LM(Protocol):
         ...
 
     def internals(self) -> Internals:
-        """Capability "tensors": for tasks that look at weights or listen to layers."""
-        ...
+        """Capability "tensors": for tasks that look at weights or listen to layers. An engine that
+        lacks it is not asked."""
+        raise EngineError(f"the engine {self.name} shows no tensors")
 
     def tokenize(
         self, text: str, *, special: bool = True, parse_special: bool = True
@@ -165,3 +167,12 @@ class LM(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+ENGINES: Registry[type[LM]] = Registry(
+    "engine",
+    {
+        "hf": "qeval.engines.hf:HfEngine",
+        "llamacpp": "qeval.engines.llamacpp:LlamaCppEngine",
+    },
+)

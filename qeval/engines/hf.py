@@ -13,7 +13,7 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from qeval.core import provenance
 from qeval.core.cores import threads
@@ -22,7 +22,7 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import Completion, Ids, Internals, Sampling, StepTrace, Stop
+from qeval.engines.base import LM, Completion, Ids, Internals, Sampling, StepTrace, Stop
 from qeval.models.finite import nonfinite_notes
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ _ROUNDED = {"execution", "format"}  # of an artifact's details: more than float3
 _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 
 
-class HfEngine:
+@final
+class HfEngine(LM):
     name: ClassVar[str] = "hf"
     version: ClassVar[int] = 2  # 2: nothing but the spec decides generation; exact log-softmax
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import Completion, Ids, Sampling, StepTrace, Stop
+from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop
 from qeval.engines.slots import Slots
 from qeval.llama import library as llama
 from qeval.llama.gguf_file import read_header
@@ -40,7 +40,8 @@ _ROWS = 16  # rows of one log-softmax: 16 x 49,152 floats stay in the cache
 _SLOTS_CPU, _SLOTS_GPU = 16, 32  # sequences generated at once, unless batch_size says otherwise
 
 
-class LlamaCppEngine:
+@final
+class LlamaCppEngine(LM):
     name: ClassVar[str] = "llamacpp"
     version: ClassVar[int] = 2  # 2: samples keyed by prompt and number; logits that are not finite
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)

@@ -5,43 +5,63 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from qeval.core import registry
 from qeval.core.low_bits import KEYS
 from qeval.core.options import Options
+from qeval.engines.base import ENGINES
 from qeval.plan.spec import TaskCommon
+from qeval.quant.base import METHODS
+from qeval.tasks.base import TASKS
 
+Group = Literal["methods", "engines", "tasks"]
 _SIGNS = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
 _BESIDE = "beside any of them, or among its options (simulated, on hf)"
 
 
-def catalog(group: registry.Group, name: str | None = None) -> str:
+def catalog(group: Group, name: str | None = None) -> str:
     """One line a name and one an option; of all names, or of one.
 
     Raises:
         UsageError: nobody registered the name; the message suggests the closest one.
     """
-    chosen = registry.names(group) if name is None else [name]
-    return "\n".join([*(line for n in chosen for line in _entry(group, n)), *_beside(group, name)])
+    entry, names = _ENTRIES[group]
+    chosen = names if name is None else [name]
+    return "\n".join([*(line for n in chosen for line in entry(n)), *_beside(group, name)])
 
 
-def _entry(group: registry.Group, name: str) -> Iterator[str]:
-    found = registry.lookup(group, name)
-    yield f"{name}: {_summary(sys.modules[found.__module__].__doc__)}"
-    if group == "engines":
-        yield f"    offers {', '.join(sorted(found.capabilities))}"
-        return
-    yield from _options(found.Options)
-    if group == "tasks":
-        yield from _options(TaskCommon)
+def _method(name: str) -> Iterator[str]:
+    yield _head(name, METHODS[name])
+    yield from _options(METHODS[name].Options)
 
 
-def _beside(group: registry.Group, name: str | None) -> Iterator[str]:
+def _engine(name: str) -> Iterator[str]:
+    yield _head(name, ENGINES[name])
+    yield f"    offers {', '.join(sorted(ENGINES[name].capabilities))}"
+
+
+def _task(name: str) -> Iterator[str]:
+    yield _head(name, TASKS[name])
+    yield from _options(TASKS[name].Options)
+    yield from _options(TaskCommon)
+
+
+_ENTRIES: dict[Group, tuple[Callable[[str], Iterator[str]], Iterable[str]]] = {
+    "methods": (_method, METHODS),
+    "engines": (_engine, ENGINES),
+    "tasks": (_task, TASKS),
+}
+
+
+def _head(name: str, cls: type[object]) -> str:
+    return f"{name}: {_summary(sys.modules[cls.__module__].__doc__)}"
+
+
+def _beside(group: Group, name: str | None) -> Iterator[str]:
     """``activations`` and ``kv_cache``, which belong to no method of their own."""
     if group == "methods":
         yield f"{_BESIDE}:"

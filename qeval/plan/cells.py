@@ -18,14 +18,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qeval.core import devices, machine, provenance, registry
+from qeval.core import devices, machine, provenance
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.cores import threads
 from qeval.core.errors import EngineError, UsageError
 from qeval.core.low_bits import KvCacheOptions, kv_group
+from qeval.core.options import Options
+from qeval.engines.base import ENGINES, LM
 from qeval.formats.recognise import rounds_activations
 from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
-from qeval.tasks.base import measures_machine
+from qeval.quant.base import METHODS
+from qeval.tasks.base import TASKS, measures_machine
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,13 @@ class Cell:
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        task = registry.task(self.task.task)
+        task = TASKS[self.task.task]()
         running = self.row.quantization.execution()
         return {
             **({"execution": running} if running else {}),
             "artifact": self.row.artifact_key,
             "task": [self.task.task, task.version, self.task.options.identity()],
-            "engine": [self.row.engine, registry.engine(self.row.engine).version],
+            "engine": [self.row.engine, ENGINES[self.row.engine].version],
             "limit": self.task.limit,
         }
 
@@ -134,7 +137,7 @@ def row_cells(
     conditions: Conditions,
 ) -> list[Cell]:
     """The cells of one row; ``order``: the place of its model and its own. Raises as ``plan``."""
-    method = registry.method(quantization.method)
+    method = METHODS[quantization.method]()
     if getattr(method, "in_place", False):
         raise UsageError(
             f"method {quantization.method}: in_place is no more: give it find(options, model, "
@@ -142,12 +145,14 @@ def row_cells(
         )
     artifact = method.find(quantization.options, model, cache_dir)
     engine = artifact.engine if artifact else method.engine
+    if engine is None:  # only where find() knows it
+        raise UsageError(f"{quantization.label}: the method {quantization.method} names no engine")
     baseline = quantization.label == experiment.baseline
     row = Row(model, quantization, engine, artifact, baseline, order)
     _check_running(row)
     cells = []
     for t, task in enumerate(experiment.tasks):
-        machine_counts = measures_machine(registry.task(task.task))
+        machine_counts = measures_machine(TASKS[task.task]())
         cells.append(Cell(row, task, t, conditions.of(engine) if machine_counts else None))
     return cells
 
@@ -162,10 +167,10 @@ class Conditions:
 
     def of(self, engine: str) -> dict[str, Any]:
         if engine not in self._found:
-            self._found[engine] = self._look(registry.engine(engine))
+            self._found[engine] = self._look(ENGINES[engine])
         return self._found[engine]
 
-    def _look(self, engine: Any) -> dict[str, Any]:
+    def _look(self, engine: type[LM]) -> dict[str, Any]:
         device = self._settings.device
         with suppress(EngineError):  # `qeval run` stops at it; a dry run is of another machine
             device = device_of_engine(engine, device)
@@ -182,14 +187,13 @@ class Conditions:
         }
 
 
-def device_of_engine(engine: Any, asked: str) -> str:
+def device_of_engine(engine: type[LM], asked: str) -> str:
     """What the engine's class makes of a device that was asked; as asked where it does not say.
 
     Raises:
         EngineError: this machine has no such device.
     """
-    found: str = engine.device(asked) if hasattr(engine, "device") else asked
-    return found
+    return engine.device(asked) if hasattr(engine, "device") else asked
 
 
 def _check_running(row: Row) -> None:
@@ -197,12 +201,12 @@ def _check_running(row: Row) -> None:
     cannot have."""
     quantization, running = row.quantization, row.quantization.running
     for key in running.execution():
-        if key not in registry.engine(row.engine).capabilities:
+        if key not in ENGINES[row.engine].capabilities:
             raise UsageError(
                 f"{row.name}: {key}: the engine {row.engine} does not quantize it: take {key} off this "
                 "row, or take a method whose weights run on hf"
             )
-    method = registry.method(quantization.method)
+    method = METHODS[quantization.method]()
     if running.activations and (
         method.rounds_activations(quantization.options)
         or (row.artifact is not None and rounds_activations(row.artifact))
@@ -218,9 +222,9 @@ def _check_running(row: Row) -> None:
             raise UsageError(f"{row.name}: {err}") from err
 
 
-def artifact_key(model: ModelRef, method: str, options: Any, found: Artifact | None = None) -> str:
+def artifact_key(model: ModelRef, method: str, options: Options, found: Artifact | None = None) -> str:
     """The key of the weights; what only says how they run (``Options.execution``) is not in it."""
-    version = registry.method(method).version
+    version = METHODS[method].version
     running = options.execution()
     making = {name: value for name, value in options.identity().items() if name not in running}
     what = {"model": [model.identity, model.dtype], "method": [method, version, making]}

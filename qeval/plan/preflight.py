@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qeval.core import registry
 from qeval.core.console import say
 from qeval.core.errors import (
     MissingExtraError,
@@ -26,10 +25,14 @@ from qeval.core.errors import (
     install_command,
 )
 from qeval.core.units import human_bytes
+from qeval.engines.base import ENGINES
 from qeval.plan.cells import device_of_engine
+from qeval.quant.base import METHODS, Method
+from qeval.tasks.base import TASKS
 
 if TYPE_CHECKING:
     from qeval.core.artifact import Artifact, ModelRef
+    from qeval.core.options import Options
     from qeval.data.datasets import DataSource
     from qeval.plan.cells import Row
     from qeval.plan.spec import Quantization, TaskEntry
@@ -73,7 +76,7 @@ class Findings:
         )
 
 
-def ask(where: str, *checks: Callable[[], Any]) -> Findings:
+def ask(where: str, *checks: Callable[[], object]) -> Findings:
     """What checks find that raise a QevalError for what is wrong."""
     found: list[Problem] = []
     downloads: list[Download] = []
@@ -105,18 +108,18 @@ def problems_of(where: str, err: QevalError) -> Iterator[Problem]:
 
 def engine(name: str) -> Findings:
     """The packages of an engine."""
-    return ask(f"engine {name}", registry.engine(name).preflight)
+    return ask(f"engine {name}", ENGINES[name].preflight)
 
 
 def device(name: str, asked: str) -> Findings:
     """Whether there is the device that an engine is asked to use."""
-    return ask(f"engine {name}", lambda: device_of_engine(registry.engine(name), asked))
+    return ask(f"engine {name}", lambda: device_of_engine(ENGINES[name], asked))
 
 
 def device_kind(name: str, asked: str) -> str | None:
     """What an engine makes of a device: ``cpu`` or ``cuda``; None where it cannot be told."""
     try:
-        kind = device_of_engine(registry.engine(name), asked).partition(":")[0]
+        kind = device_of_engine(ENGINES[name], asked).partition(":")[0]
     except QevalError:  # `device` says so
         return None
     return kind if kind in ("cpu", "cuda") else None
@@ -124,7 +127,7 @@ def device_kind(name: str, asked: str) -> str | None:
 
 def method(quantization: Quantization, cache_dir: Path) -> Findings:
     """What a method needs of this machine: packages, and the environment that it builds in."""
-    found, options = registry.method(quantization.method), quantization.options
+    found, options = METHODS[quantization.method](), quantization.options
     return ask(
         quantization.label,
         lambda: found.check_packages(options),
@@ -132,7 +135,7 @@ def method(quantization: Quantization, cache_dir: Path) -> Findings:
     )
 
 
-def interpreter(method: Any, options: Any, cache_dir: Path) -> Path | None:
+def interpreter(method: Method[Options], options: Options, cache_dir: Path) -> Path | None:
     """The interpreter that a build runs in, where it is not this one.
 
     Raises:
@@ -154,7 +157,7 @@ def row(row: Row, device: str | None) -> Findings:
     name, options, model = row.quantization.method, row.quantization.options, row.model
     if row.artifact is not None:
         return artifact(row.name, row.artifact, model, row.quantization.execution(), device)
-    found = registry.method(name)
+    found = METHODS[name]()
     packed = ask(row.name, lambda: check_float(name, model))
     if packed.problems:
         return packed
@@ -186,7 +189,7 @@ def artifact(
 
 def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:
     """What a task needs beside the model: its text or problems, a sandbox."""
-    found = registry.task(entry.task)
+    found = TASKS[entry.task]()
     return ask(entry.label, lambda: found.preflight(entry.options, data, weak_sandbox=weak_sandbox))
 
 

@@ -20,14 +20,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 
-from qeval.core import registry
 from qeval.core.devices import device_name
 from qeval.core.errors import UsageError, did_you_mean, short
 from qeval.core.files import user_path
 from qeval.core.low_bits import KEYS, Running
 from qeval.core.options import Options
+from qeval.core.registry import Registry
 from qeval.plan.yaml_file import KeyPath, YamlFile
-from qeval.tasks.base import takes_limit
+from qeval.quant.base import METHODS
+from qeval.tasks.base import TASKS, takes_limit
 
 T = TypeVar("T")
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -153,7 +154,7 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
         raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
     if "limit" in overrides:
         tasks = tuple(
-            replace(t, limit=spec.limit) if takes_limit(registry.task(t.task), t.options) else t
+            replace(t, limit=spec.limit) if takes_limit(TASKS[t.task](), t.options) else t
             for t in tasks
         )
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
@@ -179,13 +180,14 @@ def _check_defaults(source: YamlFile, name: str, given: dict[str, Any]) -> None:
     """Raises SpecError for a name or a key that is not known, also where no entry uses it. Values are
     checked with the entries that they become part of."""
     where = ("defaults", name)
-    groups: list[registry.Group] = [g for g in ("methods", "tasks") if name in registry.names(g)]
-    if not groups:
-        known = [*registry.names("methods"), *registry.names("tasks")]
-        raise source.error(where, f"no such method or task{did_you_mean(short(name), known)}")
-    options = registry.lookup(groups[0], name).Options
-    beside = _BESIDE["quantizations" if groups[0] == "methods" else "tasks"]
-    known = [*_field_names(options), *beside]
+    if name in METHODS:
+        options, section = METHODS[name].Options, "quantizations"
+    elif name in TASKS:
+        options, section = TASKS[name].Options, "tasks"
+    else:
+        hint = did_you_mean(short(name), [*METHODS, *TASKS])
+        raise source.error(where, f"no such method or task{hint}")
+    known = [*_field_names(options), *_BESIDE[section]]
     for key in given:
         if key not in known:
             raise source.error((*where, key), f"unknown key{did_you_mean(short(key), known)}")
@@ -226,7 +228,7 @@ def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
         beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
         bare = {k: v for k, v in raw.items() if k not in beside} if beside else raw
         where, name, given = _entry(source, "quantizations", i, bare)
-        method = _named(source, where, "methods", name)
+        method = _named(source, where, METHODS, name)()
         if given is not None and not isinstance(given, dict):
             if method.scalar is None:
                 raise source.error(where, f"takes a mapping of options, not {given!r}")
@@ -261,7 +263,7 @@ def _ways(source: YamlFile, where: KeyPath, key: str, given: Any) -> list[Any]:
 def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
     for i, raw in enumerate(spec.tasks):
         where, name, given = _entry(source, "tasks", i, raw)
-        task = _named(source, where, "tasks", name)
+        task = _named(source, where, TASKS, name)()
         if given is not None and not isinstance(given, dict):
             raise source.error(where, f"takes a mapping of options, not {given!r}")
         merged = {**spec.defaults.get(name, {}), **(given or {})}
@@ -294,9 +296,9 @@ def _entry(source: YamlFile, section: str, i: int, raw: Any) -> tuple[KeyPath, s
     raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
 
 
-def _named(source: YamlFile, where: KeyPath, group: registry.Group, name: str) -> Any:
+def _named(source: YamlFile, where: KeyPath, registry: Registry[T], name: str) -> T:
     try:
-        return registry.lookup(group, name)()
+        return registry[name]
     except UsageError as err:
         raise source.error(where[:2], str(err)) from err
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from qeval.core import registry
 from qeval.core.artifact import Artifact
 from qeval.core.record import Record
+from qeval.engines.base import ENGINES
 from qeval.plan.cells import Cell
+from qeval.quant.base import METHODS
+from qeval.tasks.base import TASKS
 
 Kind = Literal["done", "skip", "refused", "download", "build", "cached", "run"]
 
@@ -34,9 +36,7 @@ def is_done(cell: Cell, done: Mapping[str, Record]) -> bool:
 
 
 def missing_capabilities(cell: Cell) -> frozenset[str]:
-    needs: frozenset[str] = registry.task(cell.task.task).needs
-    offered: frozenset[str] = registry.engine(cell.row.engine).capabilities
-    return needs - offered
+    return TASKS[cell.task.task].needs - ENGINES[cell.row.engine].capabilities
 
 
 def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
@@ -44,12 +44,12 @@ def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
     are not built yet."""
     if missing := missing_capabilities(cell):
         return f"the engine {cell.row.engine} offers no {', '.join(sorted(missing))}"
-    if registry.task(cell.task.task).on_simulated:
+    if TASKS[cell.task.task].on_simulated:
         return None
     row = cell.row.quantization
     simulated = "simulated activations or KV cache" if row.running else ""
     if not simulated and (
-        artifact.simulated if artifact else registry.method(row.method).simulates(row.options)
+        artifact.simulated if artifact else METHODS[row.method]().simulates(row.options)
     ):
         simulated = "simulated weights"
     return f"{simulated} run as the float model does: nothing to measure" if simulated else None

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qeval.core import registry
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import ModelError, QevalError, UsageError
 from qeval.data.datasets import DataSource
@@ -23,6 +22,7 @@ from qeval.plan.cells import Cell, Conditions, Row, artifact_key, row_cells
 from qeval.plan.preflight import Download, Findings, Problem, ask
 from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
 from qeval.plan.state import Kind, State, is_done, why_skipped
+from qeval.quant.base import METHODS
 from qeval.store.artifacts import ArtifactCache
 from qeval.store.results import is_meant
 
@@ -54,8 +54,7 @@ class Planned:
     @property
     def engine(self) -> str | None:
         """None where only the model's files tell it."""
-        engine: str | None = registry.method(self.quantization.method).engine
-        return self.cell.row.engine if self.cell else engine
+        return self.cell.row.engine if self.cell else METHODS[self.quantization.method].engine
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class _Look:
     ) -> tuple[list[Cell], Findings]:
         """The cells of a row; none where it cannot be, or where a model that it takes is not here."""
         name = f"{model.id} · {quantization.label}"
-        method = registry.method(quantization.method)
+        method = METHODS[quantization.method]()
         try:
             downloads = [
                 download
@@ -249,7 +248,7 @@ class _Look:
 
     def reads(self, quantization: Quantization) -> Findings:
         """The text that a method calibrates on."""
-        chosen = registry.method(quantization.method).reads(quantization.options)
+        chosen = METHODS[quantization.method]().reads(quantization.options)
         if chosen is None:
             return Findings()
         return ask(quantization.label, lambda: self.data.check(chosen.dataset))
@@ -267,7 +266,7 @@ class _Look:
         model, name, options = row.model, row.quantization.method, row.quantization.options
         if not model.path.is_dir():
             return
-        method, n_weights = registry.method(name), _n_weights(model.path)
+        method, n_weights = METHODS[name](), _n_weights(model.path)
         yield row.artifact_key, int(n_weights * method.weight_bits(options, model.dtype) / 8)
         if (base := method.base(options, model.dtype)) is not None:
             parent = method.Options.model_validate(base)

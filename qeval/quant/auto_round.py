@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import chdir
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 from pydantic import Field, field_validator
 
@@ -40,7 +40,8 @@ class AutoRoundOptions(Options):
         return value
 
 
-class AutoRound(Method):
+@final
+class AutoRound(Method[AutoRoundOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats; iters: 0 reads no data
     Options: ClassVar[type[Options]] = AutoRoundOptions
     scalar: ClassVar[str | None] = "num_bits"

@@ -9,7 +9,7 @@ has none of).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,8 @@ class AwqOptions(Options):
         return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
-class Awq(Method):
+@final
+class Awq(Method[AwqOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = AwqOptions
     scalar: ClassVar[str | None] = "num_bits"

@@ -7,7 +7,7 @@ runs. 4 bit: blocks of 64 weights on the NF4 or FP4 grid.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,8 @@ class BitsAndBytesOptions(Options):
         return {"num_bits": 4, "type": self.type or "nf4", "double_quant": self.double_quant}
 
 
-class BitsAndBytes(Method):
+@final
+class BitsAndBytes(Method[BitsAndBytesOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = BitsAndBytesOptions
     scalar: ClassVar[str | None] = "num_bits"

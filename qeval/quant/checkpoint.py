@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
@@ -34,7 +34,8 @@ class CheckpointOptions(Options):
         return {} if self.kernel == "auto" else {"kernel": self.kernel}
 
 
-class Checkpoint(Method):
+@final
+class Checkpoint(Method[CheckpointOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = CheckpointOptions
     scalar: ClassVar[str | None] = "path"

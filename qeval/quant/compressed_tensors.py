@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -83,7 +83,8 @@ class CompressedTensorsOptions(Options):
         }
 
 
-class CompressedTensors(Method):
+@final
+class CompressedTensors(Method[CompressedTensorsOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = CompressedTensorsOptions
     scalar: ClassVar[str | None] = "scheme"

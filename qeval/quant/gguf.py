@@ -18,7 +18,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from pydantic import field_validator, model_validator
 
@@ -78,7 +78,8 @@ class GgufOptions(Options):
         return TYPES[self.type].needs_imatrix if self.imatrix is None else self.imatrix
 
 
-class Gguf(Method):
+@final
+class Gguf(Method[GgufOptions]):
     version: ClassVar[int] = 2  # 2: experts are weighed by the importance matrix
     Options: ClassVar[type[Options]] = GgufOptions
     scalar: ClassVar[str | None] = "type"

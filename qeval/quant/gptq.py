@@ -8,7 +8,7 @@ backends, so that their rows differ by the library alone. ``backend: laboratory`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,8 @@ class GptqOptions(Options):
         return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
-class Gptq(Method):
+@final
+class Gptq(Method[GptqOptions]):
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = GptqOptions
     scalar: ClassVar[str | None] = "num_bits"

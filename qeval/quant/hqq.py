@@ -7,7 +7,7 @@ and qmodel.pt).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -25,7 +25,8 @@ class HqqOptions(Options):
     # Grouping along the inputs is what fast kernels take; axis 0 is a little more accurate.
 
 
-class Hqq(Method):
+@final
+class Hqq(Method[HqqOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = HqqOptions
     scalar: ClassVar[str | None] = "num_bits"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, final
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.options import Options
@@ -15,15 +15,16 @@ class NoOptions(Options):
     """`none` has no options: the dtype is the spec's."""
 
 
-class Unquantized(Method):
+@final
+class Unquantized(Method[NoOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = NoOptions
     scalar: ClassVar[str | None] = None
     engine: ClassVar[str | None] = None
 
-    def label(self, options: Any) -> str:
+    def label(self, options: NoOptions) -> str:
         return "none"
 
-    def find(self, options: Any, model: ModelRef, cache_dir: Path) -> Artifact:
+    def find(self, options: NoOptions, model: ModelRef, cache_dir: Path) -> Artifact:
         """The model's own folder, or its .gguf file where that is all there is."""
         return describe_folder(model.path, model.dtype)

@@ -8,7 +8,7 @@ size accounted; outliers as 16-bit values with their places (solvers/base.py has
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -56,7 +56,8 @@ class QuantEaseOptions(LaboratoryOptions):
         return execution(self)
 
 
-class QuantEase(Method):
+@final
+class QuantEase(Method[QuantEaseOptions]):
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = QuantEaseOptions
     scalar: ClassVar[str | None] = "num_bits"

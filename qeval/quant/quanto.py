@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import BuildError, raise_all
@@ -24,7 +24,8 @@ class QuantoOptions(Options):
     weights: Literal["int8", "int4", "int2", "float8"] = "int8"
 
 
-class Quanto(Method):
+@final
+class Quanto(Method[QuantoOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = QuantoOptions
     scalar: ClassVar[str | None] = "weights"

@@ -7,7 +7,7 @@ carry the rounding, with the packed size accounted; with ``format: gptq`` it is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +53,8 @@ class RtnOptions(Options):
         return execution(self)
 
 
-class Rtn(Method):
+@final
+class Rtn(Method[RtnOptions]):
     version: ClassVar[int] = 4  # 2: symmetric grids as GPTQ's authors have them. 3: experts. 4: routers
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None

@@ -7,7 +7,7 @@ beside this method. Its alphas: 0.5 (OPT, BLOOM), 0.85 (Llama 2), 0.8 (Mistral),
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -51,7 +51,8 @@ class SmoothQuantOptions(LaboratoryOptions):
         return execution(self)
 
 
-class SmoothQuant(Method):
+@final
+class SmoothQuant(Method[SmoothQuantOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = SmoothQuantOptions
     scalar: ClassVar[str | None] = "alpha"

@@ -8,7 +8,7 @@ accounted (solvers/spqr.py, solvers/base.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pydantic import Field
 
@@ -35,7 +35,8 @@ class SpqrOptions(LaboratoryOptions):
     act_order: bool = False  # columns by falling diagonal of H; each then needs its group's index
 
 
-class Spqr(Method):
+@final
+class Spqr(Method[SpqrOptions]):
     version: ClassVar[int] = 3  # 3: zero points unrounded before the second level, as its authors'
     Options: ClassVar[type[Options]] = SpqrOptions
     scalar: ClassVar[str | None] = "num_bits"

@@ -6,7 +6,7 @@ output channel (int8wo: or per group), int4wo one scale and zero per group, in t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import model_validator
 
@@ -44,7 +44,8 @@ class TorchAoOptions(Options):
         return {"scheme": self.scheme, "group_size": self.group}
 
 
-class TorchAo(Method):
+@final
+class TorchAo(Method[TorchAoOptions]):
     version: ClassVar[int] = 2  # 2: routers stay floats
     Options: ClassVar[type[Options]] = TorchAoOptions
     scalar: ClassVar[str | None] = "scheme"

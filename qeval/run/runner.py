@@ -11,15 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from qeval.core import registry
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import StoreError
 from qeval.core.files import disk_message
+from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
 from qeval.plan.cells import Cell, Row, artifact_key
 from qeval.plan.preflight import interpreter
 from qeval.plan.state import why_skipped
+from qeval.quant.base import METHODS
 from qeval.run.executor import Executor
 from qeval.run.jobs import Job, JobResult
 from qeval.store.artifacts import ArtifactCache
@@ -91,13 +92,13 @@ class Runner:
         self.listener.cell_ended(record)
         return record
 
-    def _artifact(self, model: ModelRef, name: str, options: Any, label: str) -> Artifact:
+    def _artifact(self, model: ModelRef, name: str, options: Options, label: str) -> Artifact:
         """The artifact from the cache, or built now, after the one it is made from.
 
         Raises:
             _BuildFailed: with the status and reason to record for every cell of the row.
         """
-        method = registry.method(name)
+        method = METHODS[name]()
         key = artifact_key(model, name, options)
         if cached := self.cache.load(key):
             return cached

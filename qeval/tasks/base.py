@@ -5,20 +5,24 @@ A task's module imports no torch, transformers or llama_cpp at its top: the pare
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from qeval.core.artifact import ModelRef
 from qeval.core.options import Options
 from qeval.core.progress import Progress
 from qeval.core.record import Metric
+from qeval.core.registry import Registry
 from qeval.engines.base import LM
 
 if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
     from qeval.models.tokenizer import Tokenizer
+
+OptionsT = TypeVar("OptionsT", bound=Options, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class TaskResult:
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...] = ()  # shown under the table
     files: dict[str, Path] = field(default_factory=dict)  # files inside context.out
-    facts: dict[str, Any] = field(default_factory=dict)  # sha256s, counts: goes into provenance
+    facts: Mapping[str, object] = field(default_factory=dict)  # sha256s, counts: goes into provenance
     context: int | None = None  # longest sequence in tokens: the KV cache number is for it
 
 
@@ -57,36 +61,52 @@ class TaskContext:
         return model_limit(self.model.path, self.model.trust_remote_code)
 
 
-class Task(Protocol):
-    """Register it in registry.py."""
+class Task(Protocol[OptionsT]):
+    """Register it in TASKS. Subclass it, with the class of its options."""
 
     version: ClassVar[int]  # raise it when the same options give another number
     Options: ClassVar[type[Options]]
     needs: ClassVar[frozenset[str]]  # LM capabilities
     on_simulated: ClassVar[bool]  # whether its numbers mean anything on simulated weights
-    # Optional, False where absent: its numbers depend on the machine. Host, device, threads and the
-    # engine's version are then in the keys of its cells, and in the tables' columns. (The number of
-    # sequences at once is not: a task whose number depends on that has it among its options.)
-    measures_machine: ClassVar[bool]
+    # Whether its numbers depend on the machine. Host, device, threads and the engine's version are then
+    # in the keys of its cells, and in the tables' columns. (The number of sequences at once is not: a
+    # task whose number depends on that has it among its options.)
+    measures_machine: ClassVar[bool] = False
 
-    def label(self, options: Any) -> str: ...
+    def label(self, options: OptionsT) -> str: ...
 
-    def takes_limit(self, options: Any) -> bool:
-        """Optional, True where absent: whether ``limit`` cuts anything off."""
-        ...
+    def takes_limit(self, options: OptionsT) -> bool:
+        """Whether ``limit`` cuts anything off."""
+        return True
 
-    def preflight(self, options: Any, data: DataSource, *, weak_sandbox: bool) -> None:
+    def preflight(self, options: OptionsT, data: DataSource, *, weak_sandbox: bool) -> None:
         """Called in the parent before any job, for each set of options. Raises QevalError for what
         this machine lacks (a package, problems, a sandbox), so that nobody waits hours for it."""
         ...
 
-    def run(self, lm: LM, options: Any, context: TaskContext) -> TaskResult: ...
+    def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult: ...
 
 
-def measures_machine(task: Task) -> bool:
+TASKS: Registry[type[Task[Options]]] = Registry(
+    "task",
+    {
+        "perplexity": "qeval.tasks.perplexity:Perplexity",
+        "humaneval": "qeval.tasks.coding.humaneval:HumanEval",
+        "mbpp": "qeval.tasks.coding.mbpp:Mbpp",
+        "speed": "qeval.tasks.speed:Speed",
+        "tensor_stats": "qeval.tasks.tensor_stats:TensorStats",
+    },
+)
+"""The options that a task is given are always of its own ``Options``."""
+
+
+# Classes that do not subclass Task may lack what it has a default for.
+
+
+def measures_machine(task: Task[Options]) -> bool:
     return getattr(task, "measures_machine", False)
 
 
-def takes_limit(task: Task, options: Any) -> bool:
+def takes_limit(task: Task[Options], options: Options) -> bool:
     ask = getattr(task, "takes_limit", None)
     return ask is None or ask(options)

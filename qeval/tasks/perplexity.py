@@ -20,7 +20,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -40,7 +40,7 @@ from qeval.data.calibration import (
 from qeval.data.datasets import FILE_PREFIX, text_dataset
 from qeval.engines.base import LM
 from qeval.models.tokenizer import first_difference
-from qeval.tasks.base import TaskContext, TaskResult
+from qeval.tasks.base import Task, TaskContext, TaskResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,8 @@ class Windows:
     parse_special: bool = True  # whether names of special tokens in the texts became those tokens
 
 
-class Perplexity:
+@final
+class Perplexity(Task[PerplexityOptions]):
     # 2: ids are those of tokenizer.json; names of special tokens are text to the llamacpp protocol
     version: ClassVar[int] = 2
     Options: ClassVar[type[Options]] = PerplexityOptions

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from qeval.core.errors import DataError, EngineError
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM, Sampling
-from qeval.tasks.base import TaskContext, TaskResult
+from qeval.tasks.base import Task, TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
@@ -42,7 +42,8 @@ class SpeedOptions(Options):
     repeats: int = Field(default=3, ge=1, le=1000)
 
 
-class Speed:
+@final
+class Speed(Task[SpeedOptions]):
     version: ClassVar[int] = 2  # 2: not ended by a model's end-of-sequence; the tokens are counted
     Options: ClassVar[type[Options]] = SpeedOptions
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import Field, field_validator
 
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM
-from qeval.tasks.base import TaskContext, TaskResult
+from qeval.tasks.base import Task, TaskContext, TaskResult
 from qeval.tasks.perplexity import TextOptions, dataset_name, gptq_windows, text_of, window_length
 from qeval.tensor_stats.rows import Statistics, TensorRow, value, worst, write
 
@@ -44,7 +44,8 @@ class TensorStatsOptions(TextOptions):
         raise ValueError("must be a number of inputs, or -1 for one scale per output channel")
 
 
-class TensorStats:
+@final
+class TensorStats(Task[TensorStatsOptions]):
     version: ClassVar[int] = 2  # 2: no rows for routers
     Options: ClassVar[type[Options]] = TensorStatsOptions
     needs: ClassVar[frozenset[str]] = frozenset({"tensors"})

@@ -10,8 +10,8 @@ import pytest
 
 from qeval.cli.main import cli
 from qeval.core.record import Metric, Record
-from qeval.core.registry import BUILT_IN
 from qeval.store.records import Store
+from qeval.tasks.base import TASKS
 
 
 def qeval(*args, **kwargs):
@@ -169,7 +169,7 @@ def test_list_speaks_the_specs_language():
     assert "\n    kv_cache: bits, or {num_bits, group_size}" in out
     tasks = qeval("list", "tasks").stdout
     assert "\n    dataset or datasets: text, required\n" in tasks
-    assert tasks.count("\n    limit: int or null, default the spec's, >= 1\n") == len(BUILT_IN["tasks"])
+    assert tasks.count("\n    limit: int or null, default the spec's, >= 1\n") == len(TASKS.built_in)
     assert "\n    batch_sizes: list of int, default [1, 8]" in tasks
 
 

@@ -191,13 +191,12 @@ def make_models() -> None:
 
 def build(folder: Path, name: str, progress: Callable[..., None] | None = None) -> Any:
     """What the worker does, with windows of random tokens; the steps that were told are kept."""
-    from qeval.core import registry
     from qeval.core.artifact import ModelRef
-    from qeval.quant.base import BuildContext
+    from qeval.quant.base import METHODS, BuildContext
 
     wanted, steps = BUILDS[name], []
     folder.mkdir(exist_ok=True)
-    method = registry.method(wanted.method)
+    method = METHODS[wanted.method]()
     ref = ModelRef(wanted.model, OUT / wanted.model, "sha256:0", "bfloat16")
 
     def told(*step: object) -> None:

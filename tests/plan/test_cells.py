@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from qeval.cli.commands import run_spec
-from qeval.core import cores, devices, provenance, registry
+from qeval.core import cores, devices, provenance
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import PreflightError, UsageError
+from qeval.engines.base import ENGINES
 from qeval.plan.cells import Cell, plan
 from qeval.plan.spec import load_spec
+from qeval.quant.base import METHODS
+from qeval.tasks.base import TASKS
 
 SPEC = """\
 name: t
@@ -38,16 +41,16 @@ def cells(folder: Path, rows: str, **config: object) -> list[Cell]:
 
 def test_the_key_of_a_known_cell(tmp_path, monkeypatch):
     """That of 0.1.0 at its versions: raising one changes the keys that it is for, nothing else may."""
-    for group, name in (("engines", "hf"), ("tasks", "perplexity"), ("methods", "hqq")):
-        monkeypatch.setattr(registry.lookup(group, name), "version", 1)
+    for cls in (ENGINES["hf"], TASKS["perplexity"], METHODS["hqq"]):
+        monkeypatch.setattr(cls, "version", 1)
     (cell,) = cells(tmp_path, "  - hqq: {num_bits: 4, group_size: 64}")
     assert cell.key[:16] == "a59015fa9c042e62"
 
 
 def test_the_keys_of_weights_that_are_found(tmp_path, monkeypatch):
     """Those of 0.1.0, as above: the model's own weights, and a checkpoint named by its content."""
-    for group, name in (("engines", "hf"), ("tasks", "perplexity")):
-        monkeypatch.setattr(registry.lookup(group, name), "version", 1)
+    for cls in (ENGINES["hf"], TASKS["perplexity"]):
+        monkeypatch.setattr(cls, "version", 1)
     weights = tmp_path / "model" / "model.safetensors"
     weights.parent.mkdir()
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()

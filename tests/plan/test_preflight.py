@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from qeval.cli.commands import run_spec
-from qeval.core import devices, extras, registry
+from qeval.core import devices, extras
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import (
     DataError,
@@ -24,11 +24,11 @@ from qeval.core.errors import (
     UsageError,
     raise_all,
 )
-from qeval.core.registry import BUILT_IN
 from qeval.core.units import human_bytes
 from qeval.formats.limits import check_4bit_on_cpu
 from qeval.models.weights import read_tensors
 from qeval.plan.preflight import Findings, Problem, ask, report, space
+from qeval.quant.base import METHODS
 from qeval.store.records import Store
 
 SPEC = """\
@@ -370,9 +370,9 @@ def test_reports():
     ]
 
 
-@pytest.mark.parametrize("name", BUILT_IN["methods"])
+@pytest.mark.parametrize("name", METHODS.built_in)
 def test_every_method_says_what_it_reads_and_writes(name):
-    method = registry.method(name)
+    method = METHODS[name]()
     for options in OPTIONS.get(name, [{}]):
         made = method.Options.model_validate(options)
         given = getattr(made, "calibration", None)
@@ -434,7 +434,7 @@ def test_a_model_that_is_packed_already_is_one_problem(spec, even, capsys):
 def test_a_gguf_model_and_methods_that_want_floats():
     ref = ModelRef("m", Path(__file__), "sha256:0", "float32")
     for name in ("gguf", "hqq", "quantease", "bitsandbytes", "rtn"):
-        method = registry.method(name)
+        method = METHODS[name]()
         options = method.Options.model_validate({"type": "Q8_0"} if name == "gguf" else {})
         with pytest.raises(UsageError, match=r"m is a \.gguf file: it needs the float model's folder"):
             method.preflight(options, ref)

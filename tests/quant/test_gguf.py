@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qeval.core import registry
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import BuildError, ModelError, UsageError
 from qeval.core.settings import EngineSettings
 from qeval.data.calibration import Calibration, CalibrationOptions
+from qeval.engines.base import ENGINES
 from qeval.engines.llamacpp import LlamaCppEngine
 from qeval.formats.describe import describe_folder
 from qeval.formats.gguf import ALIASES, TYPES, describe_gguf
@@ -379,7 +379,7 @@ def test_a_file_whose_context_the_converter_made_up_is_run_as_the_model_is(
         "the file says a context of 32 tokens, the model none so short" in n for n in artifact.notes
     )
     engines = [
-        registry.engine(a.engine).open(a, EngineSettings("cpu", "float32", n_threads=1))
+        ENGINES[a.engine].open(a, EngineSettings("cpu", "float32", n_threads=1))
         for a in (artifact, describe_folder(folder, "float32"))
     ]
     assert {engine.max_seq_len for engine in engines} == {model_limit(folder)} == {UNLIMITED}

@@ -195,10 +195,10 @@ def test_gpt2s_linears_are_the_other_way_round(gpt2):
     ],
 )
 def test_a_library_that_knows_no_conv1d_refuses_gpt2_before_any_job(gpt2, method, options):
-    from qeval.core import registry
     from qeval.core.artifact import ModelRef
+    from qeval.quant.base import METHODS
 
-    found = registry.method(method)
+    found = METHODS[method]()
     with pytest.raises(
         UsageError, match=rf"{method}: .* Conv1D in their place \(transformer.h.0.*: use rtn"
     ):

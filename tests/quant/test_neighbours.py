@@ -8,8 +8,9 @@ from importlib.metadata import version
 import pytest
 from pydantic import ValidationError
 
-from qeval.core import extras, registry
+from qeval.core import extras
 from qeval.core.errors import MissingExtraError, UsageError
+from qeval.quant.base import METHODS
 
 Bits = Callable[[int, int], float]  # bits a weight of a linear of n weights and so many inputs
 
@@ -237,7 +238,7 @@ NEEDED = {  # method: the extra, and each package whose absence it must see
 )
 def test_a_package_that_is_missing_is_named_with_its_command(model_of, monkeypatch, method, package):
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else True)
-    found = registry.method(method)
+    found = METHODS[method]()
     model = model_of({"model.layers.0.mlp.up_proj": (256, 256)})
     message = rf"{package!r} is not installed: pip install 'qeval\[{NEEDED[method][0]}\]'"
     with pytest.raises(MissingExtraError, match=message) as caught:
@@ -296,7 +297,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(model_of, monkeypat
 )
 def test_widths_that_do_not_fit_are_all_named(model_of, monkeypatch, method, options, shapes, message):
     monkeypatch.setattr(extras, "find_spec", lambda name: True)
-    found = registry.method(method)
+    found = METHODS[method]()
     with pytest.raises(UsageError, match=message):
         found.preflight(found.Options.model_validate(options), model_of(shapes))
 
@@ -314,7 +315,7 @@ def test_widths_that_do_not_fit_are_all_named(model_of, monkeypatch, method, opt
 )
 def test_a_dtype_that_its_kernels_do_not_compute_in(model_of, monkeypatch, method, options, message):
     monkeypatch.setattr(extras, "find_spec", lambda name: True)
-    found = registry.method(method)
+    found = METHODS[method]()
     model = model_of({"0.d": (128, 128)}, dtype="float32")
     with pytest.raises(UsageError, match=message):
         found.preflight(found.Options.model_validate(options), model)
@@ -327,7 +328,7 @@ def test_a_gguf_file_is_refused(tmp_path, monkeypatch, method):
     monkeypatch.setattr(extras, "find_spec", lambda name: True)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    found = registry.method(method)
+    found = METHODS[method]()
     with pytest.raises(UsageError, match=f"{method}: m is a .gguf file: it needs the float model's"):
         found.preflight(found.Options(), ModelRef("m", file, "sha256:0", "bfloat16"))
 
@@ -357,7 +358,7 @@ def test_a_gguf_file_is_refused(tmp_path, monkeypatch, method):
 )
 def test_options_that_cannot_be(method, options, message):
     with pytest.raises(ValidationError, match=message):
-        registry.method(method).Options.model_validate(options)
+        METHODS[method].Options.model_validate(options)
 
 
 @pytest.mark.parametrize(
@@ -376,10 +377,10 @@ def test_options_that_cannot_be(method, options, message):
     ],
 )  # fmt: skip
 def test_a_default_that_is_written_out_is_the_same_build(method, written, meant):
-    options = registry.method(method).Options
+    options = METHODS[method].Options
     one, two = options.model_validate(written), options.model_validate(meant)
     assert one.identity() == two.identity()
-    assert registry.method(method).label(one) == registry.method(method).label(two)
+    assert METHODS[method]().label(one) == METHODS[method]().label(two)
 
 
 def test_labels():
@@ -400,5 +401,5 @@ def test_labels():
         ),
     }
     for (name, _), (options, label) in wanted.items():
-        method = registry.method(name)
+        method = METHODS[name]()
         assert method.label(method.Options.model_validate(options)) == label

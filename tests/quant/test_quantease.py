@@ -6,13 +6,13 @@ import pytest
 import torch
 from families import MIXTURES, WINDOWS, build, divergence, one_thread, saved
 
-from qeval.core import registry
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import BuildError, UsageError
 from qeval.formats import affine
 from qeval.models.experts import expert_of, experts_as_linears
 from qeval.models.linears import linears
 from qeval.models.loading import load_model
+from qeval.quant.base import METHODS
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.quantease import QuantEase, QuantEaseOptions
 from qeval.quant.rtn import Rtn, RtnOptions
@@ -177,7 +177,7 @@ def test_options():
         QuantEaseOptions(structured=True)
     with pytest.raises(ValueError, match="positive number of inputs"):
         QuantEaseOptions(group_size=0)
-    assert registry.method("quantease").Options is QuantEaseOptions
+    assert METHODS["quantease"].Options is QuantEaseOptions
 
 
 def test_labels():

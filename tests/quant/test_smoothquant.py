@@ -4,12 +4,12 @@ import pytest
 import torch
 from families import WINDOWS, build, divergence, make_model, one_thread, saved
 
-from qeval.core import registry
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import BuildError, UsageError
 from qeval.engines.low_bits import round_activations
 from qeval.models.linears import linears
 from qeval.models.loading import load_model
+from qeval.quant.base import METHODS
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.smoothquant import SmoothQuant, SmoothQuantOptions
@@ -93,7 +93,7 @@ def test_refused(tmp_path):
     for options in ({"alpha": 1.1}, {"alpha": -0.1}, {"solver": "spqr"}, {"num_bits": 16}):
         with pytest.raises(ValueError):
             SmoothQuantOptions(**options)
-    assert registry.method("smoothquant").Options is SmoothQuantOptions
+    assert METHODS["smoothquant"].Options is SmoothQuantOptions
 
 
 def test_labels():

@@ -3,10 +3,10 @@
 import pytest
 from families import MIXTURES, build, divergence, one_thread, saved
 
-from qeval.core import registry
 from qeval.core.errors import UsageError
 from qeval.models.linears import linears
 from qeval.models.loading import load_model
+from qeval.quant.base import METHODS
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.rtn import Rtn, RtnOptions
 from qeval.quant.spqr import Spqr, SpqrOptions
@@ -60,7 +60,7 @@ def test_preflight_options_labels(tmp_path):
         Spqr().preflight(SpqrOptions(), model)
     with pytest.raises(ValueError):
         SpqrOptions(outlier_threshold=0)
-    assert registry.method("spqr").Options is SpqrOptions
+    assert METHODS["spqr"].Options is SpqrOptions
     assert Spqr().label(SpqrOptions()) == "SpQR W3A16g16"
     more = SpqrOptions(num_bits=4, act_order=True, outlier_threshold=None)
     assert Spqr().label(more) == "SpQR W4A16g16 act-order no outliers"

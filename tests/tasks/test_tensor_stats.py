@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from qeval.cli.commands import model_statistics, run_spec
 from qeval.cli.main import cli
-from qeval.core import registry
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import EngineError, MissingExtraError, UsageError
 from qeval.core.settings import EngineSettings
@@ -20,7 +19,7 @@ from qeval.data.datasets import DataSource
 from qeval.engines.hf import HfEngine
 from qeval.formats.describe import describe_folder
 from qeval.plan.spec import load_spec
-from qeval.quant.base import BuildContext
+from qeval.quant.base import METHODS, BuildContext
 from qeval.run.jobs import JobResult
 from qeval.store.records import Store, latest
 from qeval.tasks.base import TaskContext
@@ -90,7 +89,7 @@ def test_a_run_measures_and_skips_what_no_engine_shows(plugin, tiny_llama, text,
 def test_simulated_weights_are_measured_as_they_are(tiny_llama, tmp_path, text):
     """On their grid already, so little is left to round; what reads them sees other inputs."""
     whole = measured(describe_folder(tiny_llama, "float32"), tmp_path / "whole", tiny_llama, text)
-    method, out = registry.method("rtn"), tmp_path / "rtn"
+    method, out = METHODS["rtn"](), tmp_path / "rtn"
     out.mkdir()
     ref = ModelRef("tiny", tiny_llama, "sha256:0", "float32")
     built = BuildContext(ref, out, None, list, lambda *_: None, out, device="cpu")

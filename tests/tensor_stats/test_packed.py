@@ -6,13 +6,12 @@ import pytest
 import torch
 from families import WINDOWS, make_model, one_thread
 
-from qeval.core import registry
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError
 from qeval.core.settings import EngineSettings
 from qeval.engines.hf import HfEngine
 from qeval.models.linears import linears_of_any_format
-from qeval.quant.base import BuildContext
+from qeval.quant.base import METHODS, BuildContext
 from qeval.tensor_stats.collect import Bits, collect, read_weight
 
 _one_thread = pytest.fixture(autouse=True)(one_thread)
@@ -32,7 +31,7 @@ def test_a_packed_models_weights_are_what_its_kernels_multiply_by(name, tmp_path
         pytest.skip(f"{package} is not installed")
     make_model("qwen2").to(torch.bfloat16).save_pretrained(tmp_path / "model")  # q, k, v have a bias
     ref = ModelRef("m", tmp_path / "model", "sha256:0", "bfloat16")
-    method, out = registry.method(name), tmp_path / "out"
+    method, out = METHODS[name](), tmp_path / "out"
     out.mkdir()
     try:
         method.check_device(method.Options.model_validate(options), ref, "cpu")

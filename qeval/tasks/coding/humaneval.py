@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from qeval.core.errors import MissingExtraError
 from qeval.core.options import Options
@@ -67,6 +67,7 @@ def _problem(found: Mapping[str, str]) -> Problem:
     )
 
 
+@final
 class HumanEval(CodingTask[HumanEvalOptions]):
     # 2: tests in a process of their own, time limits on a program's own time
     # 3: completions behind their prompt, the code of more shapes of answers, never of what was thought;

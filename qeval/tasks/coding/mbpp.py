@@ -19,7 +19,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import model_validator
 
@@ -68,6 +68,7 @@ class MbppOptions(CodingOptions):
         return self
 
 
+@final
 class Mbpp(CodingTask[MbppOptions]):
     version: ClassVar[int] = 2  # 2: as HumanEval's 3
     Options: ClassVar[type[Options]] = MbppOptions

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from qeval.core.errors import UsageError, raise_all
 from qeval.core.options import Options
 from qeval.engines.base import LM, Sampling
 from qeval.sandbox import Limits, allowed_here, find_sandbox
-from qeval.tasks.base import TaskContext, TaskResult
+from qeval.tasks.base import Task, TaskContext, TaskResult
 from qeval.tasks.coding.grader import WEAK_NOTE, Grader, pass_metrics
 from qeval.tasks.coding.prompting import Mode
 from qeval.tasks.coding.samples import Problem, Sample, SampleFile, benchmark
@@ -94,14 +94,9 @@ class Asked:
     missing: list[int]
 
 
-class CodingTask(ABC, Generic[OptionsT]):
-    version: ClassVar[int]
-    Options: ClassVar[type[Options]]
+class CodingTask(Task[OptionsT], Generic[OptionsT]):
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
     on_simulated: ClassVar[bool] = True
-
-    @abstractmethod
-    def label(self, options: OptionsT) -> str: ...
 
     @abstractmethod
     def benchmark_name(self, options: OptionsT) -> str:
