@@ -147,6 +147,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     vram = sampler.stop()
     on_cpu = conditions.device == "cpu"  # then the driver's number is another process's
     memory |= {"vram_process": None if on_cpu else vram, "ram_peak": peak_rss()}
+    memory["rank"] = result.memory_rank
     timing = {**watch.timing(), "load_s": loaded, "run_s": watch.seconds() - loaded}
     noise = provenance.busy_note(conditions) if measures_machine(task) else ()
     payload = {

@@ -3,12 +3,15 @@
 Three kinds of facts stay apart: what was asked (``cell``), what was found (``status``, ``metrics``,
 ``memory``, ``artifact``) and what it took (``timing``, ``conditions``, ``provenance``). JSON is strict:
 a number that is not finite is ``None`` with its share counted (``Metric.nonfinite``), never ``NaN``.
+
+A Metric says how it compares and how a table shows it. Records of 0.1.0, and plug-ins that say nothing,
+are completed when they are read (``completed``); nothing else knows a metric or a task by its name.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from qeval.core.errors import StoreError
@@ -16,6 +19,9 @@ from qeval.core.errors import StoreError
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "oom", "timeout", "killed", "skipped"]
+Better = Literal["lower", "higher", "none"]
+Pairs = Literal["window", "problem", "item", "none"]
+Change = Literal["relative", "points", "ratio", "time", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,17 @@ class Metric:
     ``values`` are the per-unit results behind ``value`` (mean NLL of each window, pass@k of each
     problem), in the protocol's order, so that standard errors and paired tests can be made later
     without a model. ``units`` names them where they have names (HumanEval task ids). ``low`` and
-    ``high`` are a 95% interval where it is not that of ``stderr`` (stats.half_width).
+    ``high`` are a 95% interval where it is not that of ``stderr`` (intervals.half_width).
+
+    ``better``, ``pairs`` and ``change`` say how two of them compare (report/compare.py). Units are
+    matched by ``units``, or by their place where they have no names (windows of one text):
+
+    change      value                    values of the units
+    relative    any positive number      logarithms, whose mean is the value's
+    points      a share of 1, or in %    the same
+    ratio       speed, size              not used
+    time        duration                 not used
+    none        not compared             not used
     """
 
     name: str  # "ppl", "pass@1", "decode_tok_s", ...
@@ -39,6 +55,13 @@ class Metric:
     nonfinite: float = 0.0  # share of the scored units that were not finite
     values: tuple[float | None, ...] = ()
     units: tuple[str, ...] = ()
+    better: Better | None = None  # None, here and below: as ``completed`` has it
+    pairs: Pairs | None = None  # what the values are of; "none": two records are not paired
+    change: Change | None = None
+    cost: bool | None = None  # what a run takes on its machine, not how good its answers are
+    heading: str | None = None  # of its column
+    group: str | None = None  # what it and its like are called under a table: "pass@k", "speed"
+    shown: bool = True  # in tables; else in `qeval show` only
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,8 @@ class MemoryReport:
     vram_reserved: int | None = None  # peak, torch's allocator
     vram_process: int | None = None  # peak, as the driver sees it (NVML)
     ram_peak: int | None = None
+    # A table has the memory of one task a model: the one with the lowest rank. None: after all others.
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ class Record:
             kwargs = {**_known(Record, data), "folder": folder}
             kwargs["metrics"] = tuple(_metric(m) for m in data.get("metrics", ()))
             memory = data.get("memory")
-            kwargs["memory"] = MemoryReport(**_known(MemoryReport, memory)) if memory else None
+            kwargs["memory"] = _memory(memory, data["cell"]) if memory else None
             found = data.get("conditions")
             kwargs["conditions"] = Conditions(**_known(Conditions, found)) if found else None
             kwargs["notes"] = tuple(data.get("notes", ()))
@@ -133,7 +158,14 @@ class Record:
 
 def _metric(data: dict[str, Any]) -> Metric:
     lists = {"values": tuple(data.get("values", ())), "units": tuple(data.get("units", ()))}
-    return Metric(**{**_known(Metric, data), **lists})
+    return completed(Metric(**{**_known(Metric, data), **lists}))
+
+
+def _memory(data: dict[str, Any], cell: dict[str, Any]) -> MemoryReport:
+    found = MemoryReport(**_known(MemoryReport, data))
+    if found.rank is not None:
+        return found
+    return replace(found, rank=_RANKS.get((cell.get("task") or {}).get("name", "")))
 
 
 def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -150,3 +182,50 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return value
+
+
+# What is known of metrics that say nothing of themselves.
+
+_RANKS = {"speed": 0, "humaneval": 1, "mbpp": 2, "perplexity": 3}  # the tasks of 0.1.0
+_HEADINGS = {
+    "ppl": "PPL",
+    "prefill_tok_s": "prefill",
+    "decode_tok_s": "decode",
+    "ttft_s": "first token",
+    "step_ms": "step",
+    "allocated_mib": "allocated",
+    "sqnr_weight": "lowest SQNR of weights",
+    "sqnr_input": "lowest SQNR of inputs",
+    "sqnr_kv": "lowest SQNR of K, V",
+    "kurtosis_weight": "largest kurtosis of weights",
+    "kurtosis_input": "largest kurtosis of inputs",
+}
+
+
+def completed(metric: Metric) -> Metric:
+    """The metric with what it does not say, from the names that 0.1.0 had and from its unit."""
+    heading = _HEADINGS.get(metric.name, metric.name.replace("_", " "))
+    found: dict[str, Any] = {"cost": False, "heading": heading, "group": metric.heading or heading}
+    found |= _comparison(metric)
+    return replace(metric, **{k: v for k, v in found.items() if getattr(metric, k) is None})
+
+
+def _comparison(metric: Metric) -> dict[str, Any]:
+    name, unit = metric.name, metric.unit
+    if name == "ppl":
+        return {"better": "lower", "pairs": "window", "change": "relative"}
+    if name.startswith("pass@"):
+        return {"better": "higher", "pairs": "problem", "change": "points", "group": "pass@k"}
+    if unit in ("share", "%"):
+        whole = len(metric.values) > 1 and None not in metric.values
+        return {"better": "higher", "pairs": "item" if whole else "none", "change": "points"}
+    found: dict[str, Any] = {"better": "none", "pairs": "none", "change": "ratio"}
+    if unit == "tok/s":
+        return found | {"better": "higher", "cost": True, "group": "speed"}
+    if unit in ("s", "ms"):
+        return found | {"better": "lower", "change": "time", "cost": True, "group": "time"}
+    if unit in ("bytes", "MiB", "GiB"):
+        return found | {"better": "lower", "cost": True}
+    if unit == "dB":  # a logarithm: its ratio says nothing
+        return found | {"better": "higher", "change": "none"}
+    return found | ({"better": "lower"} if name.startswith("kurtosis_") else {})

@@ -137,7 +137,7 @@ def _metric(metric: Metric) -> str:
 def _memory(memory: MemoryReport) -> Iterator[str]:
     for f in fields(memory):
         value = getattr(memory, f.name)
-        if value is not None:
+        if value is not None and f.name != "rank":
             shown = f"{value:,} tokens" if f.name == "context" else human_bytes(value)
             yield f"{f.name.ljust(14)}  {shown}"
 

@@ -137,7 +137,7 @@ class Perplexity(Task[PerplexityOptions]):
             "windows_total": len(windows.ids),
         }
         notes = (*context.tokenizer.notes(), *tokenizer_drift(lm, context, windows))
-        return TaskResult((metric, *extra), notes, facts=facts, context=seq_len)
+        return TaskResult((metric, *extra), notes, facts=facts, context=seq_len, memory_rank=3)
 
 
 def protocol_id(options: PerplexityOptions) -> str:
@@ -283,13 +283,27 @@ def _measure_benchmark(
     finite, share = _nonfinite([trace.nll])
     mean = float(tokens.mean()) if finite else math.nan
     stderr = math.sqrt(tokens.var() / (len(tokens) - 1)) if finite else None
-    step = Metric("step_ms", 1e3 * float(np.median(trace.seconds)), name, "ms", n=len(trace.seconds))
-    extra = [step]
+    extra = [_cost("step_ms", 1e3 * float(np.median(trace.seconds)), "ms", name, len(trace.seconds))]
     if trace.allocated is not None:
-        extra.append(
-            Metric("allocated_mib", trace.allocated / 2**20, name, "MiB", n=len(trace.seconds))
-        )
+        mib = trace.allocated / 2**20
+        extra.append(_cost("allocated_mib", mib, "MiB", name, len(trace.seconds)))
     return _ppl(mean, stderr, [mean], share, name), tuple(extra)
+
+
+def _cost(name: str, value: float, unit: str, protocol: str, steps: int) -> Metric:
+    return Metric(
+        name,
+        value,
+        protocol,
+        unit,
+        n=steps,
+        better="lower",
+        pairs="none",
+        change="time" if unit == "ms" else "ratio",
+        cost=True,
+        heading=name.partition("_")[0],
+        group="time" if unit == "ms" else None,
+    )
 
 
 _BUILDERS = {
@@ -334,6 +348,10 @@ def _ppl(mean: float, stderr: float | None, means: list[float], share: float, pr
         n=len(means),
         nonfinite=share if ok or share else 1.0,
         values=tuple(x if math.isfinite(x) else None for x in means),
+        better="lower",
+        pairs="window",
+        change="relative",
+        heading="PPL",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
@@ -84,12 +84,11 @@ class Speed(Task[SpeedOptions]):
             context.progress(i + 2, steps, "measurements")
         notes = spread_note(metrics)
         if runs.broken:  # such numbers may come from another path through a kernel
-            metrics = [Metric(m.name, None, m.protocol, m.unit, nonfinite=1.0) for m in metrics]
+            metrics = [replace(m, value=None, low=None, high=None, n=0, nonfinite=1.0) for m in metrics]
             notes = ("the model's logits are not finite: its speed says nothing",)
         longest = max(prefill + 1, context_len)
-        return TaskResult(
-            tuple(metrics), notes, facts={"tokens_timed": runs.tokens_timed}, context=longest
-        )
+        facts = {"tokens_timed": runs.tokens_timed}
+        return TaskResult(tuple(metrics), notes, facts=facts, context=longest, memory_rank=0)
 
 
 class _Runs:
@@ -106,9 +105,21 @@ class _Runs:
         seconds = [first().seconds for _ in range(self._repeats)]
         self.tokens_timed[name] = 1
         ttft = Metric(
-            "ttft_s", median(seconds), name, "s", low=min(seconds), high=max(seconds), n=len(seconds)
+            "ttft_s",
+            median(seconds),
+            name,
+            "s",
+            low=min(seconds),
+            high=max(seconds),
+            n=len(seconds),
+            better="lower",
+            pairs="none",
+            change="time",
+            cost=True,
+            heading="first token",
+            group="time",
         )
-        return [_rate("prefill_tok_s", prompt, seconds, name), ttft]
+        return [_median_rate("prefill_tok_s", prompt, seconds, name), ttft]
 
     def decode(self, prompt: int, new_tokens: int, batch: int) -> Metric:
         """Without a value where the machine's noise is larger than the time of the tokens."""
@@ -120,8 +131,8 @@ class _Runs:
         tokens = pairs[0][1].tokens - pairs[0][0].tokens
         self.tokens_timed[name] = pairs[0][1].tokens
         if min(seconds) <= 0:
-            return Metric("decode_tok_s", None, name, "tok/s", n=len(seconds))
-        return _rate("decode_tok_s", tokens, seconds, name)
+            return _rate("decode_tok_s", None, name, n=len(seconds))
+        return _median_rate("decode_tok_s", tokens, seconds, name)
 
     def _prepared(self, prompt: int, new_tokens: int, batch: int) -> Callable[[], _Run]:
         """A warmed-up run. The same prompts on every engine."""
@@ -172,6 +183,32 @@ def spread_note(metrics: list[Metric]) -> tuple[str, ...]:
     )
 
 
-def _rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:
+def _median_rate(name: str, tokens: int, seconds: list[float], protocol: str) -> Metric:
     rates = sorted(tokens / s for s in seconds)
-    return Metric(name, median(rates), protocol, "tok/s", low=rates[0], high=rates[-1], n=len(rates))
+    return _rate(name, median(rates), protocol, low=rates[0], high=rates[-1], n=len(rates))
+
+
+def _rate(
+    name: str,
+    value: float | None,
+    protocol: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    n: int,
+) -> Metric:
+    return Metric(
+        name,
+        value,
+        protocol,
+        "tok/s",
+        low=low,
+        high=high,
+        n=n,
+        better="higher",
+        pairs="none",
+        change="ratio",
+        cost=True,
+        heading=name.partition("_")[0],
+        group="speed",
+    )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
 
 _GROUPS = {"weight": ("weight",), "input": ("input",), "kv": ("key", "value")}
+_CALLED = {"weight": "weights", "input": "inputs", "kv": "K, V"}
+_WORST = {"sqnr": "lowest SQNR", "kurtosis": "largest kurtosis"}
 
 
 class TensorStatsOptions(TextOptions):
@@ -122,6 +124,10 @@ def _metrics(rows: Sequence[TensorRow], protocol: str) -> Iterator[Metric]:
                 unit="dB" if column == "sqnr" else "",
                 n=len(own),
                 nonfinite=_share(own),
+                better="higher" if column == "sqnr" else "lower",
+                pairs="none",
+                change="none" if column == "sqnr" else "ratio",  # a logarithm has no ratio
+                heading=f"{_WORST[column]} of {_CALLED[group]}",
             )
 
 

@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from qeval.core.errors import StoreError, did_you_mean
-from qeval.core.record import MemoryReport, Metric, Record
+from qeval.core.record import MemoryReport, Metric, Record, completed
 from qeval.core.units import gib, human_bytes, human_seconds
 
 RECORD = Record(
@@ -14,8 +15,8 @@ RECORD = Record(
     "ab",
     {"model": {"id": "m"}},
     "ok",
-    (Metric("ppl", 2.0, "p", stderr=0.1, values=(1.0, None), units=("a", "b")),),
-    MemoryReport(weights=5),
+    (completed(Metric("ppl", 2.0, "p", stderr=0.1, values=(1.0, None), units=("a", "b"))),),
+    MemoryReport(weights=5, rank=3),
     notes=("n",),
     timing={"wall_s": 1.0},
 )
@@ -78,3 +79,35 @@ def test_a_record_of_0_1_0_has_no_log():
         ).log
         is None
     )
+
+
+WORDS = ("better", "pairs", "change", "cost", "heading", "group")
+
+
+def test_a_metric_says_everything_once_it_is_read():
+    for unit in ("", "share", "%", "tok/s", "s", "ms", "MiB", "dB", "furlong"):
+        for name in ("ppl", "pass@10", "made_up"):
+            found = completed(Metric(name, 1.0, "p", unit))
+            assert all(getattr(found, word) is not None for word in WORDS)
+            assert completed(found) == found
+
+
+def test_what_a_metric_says_of_itself_is_kept():
+    said = Metric(
+        "ppl",
+        0.5,
+        "p",
+        "s",
+        better="higher",
+        pairs="item",
+        change="points",
+        cost=False,
+        heading="right",
+        group="answers",
+        shown=False,
+    )
+    assert completed(said) == said
+    assert Record.from_json(replace(RECORD, metrics=(said,)).to_json()).metrics == (said,)
+    for word in WORDS:
+        unsaid = completed(replace(said, **{word: None}))
+        assert replace(unsaid, **{word: getattr(said, word)}) == said

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qeval.core.errors import StoreError
-from qeval.core.record import SCHEMA_VERSION, MemoryReport, Metric, Record
+from qeval.core.record import SCHEMA_VERSION, MemoryReport, Metric, Record, completed
 from qeval.store.records import Store, latest, read_many
 
-METRIC = Metric("ppl", 21.62, "gptq/wikitext2", stderr=0.1, n=2, values=(3.0, None), units=("a", "b"))
+METRIC = completed(
+    Metric("ppl", 21.62, "gptq/wikitext2", stderr=0.1, n=2, values=(3.0, None), units=("a", "b"))
+)
 RECORD = Record("eval", "k1", {"task": {"name": "é"}}, "ok", (METRIC,), MemoryReport(weights=7))
 
 

@@ -341,14 +341,14 @@ def pass_metrics(graded: Sequence[Graded], k: Sequence[int], protocol: str) -> t
 def _without(metric: Metric, broken: Mapping[str, int], samples: int) -> Metric:
     """The metric without a value, and without those of the problems that have ``broken`` samples."""
     values = zip(metric.units, metric.values, strict=True)
-    return Metric(
-        name=metric.name,
+    return replace(
+        metric,
         value=None,
-        protocol=metric.protocol,
-        n=metric.n,
+        stderr=None,
+        low=None,
+        high=None,
         nonfinite=sum(broken.values()) / samples,
         values=tuple(None if unit in broken else value for unit, value in values),
-        units=metric.units,
     )
 
 
@@ -365,6 +365,10 @@ def _metric(total: Mapping[str, int], passed: Mapping[str, int], k: int, protoco
         n=len(values),
         values=tuple(values),
         units=tuple(total),
+        better="higher",
+        pairs="problem",
+        change="points",
+        group="pass@k",
     )
 
 

@@ -74,6 +74,7 @@ class HumanEval(CodingTask[HumanEvalOptions]):
     #    instruct-prefill ends with the function; one date in chat templates
     version: ClassVar[int] = 3
     Options: ClassVar[type[Options]] = HumanEvalOptions
+    memory_rank: ClassVar[int] = 1
 
     def label(self, options: HumanEvalOptions) -> str:
         mode = f" {options.mode}" if options.mode else ""

@@ -72,6 +72,7 @@ class MbppOptions(CodingOptions):
 class Mbpp(CodingTask[MbppOptions]):
     version: ClassVar[int] = 2  # 2: as HumanEval's 3
     Options: ClassVar[type[Options]] = MbppOptions
+    memory_rank: ClassVar[int] = 2
 
     def label(self, options: MbppOptions) -> str:
         parts = (

@@ -97,6 +97,7 @@ class Asked:
 class CodingTask(Task[OptionsT], Generic[OptionsT]):
     needs: ClassVar[frozenset[str]] = frozenset({"generate"})
     on_simulated: ClassVar[bool] = True
+    memory_rank: ClassVar[int]  # TaskResult.memory_rank
 
     @abstractmethod
     def benchmark_name(self, options: OptionsT) -> str:
@@ -191,6 +192,7 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
                 "scoring_s_after_generation": scoring_s,
             },
             context=max(len(prompts[s.task_id]) + (s.tokens or 0) for s in samples),
+            memory_rank=self.memory_rank,
         )
 
     def mode_name(self, options: OptionsT, tokenizer: Tokenizer) -> str:
