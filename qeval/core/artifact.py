@@ -1,4 +1,4 @@
-"""A model as it lies here (ModelRef), and weights that are ready to run (Artifact)."""
+"""A model on this machine (ModelRef), and weights that are ready to run (Artifact)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model as the spec names it and as it lies on this machine."""
+    """A model as the spec names it, and where it is on this machine."""
 
     id: str  # as written in the spec: a hub id or a path
     path: Path  # local folder, or a .gguf file

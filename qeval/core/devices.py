@@ -43,7 +43,8 @@ def gpus() -> tuple[str, ...]:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words (``avx512_bf16``); empty where nothing tells."""
+    """What the processor can do, in Linux's words (``avx512_bf16``); empty where the system does not
+    say."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -38,7 +38,7 @@ class QevalError(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """What is told of it: one line, but where it stands for several things."""
+        """The lines to print: one, or several where it stands for several errors."""
         return [str(self)]
 
 
@@ -121,18 +121,18 @@ class SandboxError(QevalError):
 
 
 def one_line(text: str) -> str:
-    """A message as one printable line: what was more lines side by side, control characters escaped."""
+    """A message as one printable line: its lines joined, control characters escaped."""
     joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
 
 
 def install_command(extras: Iterable[str]) -> str:
-    """What brings the packages of these extras of qeval."""
+    """The command that installs the packages of these extras of qeval."""
     return f"pip install 'qeval[{','.join(sorted(set(extras)))}]'"
 
 
 def raise_all(*checks: Callable[[], Any]) -> None:
-    """Make every check. Raises what one of them raised, or a SeveralErrors of what several did."""
+    """Run every check. Raises the error of one, or a SeveralErrors if several failed."""
     found: dict[str, QevalError] = {}
     for check in checks:
         try:
@@ -154,7 +154,7 @@ def reason(err: Exception) -> str:
 
 
 def short(text: str, limit: int = 100) -> str:
-    """What somebody wrote, cut for a message."""
+    """A user's text, shortened for a message."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -1,4 +1,4 @@
-"""Optional packages: what is missing is found by looking, before anything is imported or run."""
+"""Optional packages: missing ones are found before anything is imported or run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Files of one JSON value a line, packed or not, that anybody may have written: read with limits, so
-that none of them takes all memory or all time, and every fault is named by file and line."""
+"""Files of one JSON value a line, compressed or not, from any source. They are read with limits, so
+that none takes all memory or all time; every fault is named by file and line."""
 
 from __future__ import annotations
 

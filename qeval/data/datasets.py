@@ -11,8 +11,8 @@ Row forms, equal to those that the `datasets` library gives of the hub's files:
   newline, so that ``"".join(" \\n" if row == "" else row for row in rows)`` is the raw file again.
 - Penn Treebank: Mikolov's lines without the space at either end; ``<unk>`` and ``N`` stay.
 - C4, LAMBADA, ``.jsonl`` files: the ``text`` of each line.
-- Tables (MBPP; ``column: null`` in the manifest): each row whole, as JSON with its keys sorted, so
-  that a file and the hub give the same documents. They are a task's problems, no text to measure.
+- Tables (MBPP; ``column: null`` in the manifest): each row whole, as JSON with its keys sorted, so that
+  a file and the hub give the same documents. They are a task's problems and not text to measure.
 
 A text whose sha256 is not the one in the manifest is refused under that name: a number measured on it
 would carry a false label. ``file:PATH`` measures it under its own.
@@ -62,7 +62,7 @@ class Corpus:
     origin: str  # where they were found, for the record
 
     def place(self, index: int) -> str:
-        """Where a document stands, for a message: ``FILE:LINE``, or a row of anything else."""
+        """Where a document is, for a message: ``FILE:LINE``, or a row of anything else."""
         lines = self.origin.endswith(".jsonl")
         return f"{self.origin}:{index + 1}" if lines else f"{self.origin} row {index + 1}"
 
@@ -163,7 +163,7 @@ class DataSource:
     """Where this run finds its texts: a data directory, then the hub.
 
     ``data_dir`` defaults to the environment variable QEVAL_DATA_DIR. ``offline`` leaves out the hub and
-    its cache; HF_HUB_OFFLINE leaves out the hub. Without ``download`` what the hub's cache has not is a
+    its cache; HF_HUB_OFFLINE leaves out the hub. Without ``download``, what the hub's cache lacks is a
     NotHereError.
     """
 

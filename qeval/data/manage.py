@@ -1,4 +1,4 @@
-"""What `qeval data list|fetch|verify` do: say which texts are here, bring one, check all of them."""
+"""What `qeval data list|fetch|verify` do: say which texts are here, download one, check all of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `qeval data fetch` brought, or found there already (``downloaded`` False)."""
+    """What `qeval data fetch` downloaded, or found there already (``downloaded`` False)."""
 
     corpus: Corpus
     path: Path
@@ -70,7 +70,7 @@ def _listed(source: DataSource, entry: Dataset) -> Listed:
 
 
 def fetch(name: str, data_dir: Path) -> Fetched:
-    """Bring a dataset from the hub into the layout that ``DataSource`` reads.
+    """Download a dataset from the hub into the layout that ``DataSource`` reads.
 
     A file that is there is checked and left alone.
 
@@ -99,7 +99,7 @@ def fetch(name: str, data_dir: Path) -> Fetched:
 
 
 def verify(data_dir: Path) -> tuple[Verified, ...]:
-    """Check every dataset file that lies under the data directory.
+    """Check every dataset file in the data directory.
 
     Raises:
         DataError: the folder does not exist.

@@ -130,11 +130,11 @@ class LM(Protocol):
     ) -> Iterator[Completion]:
         """The samples of every prompt, yielded as they finish, in any order: argmax of the logits at
         temperature 0, else drawn from softmax(logits / temperature), cut to the fewest tokens that have
-        ``top_p`` together. Nothing that comes with the model has a say in it. A sequence is as long as
-        the model's maximum at most.
+        ``top_p`` together. Nothing that comes with the model changes that. A sequence is at most as
+        long as the model's maximum.
 
-        A text hangs on the seed, its prompt and its number alone: not on batch_size, on the order or on
-        what else is generated, but for the rounding of logits in another batch."""
+        A text depends only on the seed, its prompt and its number: not on batch_size, the order or what
+        else is generated, except for the rounding of logits in another batch."""
         ...
 
     def internals(self) -> Internals:

@@ -1,14 +1,13 @@
-"""How the torch engine generates: by transformers' own loop, with nothing but the spec's word on what
-is drawn.
+"""How the torch engine generates: by transformers' own loop; the spec alone decides what is drawn.
 
-A folder's files say much about generating: generation_config.json (penalties, beams, forced tokens,
-lengths, a temperature), config.json (``use_cache: false``), a ``generate`` of their own. None of it
-holds here. Greedy is argmax of the logits, a sample is drawn from softmax(logits / temperature) cut to
-the nucleus of ``top_p``, and who may end a sequence is said by ``Sampling`` and ``Stop``.
+A folder's files may set much of how text is generated: generation_config.json (penalties, beams, forced
+tokens, lengths, a temperature), config.json (``use_cache: false``), their own ``generate``. None of it
+counts here. Greedy is argmax of the logits, a sample is drawn from softmax(logits / temperature) cut to
+the nucleus of ``top_p``, and ``Sampling`` and ``Stop`` say what ends a sequence.
 
-Sequences of unequal length are padded on the left where the model is seen to answer as it does
-alone; elsewhere only equally long ones run together (``Trials``). Every sample has random numbers of
-its own, so its text does not hang on what runs beside it, but for the rounding of matrix products.
+Sequences of unequal length are padded on the left where the model is seen to answer as it does alone;
+elsewhere only equally long ones run together (``Trials``). Every sample has its own random numbers, so
+its text does not depend on what runs beside it, except for the rounding of matrix products.
 """
 
 from __future__ import annotations
@@ -249,15 +248,15 @@ def _uniforms(sampling: Sampling, ids: Ids, sample: int) -> Any:
 
 
 class Trials:
-    """What a model does with a cache and in company, found out by trying it on the prompts at hand.
+    """What a model does with a cache and in a batch, found out by trying it on the prompts at hand.
 
-    Some classes of transformers answer otherwise through their cache, some in a batch, and some see
+    Some classes of transformers answer differently through their cache, some in a batch, and some see
     padding in spite of the attention mask (a state that runs through it, positions counted from it).
 
     Compared are the logits before and after a few given tokens with those of one forward of the whole
     sequence (``_distance``). Rounding gave 3e-6 in float32, 0.007 in float16 and 0.09 in bfloat16 on
     SmolLM2-135M, a wrong position or mask 0.15 to 1.2 on small models of ten classes. A doubtful model
-    runs by equal lengths: slower, and right.
+    runs prompts of equal length together: slower, but right.
     """
 
     def __init__(

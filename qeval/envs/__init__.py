@@ -1,1 +1,1 @@
-"""Environments of their own for archived libraries."""
+"""Separate environments for archived libraries."""

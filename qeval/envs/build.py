@@ -1,13 +1,14 @@
-"""Environments of their own: libraries that need another stack than qeval's, each with its interpreter.
+"""Separate environments for libraries that need other versions than qeval does, each with its
+interpreter.
 
 ``<cache_dir>/envs/<name>/`` is a virtual environment made from ``_data/envs/<name>.toml``, which names
 the tested Pythons, the packages and their versions. A build job that wants one
 (``Method.environment``) runs ``python_of(name)`` with this qeval's own code on its path, and nothing
 else of the environment that started it.
 
-An environment is whole where ``qeval-env.json`` lies in it, which is written last: a virtual
-environment knows its own path, so that it cannot be built beside and renamed. pip inherits the lock, so
-that a build whose qeval was killed holds it until its pip has ended, too, which guard.py sees to.
+An environment is complete if it has ``qeval-env.json``, which is written last: a virtual environment
+knows its own path, so that it cannot be built beside and renamed. pip inherits the lock, so that a
+build whose qeval was killed holds it until its pip has ended, too, which guard.py sees to.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def examine(cache_dir: Path) -> list[EnvState]:
 
 
 def state_of(needs: Requirements, cache_dir: Path) -> EnvState:
-    """How an environment stands, by its marker; its size is not counted."""
+    """The state of an environment, by its marker; its size is not counted."""
     path = cache_dir / "envs" / needs.name
     command = _command(needs.name, cache_dir)
     found = EnvState(needs.name, needs.about, "missing", path, None, 0, {}, None, command)

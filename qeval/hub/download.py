@@ -167,10 +167,10 @@ def planned_model(name: str, revision: str | None = None) -> Plan:
 
 
 def download_model(name: str, revision: str | None = None) -> Path:
-    """The folder of the model's files, named by their commit; downloaded where the cache has them not.
+    """The folder of the model's files, named by their commit; downloaded if the cache lacks them.
 
     Raises:
-        HubError: it cannot be had, with the reason and the fix.
+        HubError: it cannot be downloaded; with the reason and the fix.
     """
     place = Place(name, "model", revision)
     prepare(place)
@@ -307,7 +307,7 @@ def download_file(repo: str, file: str, revision: str | None = None) -> Path:
     """A file of a dataset, in the cache.
 
     Raises:
-        HubError: it cannot be had, with the reason and the fix.
+        HubError: it cannot be downloaded; with the reason and the fix.
     """
     return Path(_file(Place(repo, "dataset", revision, file)))
 

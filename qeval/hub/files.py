@@ -1,5 +1,6 @@
 """Which files of a model repository are needed, by their names: one set of weights, and what configures
-the model and its tokenizer. Copies in other formats, other programs' files and pictures stay there.
+the model and its tokenizer. Copies in other formats, other programs' files and pictures are not
+downloaded.
 """
 
 from __future__ import annotations

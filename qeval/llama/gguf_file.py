@@ -180,8 +180,8 @@ def read_header(path: Path) -> Header:
 
 
 def _check_model(path: Path, metadata: dict[str, Any]) -> None:
-    """Raises ModelError for a header that is no model's, or that lies about its size: what counts
-    layers, heads and bytes would believe it."""
+    """Raises ModelError for a header that is not a model's, or gives a false size: what counts layers,
+    heads and bytes would believe it."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelError(f"{path}: no general.architecture: not a model; get it again")

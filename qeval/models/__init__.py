@@ -1,1 +1,1 @@
-"""A float model as it lies here: found, read, loaded; its tokenizer, its linears and blocks."""
+"""A float model on this machine: found, read, loaded; its tokenizer, linears and blocks."""

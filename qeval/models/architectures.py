@@ -290,7 +290,7 @@ def _of_expert(stage: Names, index: int) -> Names:
 
 
 def _stacks(block: nn.Module) -> Iterator[str]:
-    """Weights of more than two dimensions, but for those of experts that are open."""
+    """Weights of more than two dimensions, except those of experts that are open."""
     for path, module in block.named_modules():
         if not is_open(module):
             for name, parameter in module.named_parameters(recurse=False):

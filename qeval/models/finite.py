@@ -1,6 +1,6 @@
 """Weights that are not numbers: NaN and infinity in a model's files, by the name of the tensor.
 
-Quantizing them gives a model of noise without a word. torch-free, a few megabytes at a time.
+Quantizing them would silently give a model of noise. torch-free, a few megabytes at a time.
 """
 
 from __future__ import annotations

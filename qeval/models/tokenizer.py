@@ -1,8 +1,8 @@
 """The model's own tokenizer, the one source of token ids for every engine.
 
 A Hugging Face folder is read by its ``tokenizer.json`` (``tokenizer_file.py`` says how); where it has
-none, or brings code of its own, by its class. A bare ``.gguf`` file has its own vocabulary, which
-llama.cpp reads. In an environment of its own (`qeval env`) transformers may be older than 5; the ids
+none, or the model brings its own code, by its class. A bare ``.gguf`` file has its own vocabulary,
+which llama.cpp reads. In a separate environment (`qeval env`) transformers may be older than 5; the ids
 are the same.
 """
 
@@ -42,8 +42,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = (), special: bool = False) -> str:
-        """Text of the ids as they stand behind ``after``, spaces untouched: on their own they would
-        lose the one that many a tokenizer leaves out at the start of a text.
+        """Text of the ids as they follow ``after``, spaces untouched: decoded alone, they would lose
+        the space that many tokenizers drop at the start of a text.
 
         ``special``: special tokens by their names, else they are left out.
         """
@@ -200,7 +200,7 @@ def _from_class(model: ModelRef) -> Any:
 
 
 def _general(reader: FileReader, folder: Path) -> Any:
-    """transformers' general class: for chat templates where the folder's own cannot be had."""
+    """transformers' general class: for chat templates where the folder's own cannot be loaded."""
     from transformers import PreTrainedTokenizerFast
 
     template = folder / "chat_template.jinja"

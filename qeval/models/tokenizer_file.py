@@ -1,11 +1,11 @@
 """``tokenizer.json`` as transformers 4 and the reference programs read it, in every environment.
 
-The file is what a model was trained with. Classes of transformers 5 may build another tokenizer from
-its vocabulary (a byte-level file that is labelled ``LlamaTokenizerFast`` loses its spaces); here the
-file decides. Beside it count, as in transformers 4:
+The model was trained with this file. Classes of transformers 5 may build another tokenizer from its
+vocabulary (a byte-level file that is labelled ``LlamaTokenizerFast`` loses its spaces); here the file
+decides. These also count, as in transformers 4:
 
 - tokens that ``tokenizer_config.json`` (or the older ``special_tokens_map.json`` and
-  ``added_tokens.json``) adds or describes otherwise, and its ``add_prefix_space``;
+  ``added_tokens.json``) adds or describes differently, and its ``add_prefix_space``;
 - ``add_bos_token`` and ``add_eos_token``, where the file has no template of special tokens or the class
   is one that always went by them (``FLAGGED``).
 """
@@ -80,8 +80,8 @@ class FileReader:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; before transformers 4.34 the tokens' descriptions stood in a file of their
-    own, which counts where ``added_tokens_decoder`` is missing."""
+    """tokenizer_config.json; before transformers 4.34 the tokens' descriptions were in a separate file,
+    which counts where ``added_tokens_decoder`` is missing."""
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json")
@@ -89,7 +89,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _add_tokens(backend: Any, config: Mapping[str, Any], older: Mapping[str, int]) -> None:
-    """As both transformers do: what the configuration describes otherwise than the file, by id, then
+    """As both transformers do: what the configuration describes differently from the file, by id, then
     special tokens that are no added tokens yet. Not those that have an id nowhere: the model has no
     such token, and a new id would be outside its vocabulary."""
     special = list(_special_tokens(config))

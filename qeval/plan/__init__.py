@@ -1,1 +1,1 @@
-"""A spec and what becomes of it: cells, keys, what will happen to each."""
+"""From a spec to its cells: their keys, and what will happen to each."""

@@ -1,4 +1,4 @@
-"""`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in an environment of its own; packed, 4 bits.
+"""`awq`: AWQ (arXiv 2306.00978) by GPTQModel, or AutoAWQ in a separate environment; packed, 4 bits.
 ``backend: laboratory`` is qeval's own (below): 2 to 8 bits, any group size, simulated; with
 ``format: gptq`` packed in GPTQ's format, which holds the same grids.
 

@@ -1,4 +1,4 @@
-"""`gptq`: GPTQ (arXiv 2210.17323) by GPTQModel, or by AutoGPTQ in an environment of its own; packed.
+"""`gptq`: GPTQ (arXiv 2210.17323) by GPTQModel, or by AutoGPTQ in a separate environment; packed.
 
 The checkpoint is in the standard GPTQ format: qweight, qzeros, scales and g_idx for every linear of the
 decoder blocks, which transformers, vLLM and GPTQModel load. Calibration windows are the same for both

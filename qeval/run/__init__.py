@@ -1,1 +1,1 @@
-"""Doing it: jobs in fresh processes, one after the other."""
+"""Running the plan: jobs in fresh processes, one after the other."""

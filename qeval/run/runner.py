@@ -1,7 +1,7 @@
 """The parent: pending cells -> build and eval jobs -> records. The only writer of the store.
 
 A row's artifact is built once (or found in the cache) and serves all its tasks. Whatever happens to a
-job becomes a record, and the run goes on with the next.
+job becomes a record, and the run continues with the next.
 """
 
 from __future__ import annotations
@@ -209,5 +209,5 @@ def _record(
 
 
 def _inside(path: str, root: Path) -> str:
-    """Relative to the results folder, where it lies in there."""
+    """Relative to the results folder, if it is inside."""
     return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path

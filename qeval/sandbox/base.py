@@ -81,7 +81,8 @@ class Verdicts(Iterator[Verdict], Protocol):
     """The verdicts of one run, as they come."""
 
     def close(self) -> None:
-        """Kill what still runs. From any thread: who waits for the next verdict is told the end."""
+        """Kill what still runs, from any thread. A thread that waits for the next verdict sees the
+        end."""
         ...
 
 

@@ -69,7 +69,7 @@ class Group:
         return {f"cgroup {part.controller}": "" for part in self._parts if _holds(part, pid)}
 
     def out_of_memory(self) -> int:
-        """How many processes the kernel has killed in here for want of memory."""
+        """How many processes the kernel has killed in here for lack of memory."""
         for part in self._parts:
             if part.controller != "memory":
                 continue

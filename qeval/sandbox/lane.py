@@ -173,7 +173,7 @@ class Lane:
         return Verdict(program.id, status, _printable(detail), answer["cpu"], sandbox)
 
     def _out_of_memory(self) -> bool:
-        """Whether the kernel has killed something in here for want of memory since the last time."""
+        """Whether the kernel has killed something in here for lack of memory since the last time."""
         before, self._killed_before = self._killed_before, self._group.out_of_memory()
         return self._killed_before > before
 
@@ -190,7 +190,7 @@ class Lane:
         }
 
     def _verdict(self, limit: float) -> Any:
-        """The judge's answer, or what is to be said when the time is over."""
+        """The judge's answer, or the verdict when the time is over."""
         while (left := self._clock.left(limit)) > 0:
             if self._readable(left):
                 return self._reader.receive(MAX_VERDICT)

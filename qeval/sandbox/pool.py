@@ -71,7 +71,7 @@ class LaneSandbox(ABC):
 
 
 class _Verdicts:
-    """What LaneSandbox.run returns. The lanes' threads do not know it, so whoever lets go of it, ends
+    """What LaneSandbox.run returns. The lanes' threads hold no reference to it, so dropping it ends
     them."""
 
     def __init__(self, run: _Run) -> None:

@@ -2,7 +2,7 @@
 
 A folder appears under its key by one rename, after everything in it was written; a build that dies
 leaves only a ``.building-*`` folder, which no one takes for an artifact and which ``sweep`` removes,
-and what a long build keeps to go on from (``.unfinished-*``).
+and what a long build keeps so that it can be continued (``.unfinished-*``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ArtifactCache:
                 shutil.rmtree(out, ignore_errors=True)
 
     def unfinished(self, key: str) -> Path:
-        """Where a build of ``key`` may keep what another attempt need not do again."""
+        """The folder where a build of ``key`` may keep work for the next attempt."""
         return self.folder / f"{_UNFINISHED}{key[:16]}"
 
     def publish(self, key: str, out: Path, artifact: Artifact, description: dict[str, Any]) -> Artifact:
@@ -145,7 +145,7 @@ class ArtifactCache:
         return list(dict.fromkeys(chosen))
 
     def remove(self, chosen: Sequence[CachedArtifact]) -> None:
-        """Raises StoreError where one cannot be removed; those before it are."""
+        """Raises StoreError where one cannot be removed; those before it are gone by then."""
         for item in chosen:
             try:
                 _remove(item.folder)
@@ -161,7 +161,7 @@ class ArtifactCache:
         return [_size(folder) for folder in self.folder.glob(f"{_UNFINISHED}*")]
 
     def remove_unfinished(self, days: float = 0.0) -> int:
-        """Remove what builds keep that nobody went on with for so long; the number of bytes."""
+        """Remove what builds keep that nobody continued for so long; the number of bytes."""
         limit, freed = time.time() - days * 86400, 0
         for folder in self.folder.glob(f"{_UNFINISHED}*"):
             if folder.stat().st_mtime <= limit:
@@ -189,7 +189,7 @@ def _entry(folder: Path) -> CachedArtifact:
 
 
 def _remove(folder: Path) -> None:
-    """The manifest first, so that what a kill leaves half removed is not taken for whole."""
+    """Remove the manifest first, so that a half-removed folder is not taken for a whole one."""
     if folder.is_symlink():  # somebody put it elsewhere: what it leads to is theirs
         folder.unlink()
         return

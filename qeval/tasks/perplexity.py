@@ -117,7 +117,7 @@ class Perplexity(Task[PerplexityOptions]):
         return options.protocol != "gptq-benchmark"  # one sample
 
     def preflight(self, options: PerplexityOptions, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Raises DataError where the text is not to be had."""
+        """Raises DataError where the text cannot be found."""
         data.check(
             _benchmark_text(options) if options.protocol == "gptq-benchmark" else text_of(options)
         )
@@ -356,8 +356,8 @@ def _ppl(mean: float, stderr: float | None, means: list[float], share: float, pr
 
 
 def tokenizer_drift(lm: LM, context: TaskContext, windows: Windows) -> tuple[str, ...]:
-    """One note where the engine's own vocabulary cuts the evaluated text otherwise than the original
-    tokenizer does. Scores are not affected (ids go in), but a deployment that feeds text will be."""
+    """One note where the engine's own vocabulary cuts the evaluated text differently from the original
+    tokenizer. Scores are not affected (ids go in), but a deployment that feeds text will be."""
     for text in windows.texts:
         theirs = lm.tokenize(text, parse_special=windows.parse_special)
         if theirs is None:

@@ -57,7 +57,7 @@ class TensorStats(Task[TensorStatsOptions]):
         return protocol_id(options)
 
     def preflight(self, options: TensorStatsOptions, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Raises DataError where the text is not to be had."""
+        """Raises DataError where the text cannot be found."""
         data.check(text_of(options))
 
     def run(self, lm: LM, options: TensorStatsOptions, context: TaskContext) -> TaskResult:

@@ -1,4 +1,5 @@
-"""What is said of one tensor of a model, and the file that keeps it (torch-free: the parent reads it).
+"""The statistics of one tensor of a model, and the file that keeps them (torch-free: the parent reads
+it).
 
 ``layers.jsonl``: a first line that says what was measured and how, then a line for each tensor, in the
 model's order. Strict JSON: what is not finite or cannot be computed is null.

@@ -2,7 +2,7 @@
 
 The model runs as it is, with blocks that only write down their arguments (masks, positions, rotary
 embeddings, whatever the family has), so no family's forward is written a second time here, and blocks
-that are called differently (a sliding window on every other one) each get what is theirs.
+that are called differently (a sliding window on every other one) each get their own arguments.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ already quantized, left them. For each stage (architectures.py) the inputs are c
 second moment: H = mean over tokens of x x^T [in, in], in float32 with TF32 off, shared by the linears
 that read them. Each expert of a mixture has its own, of the tokens that are routed to it: in bytes on
 the device, experts * in^2 * 4 (1 GB for 64 experts of 2048 inputs). A solver (solvers/) does the rest.
-A block that is done is kept on disk (unfinished.py).
+A finished block is kept on disk (unfinished.py).
 """
 
 from __future__ import annotations

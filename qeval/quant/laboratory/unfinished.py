@@ -1,4 +1,5 @@
-"""Blocks that are done, kept on disk until the whole model is: a build that dies is gone on with.
+"""Finished blocks, kept on disk until the whole model is done, so that an interrupted build can
+continue.
 
 One safetensors file a block: the block's tensors as they now are, what else is to be kept of its
 layers, and, in the header, their reports. A file appears by one rename, so it is whole or not there.

@@ -1,1 +1,1 @@
-"""Quantizers of others, as the methods call them."""
+"""Other projects' quantizers, as the methods call them."""

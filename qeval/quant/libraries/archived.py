@@ -1,7 +1,7 @@
 """What the builders of AutoGPTQ and AutoAWQ share: loading and saving with transformers 4 (worker).
 
-Both libraries are archived and run on transformers 4 in environments of their own (`qeval env`). They
-take the model in float16, their own default and the type of the scales in their formats.
+Both libraries are archived and run on transformers 4 in separate environments (`qeval env`). They take
+the model in float16, their own default and the type of the scales in their formats.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The model is loaded and saved by qeval and quantized by the library's own ``quantize``. The file is in
 the GPTQ format (``checkpoint_format: gptq``: zero points stored less one), as the library writes it,
-but for the biases of zeros that it adds to linears without a bias.
+except for the biases of zeros that it adds to linears without a bias.
 """
 
 from __future__ import annotations

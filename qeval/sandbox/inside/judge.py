@@ -40,7 +40,7 @@ class SandboxBroken(BaseException):
 
 
 class Gone(BaseException):
-    """The program's process closed its socket: how it ended says the zygote."""
+    """The program's process closed its socket; the zygote says how it ended."""
 
 
 class Session:

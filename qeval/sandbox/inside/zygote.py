@@ -3,8 +3,8 @@
 It is process 1 of the lane's pid namespace, and never reads a program or its tests. The judge sends
 ``run SECONDS`` with a socket, ``end`` when the process is to be gone, ``wait`` when it has closed its
 socket and ends by itself (or the host ends it, when its time is over); the answer is ``CODE CPU``: exit
-code or minus the signal, its CPU seconds. When the judge has gone, so does the zygote, and with it all
-there is.
+code or minus the signal, its CPU seconds. When the judge has gone, the zygote ends, and everything with
+it.
 """
 
 from __future__ import annotations

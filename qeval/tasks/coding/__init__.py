@@ -1,1 +1,1 @@
-"""Tasks whose answers are programs: asked, run in the sandbox, counted."""
+"""Tasks whose answers are programs: ask the model, run the programs in the sandbox, count."""

@@ -92,7 +92,7 @@ def extract(answer: str, entry_point: str) -> tuple[str, str]:
     """The program of a chat answer, its ``from __future__`` imports apart; empty where the entry point
     is nowhere defined.
 
-    - What stands in ``<think>`` is no part of the answer (reasoning.py).
+    - What is in ``<think>`` is not part of the answer (reasoning.py).
     - An answer that is a program as it is.
     - The first fenced block (markdown.py) that defines the entry point. One that is no Python, only
       repeats the question (no body but a docstring, ``pass`` or ``...``) or has the function only in a

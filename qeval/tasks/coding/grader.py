@@ -7,8 +7,8 @@ verdicts it repeats exactly, chat answers included).
 A reference solution is the unit of time, as in evalplus (docs/execution.md there: T = max(T_base, k x
 T_gt), k = 4): a problem's limit is the limits' own, or 4 times what its reference took in the same
 sandbox, if that is longer. The reference runs before the problem's samples, under a limit 20 times as
-long. Where it does not pass, the sandbox is not one to score in; or, of a problem from a file of one's
-own, that problem is left out, with the reason.
+long. Where it does not pass, the sandbox is not one to score in; or, if the problem comes from the
+user's own file, it is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Grader:
         return len(self._verdicts) + len(self._pending)
 
     def add(self, sample: Sample) -> None:
-        """Have the sample's program run when its turn comes; returns at once.
+        """Queue the sample's program; returns at once.
 
         Raises:
             SandboxError: the sandbox broke, or cannot run some problem's reference solution.
@@ -115,8 +115,8 @@ class Grader:
             self._thread.start()
 
     def finish(self) -> list[Graded]:
-        """Wait for all verdicts; one Graded per sample, in the order added, but for those of problems
-        that are ``skipped``. Raises as ``add`` does, and SandboxError where all of them are."""
+        """Wait for all verdicts; one Graded per sample, in the order added, except for problems that
+        are ``skipped``. Raises as ``add`` does, and SandboxError where all of them are."""
         left, total = self._wait(None), self.programs
         self._tell(total - left, total)
         while left:
@@ -139,7 +139,7 @@ class Grader:
         return graded
 
     def notes(self) -> list[str]:
-        """What is to be said of the problems that are skipped."""
+        """Notes on the problems that are skipped."""
         shown = list(self.skipped.items())[:SHOWN]
         said = [f"{name} not scored: its reference does not pass here ({why})" for name, why in shown]
         more = len(self.skipped) - len(shown)
@@ -175,7 +175,7 @@ class Grader:
             raise self._error
 
     def _key(self, program: Program, problem: Problem) -> str:
-        """The reference is in it and not the time it took, which is another one in every run."""
+        """It contains the reference but not the time that took, which differs in every run."""
         rules = [self._sandbox.name, problem.solution, REFERENCE_FACTOR, REFERENCE_GRACE]
         return program_key(program, self._limits, rules)
 

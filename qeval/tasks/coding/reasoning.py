@@ -1,11 +1,10 @@
-"""What a reasoning model thinks before it answers, which is no part of its answer.
+"""What a reasoning model thinks before it answers, which is not part of its answer.
 
-Models mark it by tags of their own: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``,
-``<reasoning>``, ``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi),
-``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), the channels of gpt-oss, the turns of s1, the
-sentences of Granite and Apriel. A tag may be one special token, which plain decoding hides; the chat
-template may have opened it, so that only its end stands in the answer; and where it is never closed,
-there is no answer.
+Models mark it by their own tags: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``, ``<reasoning>``,
+``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi), ``<|begin_of_thought|>``,
+``<|START_THINKING|>`` (Cohere), the channels of gpt-oss, the turns of s1, the sentences of Granite and
+Apriel. A tag may be one special token, which plain decoding hides; the chat template may have opened
+it, so that the answer has only its end; and where it is never closed, there is no answer.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _TAG = re.compile(
 
 
 def spans(text: str, opened: str | None = None) -> list[tuple[int, int]]:
-    """Where the answer stands in ``text``: start and end of its parts. ``opened`` is the tag that the
+    """Where the answer is in ``text``: start and end of its parts. ``opened`` is the tag that the
     prompt left open. What comes before an end without a start was thought, too."""
     kept, start = [], 0
     inside = None if opened is None else _kind(opened)

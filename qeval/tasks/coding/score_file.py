@@ -1,6 +1,7 @@
 """`qeval score`: a file of saved samples -> pass@k, a report for a reader or a program. No model.
 
-The verdicts are kept beside the samples (``NAME.verdicts.jsonl``), and the same call goes on from them.
+The verdicts are kept beside the samples (``NAME.verdicts.jsonl``), and the same call continues from
+them.
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ def _verdicts_path(samples: Path, chosen: Path | None) -> Path:
 
 
 def _named_in(samples: Path) -> str:
-    """The benchmark of the first sample, by its task_id. What is wrong with it, or with those after it,
-    is said by who reads them all. Raises DataError for a file that cannot be read."""
+    """The benchmark of the first sample, by its task_id. Whoever reads them all reports what is wrong
+    with it or with those after it. Raises DataError for a file that cannot be read."""
     for _, line in lines(samples):
         with suppress(DataError):
             first = parsed(line, "")

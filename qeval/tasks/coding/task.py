@@ -1,8 +1,8 @@
 """Coding benchmarks: a model writes programs, tests decide (docs/protocols.md).
 
-What every such task does: ask for the completions, keep each on disk before its program is run, run
-the programs while the model generates, estimate pass@k. ``samples.jsonl`` and ``verdicts.jsonl`` in the
-cell's folder are what a run that was killed goes on from; ``qeval score`` scores the first again
+What every such task does: ask for the completions, keep each on disk before its program is run, run the
+programs while the model generates, estimate pass@k. A run that was killed continues from
+``samples.jsonl`` and ``verdicts.jsonl`` in the cell's folder; ``qeval score`` scores the first again
 without the model. A benchmark is a ``CodingTask`` with a loader (``samples.LOADERS``), modes and stops.
 """
 

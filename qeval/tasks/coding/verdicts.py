@@ -1,7 +1,7 @@
-"""Verdicts as they are kept: one JSON line per sample, from which a scoring that was killed goes on.
+"""Verdicts as they are kept: one JSON line per sample, from which an interrupted scoring continues.
 
-A line names its program by a key, the sha256 of all that decides its verdict. So a line is taken again
-only for the very same program, run in the same way; whatever else is in the file is left behind.
+A line names its program by a key, the sha256 of all that decides its verdict. So a line is used again
+only for the very same program, run in the same way; all other lines are ignored.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Descent:
         self._grid, self._group_of = grid, group_of
 
     def target(self, wanted: Tensor, current: Tensor) -> Tensor:
-        """T: what is wanted, but for dead inputs (S_jj = 0), which keep what they have."""
+        """T: what is wanted, except for dead inputs (S_jj = 0), which keep what they have."""
         return torch.where(self.dead[:, None], current, wanted).contiguous()
 
     def sweep(self, current: Tensor, target: Tensor, *, rounded: bool) -> float:

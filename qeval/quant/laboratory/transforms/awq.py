@@ -10,8 +10,8 @@ attention and MLP read one norm; the linear itself otherwise.
   tokens. Other modules run on the first windows of the calibration, SAMPLE_TOKENS tokens or one window
   if that is longer: attention needs whole windows.
 - All searches of a block see it float, with inputs that the quantized blocks before it hand on. Then
-  all scales are folded (scaling.py), and every linear is rounded on ranges that are clipped
-  (solvers/clipping.py), but for queries and keys, as in the authors' program.
+  all scales are folded (scaling.py), and every linear except queries and keys is rounded on clipped
+  ranges (solvers/clipping.py), as in the authors' program.
 """
 
 from __future__ import annotations
