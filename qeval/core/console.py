@@ -1,4 +1,4 @@
-"""Standard output and error where they are closed, full, or read by nobody any more.
+"""Standard output and error where they are closed, full, or no longer read.
 
 What was asked for (a table) and cannot be printed is an error. A reader that went away is none, and
 what says how far a run is (``say``) never ends it.

@@ -29,7 +29,7 @@ from typing import Any
 
 class QevalError(Exception):
     """Base class; ``exit_code`` is what the command line returns. Its text is one printable line,
-    whatever somebody's file or a library put into it."""
+    whatever a file or a library put into it."""
 
     exit_code = 1
 

@@ -82,7 +82,7 @@ def not_regular(path: Path, mode: int) -> str:
 
 
 def user_path(path: Path | str) -> Path:
-    """A path as somebody wrote it, with ``~`` expanded.
+    """A path as the user wrote it, with ``~`` expanded.
 
     Raises:
         UsageError: the user after ``~`` does not exist, or this one has no home directory.

@@ -3,11 +3,13 @@
 
 A worker's children (llama.cpp's converter, pip, a compiler) know nothing of who they work for: after
 kill -9 of the worker or of `qeval run` they would go on, write into the cache and hold its locks. The
-kernel tells only a direct child of a parent's end (PR_SET_PDEATHSIG), so that something must stay that
-ends the group. That is this process. It reads the pipe; its end means that the other side is gone.
+kernel tells only a direct child of a parent's end (PR_SET_PDEATHSIG), so that something must stay
+behind to end the group. That is this process. It reads the pipe; its end means that the other side is
+gone.
 
-It runs as a script, without the package and its imports: it is there for the whole job, and is to cost
-a few milliseconds and megabytes. ``start`` and ``stop`` are for the process that wants the command.
+It runs as a script, without the package and its imports: it stays for the whole job, and should cost
+only a few milliseconds and megabytes. ``start`` and ``stop`` are for the process that wants the
+command.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """
         Raises:
-            UsageError: nobody registered the name; the message suggests the closest one.
+            UsageError: no such name; the message suggests the closest one.
         """
         targets = self._targets()
         if name not in targets:

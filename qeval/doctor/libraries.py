@@ -130,7 +130,8 @@ def examine(
 
 
 class _Trial:
-    """One library's process. It works in a folder of its own, since some write wherever they are."""
+    """One library's process. It works in its own folder, since some libraries write into the current
+    one."""
 
     def __init__(self, found: Found, folder: Path, timeout: float) -> None:
         self.found = found

@@ -55,7 +55,7 @@ class Trial:
 
 
 def torch_() -> Trial:
-    """The float layer itself, which the others' times are to be read against."""
+    """The float layer itself, for comparison with the others' times."""
     import torch
 
     source = FloatLayer()
@@ -371,7 +371,7 @@ TRIALS: dict[str, Callable[[], Trial]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Try the library NAME, write what came of it to FILE; exit code 1 where it cannot be tried."""
+    """Try the library NAME, write the outcome to FILE; exit code 1 where it cannot be tried."""
     name, file = argv
     gc.disable()  # an eighth of the time: imports make a million objects that stay
     try:

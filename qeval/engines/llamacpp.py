@@ -83,8 +83,8 @@ class LlamaCppEngine(LM):
         """Load the artifact's ``.gguf`` file.
 
         Raises:
-            EngineError: it is no GGUF file, truncated, of an unknown architecture, or the device is
-                not one that the installed llama.cpp can use.
+            EngineError: it is not a GGUF file, is truncated, of an unknown architecture, or the device
+                is not one that the installed llama.cpp can use.
         """
         model = Model(artifact.path, device=_device(settings.device))
         header, made_from = read_header(artifact.path), artifact.details

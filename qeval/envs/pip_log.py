@@ -11,7 +11,7 @@ _BROKEN = re.compile(r"connection broken by '(.+)': /")
 
 def why(output: str) -> str:
     """The reason in pip's output (standard output and error): its last ERROR line, else its last line;
-    put right where a file was cut off, or the index gave nothing."""
+    corrected where a file was cut off or the index gave nothing."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     reason = errors[-1] if errors else (lines or ["no message"])[-1]

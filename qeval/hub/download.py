@@ -8,9 +8,9 @@ huggingface_hub keeps what it downloads in its cache (HF_HOME)::
                       snapshots/COMMIT/FILE -> ../../blobs/HASH
                       trees/COMMIT.json        the commit's files
 
-A commit's files never change, so one that is whole in the cache needs no hub. For a branch or tag the
-hub is asked which commit it is now; where it is out of reach, the cache's answer holds, and a line says
-so.
+A commit's files never change, so one that is complete in the cache needs no hub. For a branch or tag
+the hub is asked which commit it is now; if it is out of reach, the cache's answer is used, and a line
+says so.
 """
 
 from __future__ import annotations

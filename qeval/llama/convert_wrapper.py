@@ -33,7 +33,7 @@ def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
 
 
 def _read_files() -> None:
-    """``AutoTokenizer`` by the file, unless the model brings a class of its own."""
+    """``AutoTokenizer`` by the file, unless the model brings its own class."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     by_class = AutoTokenizer.from_pretrained

@@ -266,8 +266,8 @@ def _read_one(path: Path) -> Header:
 def _check_tensors(
     path: Path, tensors: list[tuple[Tensor, int]], alignment: int, header_ends: int
 ) -> None:
-    """Raises ModelError where the tensors do not lie one behind the other inside the file, are of a
-    shape that their type cannot hold, or are weights in integers, which no operation takes."""
+    """Raises ModelError where the tensors do not follow each other inside the file, are of a shape that
+    their type cannot hold, or are weights in integers, which no operation takes."""
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ModelError(f"{path}: general.alignment is {alignment!r}: damaged")
     end = 0  # from the start of all data

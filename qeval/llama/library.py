@@ -105,7 +105,7 @@ def _gpus() -> list[str]:
 
 def nonfinite(tensors: Iterable[Tensor]) -> list[str]:
     """The names of tensors of a file whose values or scales are not finite, as ggml finds them. Read
-    piece by piece: a mapped file would stand in the peak of memory."""
+    piece by piece: a mapped file would count in the peak of memory."""
     libggml = _ggml()
 
     check = libggml.ggml_validate_row_data

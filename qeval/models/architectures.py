@@ -214,7 +214,7 @@ def decoder_blocks(model: Any) -> list[Block]:
 
     Raises:
         BuildError: its ``model_type`` is not in the table, or a block holds other linears than its
-            entry says (one that nobody names would stay a float under a quantized row's label).
+            entry says (one that is not named would stay a float under a quantized row's label).
     """
     kind = str(model.config.model_type)
     if kind not in ARCHITECTURES:

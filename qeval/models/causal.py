@@ -38,7 +38,7 @@ _GGUF = ("t5", "t5encoder", "gemma-embedding", "dream", "llada", "llada-moe", "r
 
 
 def check_causal(config: Path) -> None:
-    """Raises ModelError where a model's config.json says that it is no causal language model."""
+    """Raises ModelError where a model's config.json says that it is not a causal language model."""
     data = read_json(config)
     kind = data.get("model_type")
     if data.get("is_encoder_decoder", kind in _WITH_ENCODER):

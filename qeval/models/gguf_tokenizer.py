@@ -63,7 +63,7 @@ class GgufTokenizer:
         return b"".join(self._pieces[i, special] for i in ids)
 
     def _strips_space(self) -> bool:
-        """Whether tokenizing puts a space before a text, which is no part of it."""
+        """Whether tokenizing puts a space before a text, which is not part of it."""
         told = self._model.metadata("tokenizer.ggml.add_space_prefix")
         return self._is_sentencepiece() if told is None else told == "true"
 

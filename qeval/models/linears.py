@@ -55,7 +55,7 @@ def router_names(model: Any) -> frozenset[str]:
 
 
 def head_name(model: Any) -> str | None:
-    """The output head's name; None: it is no module of its own."""
+    """The output head's name; None: it is not a separate module."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
 
@@ -72,7 +72,7 @@ def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear layer of any library; None: it is no linear layer."""
+    """(in, out) of a linear layer of any library; None: it is not a linear layer."""
     from transformers.pytorch_utils import Conv1D
 
     for into, out in (("in_features", "out_features"), ("infeatures", "outfeatures")):  # auto-round's

@@ -92,7 +92,7 @@ def _refuse_mismatched(path: Path, mismatched: Sequence[tuple[str, Any, Any]]) -
 
 def check_shapes(path: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Raises EngineError where tensors are not of the shapes that config.json gives them, for a library
-    that loads the model itself and says so in words of its own. Those that transformers renames on
+    that loads the model itself and reports this in its own words. Those that transformers renames on
     loading are left to it."""
     stored = {t.name: t.shape for t in read_tensors(path)}
     wanted = empty_model(path, dtype, trust_remote_code).state_dict()

@@ -75,7 +75,7 @@ def resolve_model(
 
 
 def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool = False) -> None:
-    """Raises ModelError where the files of a model are missing or damaged, or bring code that nobody
+    """Raises ModelError where the files of a model are missing or damaged, or bring code that was not
     allowed to run, before any job starts."""
     if path.is_file():
         if path.suffix != ".gguf":
@@ -226,7 +226,7 @@ def planned_download(name: str, revision: str | None = None) -> Plan | None:
     folder or file here.
 
     Raises:
-        ModelError: the hub refuses it, or it is no name of a model.
+        ModelError: the hub refuses it, or it is not the name of a model.
         MissingExtraError: a hub's model, and huggingface_hub is not installed.
     """
     if exists(user_path(name)):

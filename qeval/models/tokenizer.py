@@ -172,7 +172,7 @@ class ClassReader:
 
 
 def _readers(model: ModelRef) -> tuple[Reader, Reader | None, Any]:
-    """What decides; what reads the same folder otherwise; the class, for its chat template."""
+    """What decides; what reads the same folder differently; the class, for its chat template."""
     from transformers import __version__
 
     if not (model.path / "tokenizer.json").is_file():
@@ -271,7 +271,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
 
 def _eos_ids(own: int | None, path: Path) -> tuple[int, ...]:
     """The tokenizer's EOS and the ids that generation_config.json and config.json name: chat models end
-    their turn with another one, and it may stand in any of the three."""
+    their turn with another one, and any of the three may name it."""
     ids = set() if own is None else {own}
     for name in ("generation_config.json", "config.json"):
         ids.update(_named_eos(read_json(path / name)))

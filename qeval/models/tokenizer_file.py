@@ -90,7 +90,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _add_tokens(backend: Any, config: Mapping[str, Any], older: Mapping[str, int]) -> None:
     """As both transformers do: what the configuration describes differently from the file, by id, then
-    special tokens that are no added tokens yet. Not those that have an id nowhere: the model has no
+    special tokens that are not added tokens yet. Not those without an id anywhere: the model has no
     such token, and a new id would be outside its vocabulary."""
     special = list(_special_tokens(config))
     described = {int(i): t for i, t in config.get("added_tokens_decoder", {}).items()}

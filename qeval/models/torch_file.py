@@ -123,7 +123,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Contents:
 
 
 def _placed(path: Path, name: str, record: _TensorRecord, info: zipfile.ZipInfo | None) -> Tensor:
-    """The tensor with where its data lies.
+    """The tensor with the place of its data.
 
     Raises:
         ModelError: its storage is not there, of another size, or too small for it.
@@ -148,7 +148,7 @@ def _placed(path: Path, name: str, record: _TensorRecord, info: zipfile.ZipInfo 
 
 
 class _NotATensor(Exception):
-    """A pickle names something that is no part of a tensor."""
+    """A pickle names something that is not part of a tensor."""
 
 
 @dataclass(frozen=True)

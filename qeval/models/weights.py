@@ -97,7 +97,7 @@ def _entry(name: str, entry: dict[str, Any], path: Path, start: int) -> Tensor:
 
 
 def _check_ranges(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
-    """Tensors lie one behind the other, each as long as its shape, the last one up to the end."""
+    """Tensors follow each other, each as long as its shape, the last one up to the end."""
     for t in tensors:
         bits = _BITS.get(t.dtype)  # a dtype from later than this list has no size to check
         if t.n_bytes < 0 or (bits and t.n_bytes * 8 != t.n_elements * bits):
@@ -169,7 +169,7 @@ def _is_file_name(name: str) -> bool:
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """The float linears of a folder that a method quantizes, by name: [out_features, in_features] of
-    every two-dimensional weight that is no embedding, no head and no router. GPT-2's are stored the
+    every two-dimensional weight that is not an embedding, a head or a router. GPT-2's are stored the
     other way round, which their biases show."""
     tensors = read_tensors(folder)
     left, turned = routers({t.name: t.shape for t in tensors}), _turned(tensors)

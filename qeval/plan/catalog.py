@@ -27,7 +27,7 @@ def catalog(group: Group, name: str | None = None) -> str:
     """One line a name and one an option; of all names, or of one.
 
     Raises:
-        UsageError: nobody registered the name; the message suggests the closest one.
+        UsageError: no such name; the message suggests the closest one.
     """
     entry, names = _ENTRIES[group]
     chosen = names if name is None else [name]

@@ -52,7 +52,7 @@ class Checkpoint(Method[CheckpointOptions]):
 
     def find(self, options: CheckpointOptions, model: ModelRef, cache_dir: Path) -> Artifact:
         """Raises ModelError where the checkpoint is missing, damaged or of no known format, UsageError
-        for a kernel that its format has not."""
+        for a kernel that its format does not have."""
         trust = options.trust_remote_code or model.trust_remote_code
         found = resolve_model(
             options.path,

@@ -19,7 +19,7 @@ def find_sandbox(*, weak: bool = False) -> Sandbox:
 
     Raises:
         SandboxError: none works; names what failed and what to do.
-        HostLimitError: a limit of this shell stands in the way; names it.
+        HostLimitError: a limit of this shell prevents it; names it.
     """
     reasons = []
     for kind in (KernelSandbox, Bubblewrap):

@@ -1,4 +1,4 @@
-"""What the limits of this shell (``ulimit``) leave of a program's: nobody may raise a hard one."""
+"""What the limits of this shell (``ulimit``) leave of a program's: a hard one cannot be raised."""
 
 from __future__ import annotations
 

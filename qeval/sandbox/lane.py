@@ -62,7 +62,7 @@ class Lane:
     """See the module. Close it, or everything in it lives until this process ends."""
 
     def __init__(self, launch: Launch, limits: Limits, marks: Mapping[str, Any] | None = None) -> None:
-        """Start one; with ``marks`` its walls are tried, and ``layers`` holds what came of it.
+        """Start one; with ``marks`` its walls are tried, and ``layers`` holds the outcome.
 
         Raises:
             SandboxError: it does not start; says why.

@@ -83,8 +83,8 @@ class Task(Protocol[OptionsT]):
         return True
 
     def preflight(self, options: OptionsT, data: DataSource, *, weak_sandbox: bool) -> None:
-        """Called in the parent before any job, for each set of options. Raises QevalError for what
-        this machine lacks (a package, problems, a sandbox), so that nobody waits hours for it."""
+        """Called in the parent before any job, for each set of options. Raises QevalError for what this
+        machine lacks (a package, problems, a sandbox), so that this is not found out after hours."""
         ...
 
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult: ...

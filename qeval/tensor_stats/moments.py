@@ -39,7 +39,7 @@ class Moments:
 
     @property
     def kurtosis(self) -> float | None:
-        """None where all values are equal, or their fourth powers are no floats."""
+        """None where all values are equal, or their fourth powers exceed a float."""
         least = _CONSTANT * self.absmax
         square = self.m2 * self.m2
         if self.m2 <= self.n * least * least or not 0 < square < math.inf:

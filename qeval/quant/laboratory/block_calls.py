@@ -35,7 +35,7 @@ class Calls:
 
 
 class Enough(Exception):
-    """Ends a forward pass whose rest nobody needs."""
+    """Ends a forward pass whose rest is not needed."""
 
 
 def record_calls(model: Any, blocks: Sequence[nn.Module], windows: Sequence[Sequence[int]]) -> Calls:

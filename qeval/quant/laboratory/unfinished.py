@@ -2,8 +2,8 @@
 continue.
 
 One safetensors file a block: the block's tensors as they now are, what else is to be kept of its
-layers, and, in the header, their reports. A file appears by one rename, so it is whole or not there.
-The folder is the artifact key's own (``BuildContext.unfinished``): same model, options and text.
+layers, and, in the header, their reports. A file appears by one rename, so it is there whole or not at
+all. The folder is the artifact key's own (``BuildContext.unfinished``): same model, options and text.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def finish(
     sizes from the files, the library's version, the facts of the calibration.
 
     Raises:
-        BuildError: nothing in it is quantized (linears of a class of their own, which it passed over).
+        BuildError: nothing in it is quantized (the library skipped linears of an unusual class).
     """
     from qeval.formats.recognise import describe_packed
     from qeval.models.side_files import copy_side_files
@@ -44,7 +44,7 @@ def finish(
 def left_alone(model: ModelRef) -> list[str] | None:
     """What transformers is to leave as floats while it quantizes a mixture: its routers, and what it
     leaves by itself where it is told nothing; None where there are no routers. It takes a name for the
-    beginning of others, so that one with such neighbours is a pattern of itself."""
+    beginning of others, so a name with such neighbours becomes a pattern."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
     from qeval.models.linears import router_names

@@ -155,7 +155,7 @@ class Session:
 
 
 class Reference:
-    """An object of the program that is no plain value."""
+    """An object of the program that is not a plain value."""
 
     def __init__(self, session: Session, number: int) -> None:
         self._session, self.number = session, number

@@ -54,7 +54,7 @@ CALLS: tuple[tuple[str, list[Any], dict[str, Any]], ...] = (
 
 
 def serve(channel: int) -> None:
-    """Answer until nobody asks any more."""
+    """Answer until no more messages come."""
     reader = Reader(channel)
     code = reader.receive(MAX_REQUEST)["code"]
     objects = Objects()
@@ -86,7 +86,8 @@ def rehearse() -> None:
 
 
 def load(code: str, objects: Objects) -> dict[str, Any]:
-    """Run the code as the module ``program``: not __main__, for its "main" block is no part of it."""
+    """Run the code as the module ``program``: not __main__, since its "main" block is not part of
+    it."""
     module = types.ModuleType("program")
     sys.modules["program"] = module
     objects.names = module.__dict__

@@ -46,7 +46,7 @@ def _items(values: Any, refer: Callable[[Any], int]) -> list[Any]:
 
 
 def _other(value: Any, refer: Callable[[Any], int]) -> Any:
-    """Containers that are no list or tuple, subclasses of anything plain, and references."""
+    """Containers other than lists and tuples, subclasses of anything plain, and references."""
     if isinstance(value, int):
         return encode(int.__index__(value), refer)
     if isinstance(value, str):

@@ -1,10 +1,9 @@
 """The zygote: forks a process for each program, ends it, and leaves nothing of it behind.
 
 It is process 1 of the lane's pid namespace, and never reads a program or its tests. The judge sends
-``run SECONDS`` with a socket, ``end`` when the process is to be gone, ``wait`` when it has closed its
-socket and ends by itself (or the host ends it, when its time is over); the answer is ``CODE CPU``: exit
-code or minus the signal, its CPU seconds. When the judge has gone, the zygote ends, and everything with
-it.
+``run SECONDS`` with a socket, ``end`` when the process must go, ``wait`` when it has closed its socket
+and ends by itself (or the host ends it, when its time is over); the answer is ``CODE CPU``: exit code
+or minus the signal, its CPU seconds. When the judge has gone, the zygote ends, and everything with it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ UNBROKEN = frame({"broken": ""})
 
 
 class Walls:
-    """What stands around every program of this lane; made before the fork as far as possible."""
+    """The walls around every program of this lane; made before the fork as far as possible."""
 
     def __init__(
         self,
@@ -129,8 +128,8 @@ def _end(child: int, own_pids: bool) -> bytes:
 
 
 def empty(folder: str) -> None:
-    """Remove all that is in a folder, however deep it lies: whatever a folder holds is first moved up,
-    so that no path ever gets long."""
+    """Remove everything in a folder, however deep: whatever a folder holds is first moved up, so that
+    no path ever gets long."""
     moved = 0
     while entries := list(os.scandir(folder)):
         for entry in entries:

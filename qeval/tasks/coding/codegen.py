@@ -94,8 +94,8 @@ def extract(answer: str, entry_point: str) -> tuple[str, str]:
 
     - What is in ``<think>`` is not part of the answer (reasoning.py).
     - An answer that is a program as it is.
-    - The first fenced block (markdown.py) that defines the entry point. One that is no Python, only
-      repeats the question (no body but a docstring, ``pass`` or ``...``) or has the function only in a
+    - The first fenced block (markdown.py) that defines the entry point. One that is not Python, only
+      repeats the question (its body is a docstring, ``pass`` or ``...``) or has the function only in a
       class gives way to a later one. What it uses, and other blocks or import lines between them
       define, goes before it.
     - Else the lines around its ``def`` that look like a program.

@@ -3,7 +3,7 @@
 A fence is three or more backticks or tildes; the line that closes a block has at least as many of the
 same, nothing behind them, and less than four spaces before them (counted from the opening one, so that
 blocks in lists work). Beyond CommonMark: a fence inside a Python docstring closes nothing, however far
-it is indented; code on the opening fence's own line belongs to the block; and tags may stand behind the
+it is indented; code on the opening fence's own line belongs to the block; and tags may follow the
 closing one (``</answer>``, the end of a turn).
 """
 
@@ -72,7 +72,7 @@ def _block(lines: list[str], first: int, opening: re.Match[str]) -> Block:
 
 
 def _unquoted(line: str, depth: int) -> str:
-    """Without the marks of a quotation that the whole block stands in."""
+    """Without the quotation marks (``>``) of a block that is quoted as a whole."""
     for _ in range(depth):
         line = re.sub(r"^[ \t]*> ?", "", line)
     return line

@@ -266,8 +266,8 @@ def _asked(
 def _samples(
     lm: LM, mode: Mode, sampling: Sampling, asked: Sequence[Asked], context: TaskContext
 ) -> Iterator[Sample]:
-    """The missing samples as they are finished; problems that miss the same ones go together. By its
-    number a sample has the text that it would have had if the run had not been killed."""
+    """The missing samples as they are finished; problems that miss the same ones go together. A
+    sample's text depends on its number, so it is the one of a run that was not killed."""
     for one in asked:
         if len(one.ids) >= lm.max_seq_len:
             answer = vars(mode.answer(one.problem, one.ids, []))

@@ -70,8 +70,8 @@ class VerdictFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError when the folder cannot be written or the path is no regular file, DataError
-        for a file of other things."""
+        """Raises StoreError when the folder cannot be written or the path is not a regular file,
+        DataError for a file of other things."""
         self._path = path = regular_target(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

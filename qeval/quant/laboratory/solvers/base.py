@@ -94,7 +94,7 @@ def snap_to(weight: Tensor, grid: Grid, group_of: Tensor) -> Tensor:
 
 
 def off_grid(solution: Solution) -> int:
-    """How many weights that are no outliers lie off their grid. 0, or the solver is wrong."""
+    """How many weights that are not outliers are off their grid. 0, or the solver is wrong."""
     off = snap_to(solution.weight, solution.grid, solution.group_of) != solution.weight
     return int((off & ~solution.outliers).sum() if solution.outliers is not None else off.sum())
 
