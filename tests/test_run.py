@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.cli.commands import run_spec
+from qeval.cli.run import run_spec
 from qeval.core.errors import PreflightError, SandboxError, StoreError, UsageError
 from qeval.core.record import Record
 from qeval.report.describe import describe

@@ -54,6 +54,13 @@ def say(line: str) -> None:
     tell(f"qeval: {one_line(line)}")
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A line a row, in left-aligned columns, the last one free; an empty row is an empty line."""
+    widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
+    lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=False)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def tell(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)

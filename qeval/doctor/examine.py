@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from qeval.core.console import columns
 from qeval.core.errors import MissingExtraError, SandboxError
 from qeval.core.files import real_path
 from qeval.core.settings import default_cache_dir
@@ -73,7 +74,7 @@ class Report:
 
     def text(self) -> str:
         """For a reader: a line a library, a line a wall."""
-        lines = [f"{self.system}, Python {self.python}", "", *_aligned(list(self._rows()))]
+        lines = [f"{self.system}, Python {self.python}", "", columns(list(self._rows()))]
         lines += [line for backend in self.backends for line in _sandbox_lines(backend)]
         lines.append("")
         if self.chosen:
@@ -84,17 +85,17 @@ class Report:
             )
         return "\n".join(lines)
 
-    def _rows(self) -> Iterator[_Row | None]:
-        """The table; None is an empty line."""
+    def _rows(self) -> Iterator[_Row | tuple[()]]:
+        """The table; an empty row is an empty line."""
         device = next((found.device for found in self.libraries if found.device), None)
         yield ("library", "version", "state", _caption(device) if device else "")
         yield from (_library_row(found) for found in self.libraries)
-        yield None
+        yield ()
         yield ("package", "version", "state", "")
         for name, found in self.packages.items():
             missing = "" if found else str(MissingExtraError(name, PACKAGES[name]))
             yield (name, found or "-", "installed" if found else "missing", missing)
-        yield None
+        yield ()
         yield ("environment", "version", "state", "")
         yield from (_environment_row(found) for found in self.environments)
 
@@ -124,17 +125,6 @@ def _environment_row(found: EnvState) -> _Row:
         return (found.name, library, "broken", f"{found.error}: {again}")
     state = "works" if found.works else found.state
     return (found.name, library, state, found.error or ", ".join(versions[1:]))
-
-
-def _aligned(rows: Sequence[_Row | None]) -> list[str]:
-    """Left-aligned columns, the last one free."""
-    widths = [max(len(row[i]) for row in rows if row) for i in range(3)]
-    return [
-        "  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]).rstrip()
-        if row
-        else ""
-        for row in rows
-    ]
 
 
 def _sandbox_lines(backend: Backend) -> list[str]:

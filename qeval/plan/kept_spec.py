@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from qeval.core.errors import QevalError
+from qeval.core.files import write_atomic
 from qeval.core.record import Record
 from qeval.plan.spec import Experiment, Quantization, TaskEntry, load_spec
 
 SPEC_NAME = "spec.yaml"
+
+
+def keep(experiment: Experiment, folder: Path) -> None:
+    """A copy of the spec beside its results, for whoever reads them later."""
+    write_atomic(folder / SPEC_NAME, experiment.text)
 
 
 def as_kept_spec_says(records: Sequence[Record], folder: Path) -> list[Record]:

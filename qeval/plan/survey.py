@@ -76,6 +76,22 @@ class Survey:
     def chosen_cells(self) -> list[Cell]:
         return [p.cell for p in self.chosen if p.cell]
 
+    def records(self, records: Sequence[Record]) -> list[Record]:
+        """Those of these cells, named and ordered as the cells are now, with what was measured of them
+        under other conditions; and all builds."""
+        here = {cell.key: cell for cell in self.cells}
+        elsewhere = {cell.key_anywhere: cell for cell in self.cells if cell.conditions}
+        found = []
+        for record in records:
+            cell = here.get(record.key) or elsewhere.get(record.cell.get("key_anywhere", ""))
+            if cell is not None:
+                where = record.cell.get("conditions")
+                own = {"conditions": where} if where else {}
+                record = replace(record, cell={**cell.describe(), **own})
+            if cell is not None or record.kind == "build":
+                found.append(record)
+        return found
+
 
 def survey(
     experiment: Experiment,

@@ -68,7 +68,8 @@ def test_without_a_home_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["click", "qeval.cli.main", "qeval.cli.commands", "pydantic", "yaml", "open"]
+    "moment",
+    ["click", "qeval.cli.main", "qeval.cli.run", "qeval.plan.survey", "pydantic", "yaml", "open"],
 )
 def test_ctrl_c_while_it_starts(moment, tmp_path):
     """Interrupted at the import of a module, or in the middle of the command."""

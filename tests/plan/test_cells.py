@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.cli.commands import run_spec
+from qeval.cli.run import run_spec
 from qeval.core import cores, devices, provenance
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import PreflightError, UsageError

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qeval.cli.commands import run_spec
+from qeval.cli.run import run_spec
 from qeval.core import devices, extras
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import (

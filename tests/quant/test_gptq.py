@@ -11,7 +11,7 @@ from math import isfinite
 import pytest
 from pydantic import ValidationError
 
-from qeval.cli.commands import run_spec
+from qeval.cli.run import run_spec
 from qeval.core import extras
 from qeval.core.errors import ModelError, PreflightError, UsageError
 from qeval.formats.recognise import describe_packed

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qeval.cli.commands import cache_table, remove_cached
+from qeval.cli.cache import cache_table, remove_cached
 from qeval.core.artifact import Artifact, LayerReport
 from qeval.core.errors import StoreError, UsageError
 from qeval.store.artifacts import ArtifactCache

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from qeval.cli.commands import model_statistics, run_spec
 from qeval.cli.main import cli
+from qeval.cli.run import run_spec
+from qeval.cli.stats import model_statistics
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import EngineError, MissingExtraError, UsageError
 from qeval.core.settings import EngineSettings

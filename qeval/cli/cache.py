@@ -1,0 +1,77 @@
+"""`qeval cache`: quantized models that are kept for the next run."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import click
+
+from qeval.cli.shared import CACHE_DIR, group
+from qeval.core.console import columns, echo
+from qeval.core.errors import UsageError, one_line
+
+
+@group()
+@CACHE_DIR
+def cache() -> None:
+    """The cache of quantized models."""
+
+
+@cache.command(name="list")
+@CACHE_DIR
+@click.pass_obj
+def cache_list(cache_dir: Path) -> None:
+    """List the cached models with size and last use."""
+    echo(cache_table(cache_dir))
+
+
+@cache.command(name="remove")
+@click.argument("keys", nargs=-1)
+@click.option("--older-than", type=float, metavar="DAYS", help="Those not used for so many days.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@CACHE_DIR
+@click.pass_obj
+def cache_remove(
+    cache_dir: Path, keys: tuple[str, ...], older_than: float | None, everything: bool
+) -> None:
+    """Remove cached models by the start of their KEYS."""
+    echo(remove_cached(cache_dir, keys, older_than, everything))
+
+
+def cache_table(cache_dir: Path) -> str:
+    from qeval.core.units import human_bytes
+    from qeval.store.artifacts import ArtifactCache
+
+    cache = ArtifactCache(cache_dir)
+    entries = cache.entries()
+    rows = [("key", "size", "last used", "what")]
+    for e in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
+        rows.append((e.key[:12], human_bytes(e.n_bytes), used, one_line(e.name)))
+    total = sum(e.n_bytes for e in entries)
+    kept = cache.unfinished_bytes()
+    also = f"; {len(kept)} unfinished builds, {human_bytes(sum(kept))}" if kept else ""
+    return f"{columns(rows)}\n{len(entries)} models, {human_bytes(total)} in {cache_dir}{also}"
+
+
+def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, everything: bool) -> str:
+    """Raises UsageError where nothing, more than one way of choosing, or no number of days is given."""
+    from qeval.core.units import human_bytes
+    from qeval.store.artifacts import ArtifactCache
+
+    if sum((bool(keys), older is not None, everything)) != 1:
+        raise UsageError("qeval cache remove: give KEYS, or --older-than DAYS, or --all")
+    if older is not None and not 0 <= older < math.inf:
+        raise UsageError(f"qeval cache remove: --older-than {older:g}: give a number of days from 0 on")
+    cache = ArtifactCache(cache_dir)
+    if older is not None:
+        removed = cache.older_than(older)
+    else:
+        removed = cache.entries() if everything else cache.named(keys)
+    cache.remove(removed)
+    freed = sum(e.n_bytes for e in removed)
+    if everything or older is not None:
+        freed += cache.remove_unfinished(older or 0.0)
+    return f"removed {len(removed)} models, {human_bytes(freed)}"

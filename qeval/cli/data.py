@@ -1,0 +1,79 @@
+"""`qeval data`: datasets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qeval.cli.shared import FOLDER, group
+from qeval.core.console import columns, echo
+from qeval.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@group()
+def data() -> None:
+    """Datasets: list the known ones, download them for machines without a hub, check them."""
+
+
+@data.command(name="list")
+@click.option("--data-dir", type=FOLDER)
+def data_list(data_dir: Path | None) -> None:
+    """List the datasets with their licence and where each would come from."""
+    echo(data_table(data_dir))
+
+
+@data.command(name="fetch")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--data-dir", type=FOLDER, required=True, help="Folder to write them to.")
+def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
+    """Download datasets from the hub into a data directory."""
+    for line in fetch_datasets(names, data_dir):
+        echo(line)
+
+
+@data.command(name="verify")
+@click.option("--data-dir", type=FOLDER, help="[default: QEVAL_DATA_DIR].")
+def data_verify(data_dir: Path | None) -> None:
+    """Compare the files of a data directory with the sha256s of the manifest."""
+    text, ok = verify_datasets(data_dir)
+    echo(text)
+    sys.exit(0 if ok else 3)
+
+
+def data_table(data_dir: Path | None) -> str:
+    from qeval.data.datasets import DataSource
+    from qeval.data.manage import list_datasets
+
+    rows = [("name", "found", "licence", "what")]
+    for item in list_datasets(DataSource(data_dir)):
+        where = str(item.path) if item.path else item.where
+        rows.append((item.entry.name, where, item.entry.licence, item.entry.about))
+    return columns(rows)
+
+
+def fetch_datasets(names: Sequence[str], data_dir: Path) -> Iterator[str]:
+    from qeval.data.manage import fetch
+
+    for name in names:
+        got = fetch(name, data_dir)
+        state = "downloaded" if got.downloaded else "already there"
+        n = len(got.corpus.documents)
+        yield f"{name}: {state}, {n} documents, {got.path}, sha256 {got.file_sha256}"
+
+
+def verify_datasets(data_dir: Path | None) -> tuple[str, bool]:
+    from qeval.data.datasets import DATA_DIR_VARIABLE, DataSource
+    from qeval.data.manage import verify
+
+    folder = DataSource(data_dir).data_dir
+    if folder is None:
+        raise UsageError(f"qeval data verify: give --data-dir, or set {DATA_DIR_VARIABLE}")
+    found = verify(folder)
+    rows = [(v.status, v.name, str(v.path), v.file_sha256[:16], v.message) for v in found]
+    return columns(rows) or f"{folder}: no known dataset", all(v.status != "wrong" for v in found)

@@ -1,0 +1,93 @@
+"""`qeval env`: environments of their own, in which archived libraries quantize."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qeval.cli.shared import CACHE_DIR, FOLDER, group
+from qeval.core.console import columns, echo, say
+from qeval.core.units import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@group()
+@CACHE_DIR
+def env() -> None:
+    """Separate environments, for libraries that need older versions (AutoGPTQ, AutoAWQ)."""
+
+
+@env.command(name="create")
+@click.argument("name")
+@click.option("--python", type=FOLDER, metavar="PATH", help="Make it from this interpreter.")
+@click.option(
+    "--system-site-packages",
+    is_flag=True,
+    help="Use torch and other packages of that interpreter; only what does not fit is installed.",
+)
+@click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
+@CACHE_DIR
+@click.pass_obj
+def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
+    """Make the environment NAME (`qeval env list` shows the names).
+
+    If it is ready, nothing is done; if it is out of date, it is made again. pip's own settings
+    (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX) hold.
+    """
+    echo(create_environment(cache_dir, name, **options))
+
+
+@env.command(name="list")
+@CACHE_DIR
+@click.pass_obj
+def env_list(cache_dir: Path) -> None:
+    """List the environments: state, Python, size, place, and what each is for."""
+    echo(environment_table(cache_dir))
+
+
+@env.command(name="remove")
+@click.argument("names", nargs=-1, required=True)
+@CACHE_DIR
+@click.pass_obj
+def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
+    """Remove environments by their NAMES."""
+    echo(remove_environments(cache_dir, names))
+
+
+def create_environment(cache_dir: Path, name: str, **options: Any) -> str:
+    """Make an environment, saying its steps on stderr; where it is and how it stands."""
+    from qeval.envs import build as envs
+
+    started = time.monotonic()
+
+    def step(what: str) -> None:
+        say(f"[{name} {time.monotonic() - started:3.0f}s] {what}")
+
+    made = envs.create(name, cache_dir, say=step, **options)
+    versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
+    return f"{name} is {made.state}: {made.path} (Python {made.python}, {versions})"
+
+
+def environment_table(cache_dir: Path) -> str:
+    from qeval.envs.build import states
+
+    rows = [("name", "state", "python", "size", "where", "what for")]
+    for e in states(cache_dir):
+        size = human_bytes(e.n_bytes) if e.n_bytes else "-"
+        rows.append((e.name, e.state, e.python or "-", size, str(e.path), e.about))
+    return columns(rows)
+
+
+def remove_environments(cache_dir: Path, names: Sequence[str]) -> str:
+    """Raises UsageError where one is not there or is being built; those before it are removed."""
+    from qeval.envs import build as envs
+
+    found = {e.name: e for e in envs.states(cache_dir)}
+    for name in names:
+        envs.remove(name, cache_dir)
+    return f"removed {', '.join(names)}, {human_bytes(sum(found[n].n_bytes for n in names))}"
