@@ -220,14 +220,19 @@ class _Differences:
         self._seen: set[tuple[bytes, bool]] = set()
         self._ours = self._theirs = 0
         self._first: int | None = None  # token of the first text that is read otherwise
+        self._failure: str | None = None  # why the other cannot read a text
 
     def look(self, text: str, parse_special: bool) -> None:
         key = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), parse_special)
-        if self._other is None or key in self._seen:
+        if self._other is None or self._failure or key in self._seen:
             return
         self._seen.add(key)
         ours = self._reader.ids(text, False, parse_special)
-        theirs = self._other.ids(text, False, parse_special)
+        try:
+            theirs = self._other.ids(text, False, parse_special)
+        except Exception as err:  # tokenizers has no class of its own for these
+            self._failure = str(err).strip().partition("\n")[0]
+            return
         self._ours, self._theirs = self._ours + len(ours), self._theirs + len(theirs)
         if self._first is None and ours != theirs:
             self._first = first_difference(ours, theirs)
@@ -236,6 +241,8 @@ class _Differences:
         if self._other is None:
             return ()
         what, other = self._reader.what, self._other.what
+        if self._failure:
+            return (f"tokenizer: read as {what}; {other} cannot read the same texts: {self._failure}",)
         found = []
         if self._first is not None:
             found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import sys
@@ -340,6 +341,20 @@ def test_a_damaged_copy_is_refused_and_named(hub, tmp_path, tiny_llama, offline)
             resolve()
         blob.unlink()  # as the message says
         assert resolve() == found
+
+
+def test_a_mirror_may_name_small_files_by_the_sha1_of_their_content(hub, tmp_path, tiny_llama):
+    hub.model("org/model", {p.name: p.read_bytes() for p in tiny_llama.iterdir()})
+    config = download_model("org/model") / "config.json"
+    content = config.read_bytes()
+    blob = config.resolve().with_name(hashlib.sha1(content).hexdigest())
+    config.resolve().rename(blob)
+    config.unlink()
+    config.symlink_to(blob)
+    resolve_model("org/model", dtype="float32", cache_dir=tmp_path)
+    blob.write_bytes(content + b"\n")
+    with pytest.raises(ModelError, match=f"config.json: corrupted: .*{blob.name}"):
+        resolve_model("org/model", dtype="float32", cache_dir=tmp_path)
 
 
 def test_a_checkpoint_of_the_hub_is_downloaded_and_pinned(hub, tmp_path, tiny_llama):

@@ -273,6 +273,17 @@ def test_a_class_that_reads_the_file_otherwise_is_named(tmp_path):
     assert same.notes() == ()
 
 
+def test_a_class_that_cannot_read_a_text_is_named_and_in_nobodys_way(tmp_path):
+    """A WordPiece class that finds no [UNK] in a byte-level vocabulary."""
+    made = byte_level()
+    tokenizer = read(save(made, tmp_path, "BertTokenizer", unk_token=None))
+    for text in (TEXT, "b"):
+        assert tokenizer.encode(text) == made.encode(text).ids
+    (note,) = tokenizer.notes()
+    assert note.startswith("tokenizer: read as tokenizer.json; BertTokenizer (transformers ")
+    assert "cannot read the same texts: WordPiece error" in note
+
+
 @pytest.mark.parametrize(
     ("cls", "template", "flags", "around"),
     [
