@@ -15,23 +15,7 @@ from qeval.core.errors import UsageError, did_you_mean
 from qeval.core.record import Metric
 from qeval.report.places import Place
 from qeval.report.table import Column
-
-COST_UNITS = frozenset({"tok/s", "s", "ms", "bytes", "MiB", "GiB"})
-"""Units of what a run costs: not shown for simulated weights, which cost what the float model does."""
-
-_TITLES = {
-    "ppl": "PPL",
-    "prefill_tok_s": "prefill",
-    "decode_tok_s": "decode",
-    "ttft_s": "first token",
-    "step_ms": "step",
-    "allocated_mib": "allocated",
-    "sqnr_weight": "lowest SQNR of weights",
-    "sqnr_input": "lowest SQNR of inputs",
-    "sqnr_kv": "lowest SQNR of K, V",
-    "kurtosis_weight": "largest kurtosis of weights",
-    "kurtosis_input": "largest kurtosis of inputs",
-}
+from qeval.tasks.layouts import Layout
 
 BPW = Column("bpw", "bpw", "bits", kind="memory")
 SIZE = Column("size", "weights", "bytes", kind="memory")
@@ -66,10 +50,17 @@ Facts = Mapping[tuple[str, Place | None], float]
 
 def metric_column(metric: Metric, limit: int | None) -> Column:
     """``limit`` is the cell's; it is shown only where it cut something off."""
-    whole = limit is None or 0 < metric.n < limit or metric.unit in COST_UNITS
-    title = _TITLES.get(metric.name, metric.name.replace("_", " "))
-    unit = "share" if metric.name.startswith("pass@") else metric.unit
-    return Column(metric.name, title, unit, metric.protocol, None if whole else limit)
+    whole = limit is None or 0 < metric.n < limit or bool(metric.cost)
+    return Column(
+        metric.name,
+        metric.heading or metric.name,
+        metric.unit or ("share" if metric.change == "points" else ""),
+        metric.protocol,
+        None if whole else limit,
+        group=metric.group or metric.heading or metric.name,
+        better=metric.better or "none",
+        cost=bool(metric.cost),
+    )
 
 
 def task_column(label: str) -> Column:
@@ -113,17 +104,16 @@ def _needed(facts: Sequence[Facts], place: Place) -> list[Column]:
     return found
 
 
-def starcoder2_columns(
-    quality: Sequence[Column], facts: Sequence[Facts], places: Mapping[Place, str]
+def layout_columns(
+    layout: Layout, quality: Sequence[Column], facts: Sequence[Facts], places: Mapping[Place, str]
 ) -> list[Column]:
-    """HumanEval's pass@1 and pass@10 (a column each, also where nothing measured it) and the process's
-    memory."""
-    passes = []
-    humaneval = [c for c in quality if c.protocol.startswith("humaneval/")]
-    for name in ("pass@1", "pass@10"):
-        passes += [c for c in humaneval if c.name == name] or [Column(name, name, "share")]
+    """The layout's metrics (a column each, also where nothing measured it) and the process's memory."""
+    own = [c for c in quality if c.protocol.startswith(layout.protocols)]
+    chosen: list[Column] = []
+    for name in layout.metrics:
+        chosen += [c for c in own if c.name == name] or [Column(name, name, layout.unit)]
     peaks = [c for c in memory_columns(facts, places) if c not in (BPW, SIZE)]
-    return [*passes, *peaks]
+    return [*chosen, *peaks]
 
 
 def select(columns: Sequence[Column], patterns: Sequence[str]) -> list[Column]:

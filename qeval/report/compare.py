@@ -1,13 +1,16 @@
-"""A row against its baseline: the difference of one metric, paired unit by unit, with its 95% interval.
+"""A row against its baseline: the difference of one metric, with its 95% interval where units pair.
 
-Perplexity      d_i = NLL_i - NLL0_i of window i; relative change exp(mean d) - 1 with Student's
-                t-interval of the mean, both ends carried through exp(.) - 1.
-pass@k          d_i = pass_i - pass0_i of problem i (docs/protocols.md): difference of the means in
-                points, percentile bootstrap over the problems (10,000 resamples, fixed seed) and a
-                two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
-                exact test then) and for up to 12 problems that differ, else 10,000 fixed random flips.
-other shares    the same in points; without a test where the metric has no values of units.
-anything else   the ratio, without a test; none in dB.
+One function a kind of comparison, chosen by what the metric says (``Metric.change``; ``Metric.pairs``
+says what its units are):
+
+relative   d_i = log_i - log0_i of unit i (of a perplexity: mean NLL of window i); change of the value
+           exp(mean d) - 1 with Student's t-interval of the mean, both ends carried through exp(.) - 1.
+points     d_i = share_i - share0_i of unit i (of pass@k: the estimate for problem i): difference of the
+           means in points, percentile bootstrap over the units (10,000 resamples, fixed seed) and a
+           two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
+           exact test then) and for up to 12 units that differ, else 10,000 fixed random flips.
+           Without a test where units do not pair.
+ratio      the ratio, without a test; ``time`` is the same, where less is better.
 
 A difference is significant when its interval leaves out "no difference" and its p-value, where there is
 one, is under 0.05. No scipy: the parent process does this while it prints a table.
@@ -16,13 +19,13 @@ one, is under 0.05. No scipy: the parent process does this while it prints a tab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from qeval.core.intervals import t_quantile
-from qeval.core.record import Metric
+from qeval.core.record import Change, Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +37,6 @@ RESAMPLES = 10_000
 ALPHA = 0.05
 EXACT_FLIPS = 12  # 2^12 sign patterns are enumerated
 SHARE_UNITS = {"share": 1.0, "%": 100.0}  # and how much the whole is
-TIME_UNITS = frozenset({"s", "ms"})
 _EPS = 1e-5  # float32 sums that are equal on paper
 
 
@@ -55,27 +57,18 @@ class Difference:
 def difference(ours: Metric, base: Metric) -> Difference | str | None:
     """``ours`` against ``base`` (same name and protocol), the reason why they cannot be compared, or
     None where there is nothing to divide or subtract (a result that is not finite, or zero)."""
-    if ours.value is None or base.value is None:
+    compared = COMPARISONS.get(ours.change or "none")
+    if compared is None or ours.value is None or base.value is None:
         return None
-    if ours.name == "ppl":
-        return _perplexity(ours, base)
-    if ours.name.startswith("pass@"):
-        return _pass_at_k(ours, base)
-    if ours.unit in SHARE_UNITS:
-        return _share(ours, base, SHARE_UNITS[ours.unit])
-    if ours.unit == "dB":  # a logarithm: its ratio says nothing
-        return None
-    return _ratio(ours, base, "time" if ours.unit in TIME_UNITS else "ratio")
+    return compared(ours, base)
 
 
-def _perplexity(ours: Metric, base: Metric) -> Difference | str | None:
-    if len(ours.values) != len(base.values):
-        return f"{len(ours.values)} windows here, {len(base.values)} in the baseline"
-    if len(ours.values) < 2:  # one long window, or none kept: nothing to test with
+def relative(ours: Metric, base: Metric) -> Difference | str | None:
+    d = _paired(ours, base)
+    if isinstance(d, str):
+        return d
+    if d is None or len(d) < 2:  # one long window, or none kept: nothing to test with
         return _ratio(ours, base, "relative")
-    d = _paired(ours.values, base.values)
-    if d is None:
-        return "windows without a finite result"
     mean, half = t_interval(d)
     low, high = _growth(mean - half), _growth(mean + half)
     return Difference("relative", _growth(mean), low, high, significant=not low <= 0 <= high)
@@ -92,32 +85,48 @@ def _ratio(ours: Metric, base: Metric, kind: Kind) -> Difference | None:
     return Difference(kind, factor - 1 if kind == "relative" else factor)
 
 
-def _pass_at_k(ours: Metric, base: Metric) -> Difference | str | None:
-    if not _same_units(ours, base):
-        return "other problems than the baseline's"
-    d = _paired(ours.values, base.values)
-    if d is None or len(d) < 2:
-        return "fewer than two problems with a result"
-    return points(d)
-
-
-def _share(ours: Metric, base: Metric, one: float) -> Difference:
-    """Of a plug-in's metric: in points of ``one``, paired where both have the same units."""
+def share(ours: Metric, base: Metric) -> Difference | str:
     assert ours.value is not None and base.value is not None
-    d = _paired(ours.values, base.values) if _same_units(ours, base) else None
-    if d is None or len(d) < 2:
+    one = SHARE_UNITS.get(ours.unit, 1.0)
+    d = _paired(ours, base)
+    if d is None:
         return Difference("points", (ours.value - base.value) / one)
+    if isinstance(d, str):
+        return d
+    if len(d) < 2:
+        return f"fewer than two {ours.pairs}s with a result"
     return points([x / one for x in d])
 
 
-def _same_units(ours: Metric, base: Metric) -> bool:
-    return ours.units == base.units and len(ours.values) == len(base.values)
+def ratio(ours: Metric, base: Metric) -> Difference | None:
+    return _ratio(ours, base, "ratio")
 
 
-def _paired(a: Sequence[float | None], b: Sequence[float | None]) -> list[float] | None:
-    """a - b unit by unit; None where a unit has no number."""
-    d = [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return d if len(d) == len(a) else None
+def time(ours: Metric, base: Metric) -> Difference | None:
+    return _ratio(ours, base, "time")
+
+
+COMPARISONS: Mapping[Change, Callable[[Metric, Metric], Difference | str | None]] = {
+    "relative": relative,
+    "points": share,
+    "ratio": ratio,
+    "time": time,
+}
+
+
+def _paired(ours: Metric, base: Metric) -> list[float] | str | None:
+    """ours - base unit by unit; a reason where units differ or have no number; None for metrics whose
+    units do not pair."""
+    if ours.pairs in (None, "none"):
+        return None
+    what, n, m = f"{ours.pairs}s", len(ours.values), len(base.values)
+    if ours.units != base.units:
+        return f"other {what} than the baseline's"
+    if n != m:
+        return f"{n} {what} here, {m} in the baseline"
+    pairs = zip(ours.values, base.values, strict=True)
+    d = [x - y for x, y in pairs if x is not None and y is not None]
+    return d if len(d) == n else f"{what} without a finite result"
 
 
 def points(d: Sequence[float]) -> Difference:

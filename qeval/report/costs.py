@@ -1,14 +1,15 @@
 """What a row costs: stored bytes from its artifact, peaks from one task's processes, times.
 
 Peaks are comparable only if every row did the same work, so that those of a model at one place
-(places.py) all come from one task: speed where there is one, else HumanEval, MBPP or perplexity, in
-this order. Rows that were never to do that task there (another results folder has them) show those of
-one that they did. Simulated rows have no peak of their own: their process held float weights. Nor have
-rows with rounded activations or KV cache.
+(places.py) all come from one task, the one with the lowest ``MemoryReport.rank``. Rows that were never
+to do that task there (another results folder has them) show those of one that they did. Simulated rows
+have no peak of their own: their process held float weights. Nor have rows with rounded activations or
+KV cache.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,6 @@ from qeval.report.sources import Source, age
 ACCOUNTED = frozenset({"bpw", "bpw_file", "size", "weights", "embeddings"})
 """Facts of a simulated row that say what packed storage would take."""
 
-_TASKS = ("speed", "humaneval", "mbpp", "perplexity")
 _PEAKS = ("vram_allocated", "vram_reserved", "vram_process", "ram_peak")
 
 
@@ -97,12 +97,11 @@ def _add_peaks(row: Source, found: Costs, place: Place, usual: str) -> None:
 
 def _task(records: Iterable[Record]) -> str:
     """Label of the task that says most about memory, of those, the one that most records have."""
-    counts: dict[tuple[int, str], int] = {}
+    counts: dict[tuple[float, str], int] = {}
     for record in records:
         if record.status == "ok" and record.memory is not None:
-            name = (record.cell.get("task") or {}).get("name")
-            rank = _TASKS.index(name) if name in _TASKS else len(_TASKS)
-            place = (rank, _label(record))
+            rank = record.memory.rank
+            place = (math.inf if rank is None else rank, _label(record))
             counts[place] = counts.get(place, 0) + 1
     best = min(counts, key=lambda place: (place[0], -counts[place]), default=(0, ""))
     return best[1]

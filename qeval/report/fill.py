@@ -42,7 +42,7 @@ Cells = Mapping[str, Found | None]
 def places(rows: Sequence[Source]) -> list[Place]:
     """Where numbers come from that have a column for each place."""
     records = [record for row in rows for record in row.evals]
-    found = {_place(r, metric) for r in records for metric in (None, *r.metrics)}
+    found = {_place(r, metric) for r in records for metric in (None, *shown(r))}
     return in_order(place for place in found if place is not None)
 
 
@@ -54,7 +54,7 @@ def metric_columns(rows: Sequence[Source], named: Mapping[Place, str]) -> dict[s
     silent: dict[tuple[str, Place | None], Record] = {}
     for record in records:
         task = task_id(record)
-        for metric in record.metrics:
+        for metric in shown(record):
             column = col.metric_column(metric, record.cell.get("limit"))
             place = _place(record, metric)
             column, general = col.at(column, place, named), column.id
@@ -78,7 +78,7 @@ def cells(source: Source, columns: Mapping[str, Filled], named: Mapping[Place, s
     """For each column its metric, else the record that should have given it."""
     found: dict[str, list[tuple[Record, Metric]]] = {}
     for record in source.evals:
-        for metric in record.metrics if record.status == "ok" else ():
+        for metric in shown(record) if record.status == "ok" else ():
             column = col.metric_column(metric, record.cell.get("limit"))
             name = col.at(column, _place(record, metric), named).id
             found.setdefault(name, []).append((record, metric))
@@ -122,8 +122,13 @@ def _place(record: Record, metric: Metric | None) -> Place | None:
     skipped is skipped everywhere."""
     if record.status == "skipped":
         return None
-    decides = "conditions" in record.cell or (metric is not None and metric.unit in col.COST_UNITS)
+    decides = "conditions" in record.cell or (metric is not None and metric.cost)
     return place_of(record) if decides else None
+
+
+def shown(record: Record) -> list[Metric]:
+    """The metrics that have a column."""
+    return [metric for metric in record.metrics if metric.shown]
 
 
 def _sorted(by_place: Iterable[Place | None]) -> list[Place | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qeval.core.units import GIB
 from qeval.report.format import SIMULATED, difference_text, marks, printed_unit, value_text
 from qeval.report.table import Column, Entry, Row, Table
+from qeval.tasks.layouts import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Grid:
 
 
 def grid(table: Table) -> Grid:
-    return _starcoder2(table) if table.layout == "starcoder2" else _full(table)
+    return _full(table) if table.layout == "full" else _short(table, LAYOUTS[table.layout])
 
 
 def _full(table: Table) -> Grid:
@@ -86,14 +87,15 @@ def _style(column: Column, entry: Entry) -> str:
     change = entry.difference
     if change is None or not change.significant:
         return ""
-    more_is_worse = column.name == "ppl"
-    return "worse" if (change.value > 0) == more_is_worse else "better"
+    if column.better == "none":
+        return ""
+    return "better" if (change.value > 0) == (column.better == "higher") else "worse"
 
 
-# -- the StarCoder2 table ---------------------------------------------------------------------
+# -- short layouts ------------------------------------------------------------------------------
 
 
-def _starcoder2(table: Table) -> Grid:
+def _short(table: Table, layout: Layout) -> Grid:
     names = {model: model.rstrip("/").rsplit("/", 1)[-1] for model in table.models}
     if len(set(names.values())) < len(names):
         names = {model: model for model in names}
@@ -102,18 +104,18 @@ def _starcoder2(table: Table) -> Grid:
     for row in table.rows:
         model = "" if row.model == before else names[row.model]
         before = row.model
-        values = [GridCell((_short(c, row.entries[c.id]),)) for c in table.columns]
+        values = [GridCell((_short_text(c, row.entries[c.id]),)) for c in table.columns]
         rows.append((GridCell((model,), "label"), GridCell((_label(row),)), *values))
-    headers = (("model",), ("quantization",), *_short_headers(table.columns))
+    headers = (("model",), ("quantization",), *_short_headers(table.columns, layout))
     return Grid("", headers, (False,) * len(headers), (Section("", tuple(rows)),))
 
 
-def _short_headers(columns: tuple[Column, ...]) -> tuple[tuple[str, ...], ...]:
-    """Protocols go under the table; only where one pass@k has several do they stand here."""
+def _short_headers(columns: tuple[Column, ...], layout: Layout) -> tuple[tuple[str, ...], ...]:
+    """Protocols go under the table; only where one metric has several do they stand here."""
     names = [c.name for c in columns]
     out = []
     for i, column in enumerate(columns):
-        title = f"HumanEval {column.title}" if i == 0 else column.title
+        title = f"{layout.heading} {column.title}" if i == 0 else column.title
         several = names.count(column.name) > 1
         first = f"[first {column.limit}]" if column.limit and several else ""
         more = (column.protocol, column.where, first) if several else (column.where,)
@@ -121,7 +123,7 @@ def _short_headers(columns: tuple[Column, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(out)
 
 
-def _short(column: Column, entry: Entry) -> str:
+def _short_text(column: Column, entry: Entry) -> str:
     if entry.value is None:
         return entry.status + marks(entry.notes)
     if column.unit == "share":

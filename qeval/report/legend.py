@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qeval.report.columns import COST_UNITS
-from qeval.report.compare import SHARE_UNITS, TIME_UNITS
+from qeval.report.compare import SHARE_UNITS
 from qeval.report.format import difference_text, is_factor
 from qeval.report.places import UNKNOWN
 from qeval.report.table import Entry, Table
+from qeval.tasks.layouts import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def legend(table: Table, facts: Facts) -> tuple[str, ...]:
 
 def _numbers(table: Table, facts: Facts) -> Iterator[str]:
     entries = [e for row in table.rows for e in row.entries.values()]
-    if table.layout == "starcoder2":
+    if table.layout != "full":
         yield from _protocols(table)
         return
     if any(e.half is not None for e in entries):
@@ -38,7 +38,7 @@ def _numbers(table: Table, facts: Facts) -> Iterator[str]:
             "10, 3.18 of 4"
         )
     shares = [
-        "pass@k" if c.name.startswith("pass@") else c.title
+        c.group
         for c in table.columns
         if c.unit in SHARE_UNITS and any(_has_interval(row.entries[c.id]) for row in table.rows)
     ]
@@ -48,9 +48,10 @@ def _numbers(table: Table, facts: Facts) -> Iterator[str]:
 
 
 def _protocols(table: Table) -> Iterator[str]:
+    counted = LAYOUTS[table.layout].counted
     for column in table.columns:
         if column.protocol:
-            first = f", first {column.limit} problems only" if column.limit else ""
+            first = f", first {column.limit} {counted} only" if column.limit else ""
             yield f"{column.title}: {column.protocol}{first}"
 
 
@@ -75,7 +76,7 @@ def _differences(table: Table, entries: list[Entry], names: str) -> Iterator[str
 def _of_what(table: Table) -> str:
     """What the ratios are of: ``a speed or time``, ``a time or kurtosis``."""
     found = [
-        "speed" if c.unit == "tok/s" else "time" if c.unit in TIME_UNITS else c.title
+        c.group
         for c in table.columns
         if any(
             (d := row.entries[c.id].difference) and d.kind in ("ratio", "time") for row in table.rows
@@ -119,7 +120,7 @@ def _memory(table: Table, facts: Facts) -> Iterator[str]:
     if "kv_cache" in names and facts.contexts:
         sizes = " or ".join(f"{n:,}" for n in sorted(facts.contexts))
         yield f"KV cache: one sequence of {sizes} tokens"
-    costs = [c for c in table.columns if c.kind == "metric" and c.unit in COST_UNITS]
+    costs = [c for c in table.columns if c.cost]
     if any(_has_interval(row.entries[c.id]) for c in costs for row in table.rows):
         yield "speed or time [low, high]: lowest and highest of the repeats"
 

@@ -17,13 +17,14 @@ from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.compare import Difference, difference
 from qeval.report.costs import Costs, accounted, costs
-from qeval.report.fill import Cells, Filled, Found, cells, elsewhere, metric_columns, places
+from qeval.report.fill import Cells, Filled, Found, cells, elsewhere, metric_columns, places, shown
 from qeval.report.format import value_text
 from qeval.report.legend import Facts, legend
 from qeval.report.places import Place, labels, place_of
 from qeval.report.sources import Source, baselines, choose_baselines, kept, names, sources, task_id
-from qeval.report.table import Column, Entry, Layout, Row, Table
+from qeval.report.table import Column, Entry, Row, Table
 from qeval.store.results import cell_name, is_meant
+from qeval.tasks.layouts import LAYOUTS
 
 NONE, PENDING = "–", "…"
 
@@ -60,7 +61,7 @@ def build_table(
     *,
     wide: bool = False,
     columns: Sequence[str] | None = None,
-    layout: Layout = "full",
+    layout: str = "full",
     baseline: str | None = None,
     sort: str | None = None,
     only: Sequence[str] = (),
@@ -70,7 +71,7 @@ def build_table(
     Args:
         wide: every memory notion and the times, not the short form.
         columns: names or globs of the columns to show, of all that ``wide`` has.
-        layout: ``starcoder2``: model, quantization, HumanEval pass@1, pass@10 and VRAM only.
+        layout: a short table by its name (tasks/layouts.py), without differences.
         baseline: label or method of the rows that differences are taken from; the records' own.
         sort: name or glob of the column that orders the rows of each model, smallest first; after a
             ``-`` largest first.
@@ -82,16 +83,16 @@ def build_table(
     """
     draft = _draft(sources(kept(records)), baseline)
     draft, filled = _only(draft, only)
-    shown = _chosen(draft, filled, wide, columns, layout)
+    chosen = _chosen(draft, filled, wide, columns, layout)
     if sort is not None:
         _sort(draft, sort)
     notes = Notes()
     bases, shown_as = baselines(draft.rows), names(draft.rows)
     rows = []
     for i in draft.shown:
-        base = None if layout == "starcoder2" else bases[i]
-        rows.append(_row(draft, i, base, shown_as[i], shown, notes))
-    table = Table(tuple(shown), tuple(rows), tuple(notes.texts), layout=layout)
+        base = bases[i] if layout == "full" else None
+        rows.append(_row(draft, i, base, shown_as[i], chosen, notes))
+    table = Table(tuple(chosen), tuple(rows), tuple(notes.texts), layout=layout)
     return replace(table, legend=legend(table, _facts(draft, shown_as, bases)))
 
 
@@ -133,15 +134,15 @@ def _chosen(
     filled: Sequence[Filled],
     wide: bool,
     patterns: Sequence[str] | None,
-    layout: Layout,
+    layout: str,
 ) -> list[Column]:
     facts = [draft.costs[i].facts for i in draft.shown]
     quality = [f.column for f in filled]
     if patterns:
         memory = col.memory_columns(facts, draft.places, every=True)
         return col.select([*memory, *quality, *col.time_columns(facts, draft.hosts)], patterns)
-    if layout == "starcoder2":
-        return col.starcoder2_columns(quality, facts, draft.places)
+    if layout != "full":
+        return col.layout_columns(LAYOUTS[layout], quality, facts, draft.places)
     times = col.time_columns(facts, draft.hosts) if wide else []
     return [*col.memory_columns(facts, draft.places, wide=wide), *quality, *times]
 
@@ -167,7 +168,7 @@ def _raw_value(draft: _Draft, i: int, column: Column) -> float | None:
     if column.kind in ("memory", "time"):
         return draft.costs[i].facts.get((column.name, column.place))
     found = draft.cells[i].get(column.id)
-    hidden = draft.rows[i].costs_as_float and column.unit in col.COST_UNITS
+    hidden = draft.rows[i].costs_as_float and column.cost
     return None if found is None or found.metric is None or hidden else found.metric.value
 
 
@@ -236,7 +237,7 @@ def _entry(
         return Entry(status=NONE)  # the legend's line on simulated rows says why
     if record.status != "ok":
         return Entry(status=record.status, notes=notes.numbers([_reason(record)]))
-    if found.metric is None or (source.costs_as_float and column.unit in col.COST_UNITS):
+    if found.metric is None or (source.costs_as_float and column.cost):
         return Entry(status=NONE)
     said = [*_own_notes(found, source), *_twice(column, found)]
     change = _difference(found, base)
@@ -312,7 +313,7 @@ def _reason(record: Record) -> str:
 
 def _own_notes(found: Found, source: Source) -> list[str]:
     """A record's notes stand at its first metric; those of the artifact stand at the row's name."""
-    first = found.record.metrics[0] is found.metric
+    first = shown(found.record)[0] is found.metric
     shared = source.artifact.get("notes", ())
     return [text for text in found.record.notes if text not in shared] if first else []
 
@@ -332,8 +333,9 @@ def _value(metric: Metric) -> Entry:
 def _difference(ours: Found, base: Found | None) -> Difference | str | None:
     if base is None or base.metric is None or ours.metric is None:
         return None
+    # Windows have no names: they are the same where text and tokens are.
     for name, what in (("text_sha256", "text"), ("tokens_sha256", "tokens")):
-        if ours.metric.name == "ppl" and _sha(ours, name) != _sha(base, name):
+        if ours.metric.pairs == "window" and _sha(ours, name) != _sha(base, name):
             return f"other {what} than the baseline's"
     return difference(ours.metric, base.metric)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from qeval.core.record import Better
 from qeval.report.compare import Difference
 from qeval.report.places import Place
 
 Kind = Literal["metric", "memory", "time", "task"]
-Layout = Literal["full", "starcoder2"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Column:
     kind: Kind = "metric"
     place: Place | None = None  # where it was measured, if that decides the number
     where: str = ""  # the same in few words, if the table has several places
+    group: str = ""  # what the legend calls it and its like
+    better: Better = "none"
+    cost: bool = (
+        False  # of a run on a machine: not shown for simulated weights, which cost what floats do
+    )
 
     @cached_property
     def id(self) -> str:
@@ -70,7 +75,7 @@ class Table:
     rows: tuple[Row, ...]  # rows of one model stand together
     footnotes: tuple[str, ...] = ()
     legend: tuple[str, ...] = ()
-    layout: Layout = "full"
+    layout: str = "full"  # or a short one's name (tasks/layouts.py)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def _record(
         "conditions": BOX if ok else None,
         **fields,
     }
-    return Record("eval", key, cell, status, tuple(metrics), **given)
+    made = Record("eval", key, cell, status, tuple(metrics), **given)
+    return Record.from_json(made.to_json(), made.folder)  # as the store reads it
 
 
 def _ppl(

@@ -11,8 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qeval.core.intervals import t_quantile
-from qeval.core.record import Metric
+from qeval.core.record import Metric, completed
 from qeval.report import compare
+
+
+def made(*args, **kwargs) -> Metric:
+    """As it is read from a record."""
+    return completed(Metric(*args, **kwargs))
+
 
 finite = st.floats(min_value=0, max_value=8, allow_nan=False)
 near = st.floats(min_value=3, max_value=3.5, allow_nan=False)
@@ -20,12 +26,12 @@ near = st.floats(min_value=3, max_value=3.5, allow_nan=False)
 
 def ppl(values) -> Metric:
     value = math.exp(math.fsum(values) / len(values)) if values else 20.0
-    return Metric("ppl", value, "p", values=tuple(values), n=len(values))
+    return made("ppl", value, "p", values=tuple(values), n=len(values))
 
 
 def passes(values) -> Metric:
     units = tuple(str(i) for i in range(len(values)))
-    return Metric("pass@1", sum(values) / len(values), "p", values=tuple(values), units=units)
+    return made("pass@1", sum(values) / len(values), "p", values=tuple(values), units=units)
 
 
 @given(st.lists(finite, min_size=2, max_size=20))
@@ -146,10 +152,10 @@ def test_many_lost_problems_are_significant_and_a_few_are_not():
 
 def test_what_is_not_the_same_units_is_not_compared():
     assert compare.difference(ppl([1.0, 2.0]), ppl([1.0])) == "2 windows here, 1 in the baseline"
-    other = Metric("pass@1", 0.5, "p", values=(1.0, 0.0), units=("a", "c"))
-    base = Metric("pass@1", 0.5, "p", values=(1.0, 0.0), units=("a", "b"))
+    other = made("pass@1", 0.5, "p", values=(1.0, 0.0), units=("a", "c"))
+    base = made("pass@1", 0.5, "p", values=(1.0, 0.0), units=("a", "b"))
     assert compare.difference(other, base) == "other problems than the baseline's"
-    gap = Metric("ppl", 2.0, "p", values=(1.0, None))
+    gap = made("ppl", 2.0, "p", values=(1.0, None))
     assert compare.difference(gap, ppl([1.0, 2.0])) == "windows without a finite result"
 
 
@@ -160,11 +166,11 @@ def test_a_single_window_gives_a_difference_without_a_test():
 
 
 def test_other_numbers_are_ratios_and_broken_ones_have_none():
-    fast, slow = (Metric("decode_tok_s", v, "speed", "tok/s") for v in (30.0, 20.0))
+    fast, slow = (made("decode_tok_s", v, "speed", "tok/s") for v in (30.0, 20.0))
     assert compare.difference(fast, slow) == compare.Difference("ratio", 1.5)
-    late, early = (Metric("ttft_s", v, "speed", "s") for v in (3.0, 2.0))
+    late, early = (made("ttft_s", v, "speed", "s") for v in (3.0, 2.0))
     assert compare.difference(late, early) == compare.Difference("time", 1.5)
-    zero, broken = Metric("x", 0.0, "p"), Metric("ppl", None, "p")
+    zero, broken = made("x", 0.0, "p"), made("ppl", None, "p")
     assert compare.difference(fast, zero) is None
     assert compare.difference(broken, ppl([1.0])) is None
 
@@ -175,7 +181,7 @@ def test_shares_of_a_plug_in_are_told_apart_in_points(unit, whole):
 
     def metric(found, kept=()) -> Metric:
         mean = sum(found) / len(found)
-        return Metric("accuracy", mean, "mmlu", unit, values=tuple(kept))
+        return made("accuracy", mean, "mmlu", unit, values=tuple(kept))
 
     bare = compare.difference(metric(ours), metric(base))
     assert bare == compare.Difference("points", pytest.approx(0.25))
