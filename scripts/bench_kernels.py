@@ -40,7 +40,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for folder in args.folders:
         artifact = describe_packed(folder)
-        name = artifact.details["format"]["label"]
+        assert artifact.format is not None
+        name = artifact.format.label
         torch.manual_seed(0)
         vocab = 512
         ids = torch.randint(0, vocab, (1, args.tokens), device=device)
@@ -53,7 +54,7 @@ def main() -> None:
             took = milliseconds(half, ids)
             print(f"| {name} | none | Linear {args.dtype} | {error:.2e} | | {took:.2f} |")
             del twin, half
-        for kernel in BACKENDS[artifact.details["format"]["name"]]:
+        for kernel in BACKENDS[artifact.format.name]:
             settings = EngineSettings(device=args.device, dtype=args.dtype)
             chosen = replace_kernel(artifact, kernel)
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,27 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Format:
+    """A packed format with its numbers. What is not the same for all layers is None."""
+
+    name: str  # its registry name
+    extra: str  # the extra of qeval whose packages run it
+    modules: tuple[str, ...]  # what must be importable
+    label: str  # for the row: "GPTQ W4A16g128 act-order", "NF4 double", "LLM.int8()"
+    num_bits: float | None
+    group_size: int | None  # inputs that share a scale; -1: one scale per output channel
+    symmetric: bool | None
+    details: Mapping[str, Any] = field(default_factory=dict)  # its own facts, as JSON has them
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "modules": list(self.modules)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Format:
+        return Format(**{**data, "modules": tuple(data["modules"])})
+
+
+@dataclass(frozen=True)
 class Artifact:
     """Weights ready to run. ``path`` is a folder or a .gguf file."""
 
@@ -48,9 +70,15 @@ class Artifact:
     layers: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # method's own facts: types, calibration, ...
+    format: Format | None = None  # of a packed folder
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+        """JSON has the format among the details, as 0.1.0 wrote it."""
+        data = {**asdict(self), "path": str(self.path)}
+        del data["format"]
+        if self.format is not None:
+            data["details"] = {"format": self.format.to_json(), **data["details"]}
+        return data
 
     def summary(self) -> dict[str, Any]:
         """What a Record keeps: everything but the layers (they stay beside the artifact)."""
@@ -60,7 +88,17 @@ class Artifact:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Artifact:
-        layers = tuple(LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in data["layers"])
+        details = dict(data["details"])
+        packed = details.pop("format", None)
         return Artifact(
-            **{**data, "path": Path(data["path"]), "layers": layers, "notes": tuple(data["notes"])}
+            **{
+                **data,
+                "path": Path(data["path"]),
+                "layers": tuple(
+                    LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in data["layers"]
+                ),
+                "notes": tuple(data["notes"]),
+                "details": details,
+                "format": Format.from_json(packed) if packed else None,
+            }
         )

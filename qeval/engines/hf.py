@@ -229,7 +229,7 @@ class HfEngine(LM):
         from qeval.formats.load import resident_bytes, unpacked_note
 
         notes = [*self._notes, *(self._decoder.notes() if self._decoder else ())]
-        if not self._artifact.simulated and "format" in self._artifact.details:
+        if not self._artifact.simulated and self._artifact.format is not None:
             unpacked = unpacked_note(self._artifact, resident_bytes(self._model))
             notes += [unpacked] if unpacked else []
         return tuple(notes)

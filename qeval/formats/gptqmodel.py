@@ -47,8 +47,8 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     Raises:
         EngineError: no kernel takes the weights, or the model lacks some of them.
     """
-
-    kind = artifact.details["format"]["name"]
+    assert artifact.format is not None
+    kind = artifact.format.name
     asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
     candidates = KERNELS[device.type] if asked == "auto" else (asked,)
     library = import_gptqmodel(settings.n_threads, device)

@@ -1,6 +1,6 @@
 """Loading packed checkpoints, each format by the library that runs it, and what that library chose.
 
-``artifact.details["format"]`` names the format (recognise.py); ``details["execution"]`` holds what the
+``artifact.format`` names the format (recognise.py); ``details["execution"]`` holds what the
 spec says about how it runs (a kernel). A loader returns a transformers model on the device, in eval
 mode.
 """
@@ -39,7 +39,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     read_tensors(artifact.path)
     if artifact.details.get("trust_remote_code"):
         settings = replace(settings, trust_remote_code=True)
-    name = (artifact.details.get("format") or {}).get("name")
+    name = artifact.format.name if artifact.format else None
     if name in LOADERS:
         module, _, function = LOADERS[name].partition(":")
         return getattr(importlib.import_module(module), function)(artifact, settings, device)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qeval.core.artifact import Artifact, LayerReport, ModelRef
+from qeval.core.artifact import Artifact, Format, LayerReport, ModelRef
 from qeval.core.errors import ModelError, UsageError, did_you_mean, raise_all
 from qeval.core.extras import require
 from qeval.formats.limits import check_half_precision
@@ -34,20 +33,6 @@ _TORCHAO = {  # class of torchao's configuration -> the name of the scheme, bits
     "Float8DynamicActivationFloat8WeightConfig": ("fp8dyn", 8),
 }
 _NAMED = 3  # layers in a note
-
-
-@dataclass(frozen=True)
-class Format:
-    """A packed format with its numbers. What is not the same for all layers is None."""
-
-    name: str  # a key of LOADERS in formats/load.py, else transformers loads it
-    extra: str  # the extra of qeval whose packages run it
-    modules: tuple[str, ...]  # what must be importable
-    label: str  # for the row: "GPTQ W4A16g128 act-order", "NF4 double", "LLM.int8()"
-    num_bits: float | None
-    group_size: int | None  # inputs that share a scale; -1: one scale per output channel
-    symmetric: bool | None
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 def recognise(folder: Path) -> Format | None:
@@ -74,13 +59,14 @@ def recognise(folder: Path) -> Format | None:
 
 def rounds_activations(artifact: Artifact) -> bool:
     """Whether the kernels of a packed model quantize activations, too."""
-    found = artifact.details.get("format") or {}
-    details = found.get("details") or {}
-    if found.get("name") == "compressed-tensors":
-        return bool(details["activations"] < 16)
-    if found.get("name") == "torchao":
-        return "DynamicActivation" in details["type"]
-    return found.get("name") == "fp8" or found.get("label") == "LLM.int8()"
+    found = artifact.format
+    if found is None:
+        return False
+    if found.name == "compressed-tensors":
+        return bool(found.details["activations"] < 16)
+    if found.name == "torchao":
+        return "DynamicActivation" in found.details["type"]
+    return found.name == "fp8" or found.label == "LLM.int8()"
 
 
 def describe_packed(folder: Path) -> Artifact:
@@ -116,7 +102,7 @@ def describe_packed(folder: Path) -> Artifact:
         bpw_file=8 * total / n_parameters,
         layers=tuple(LayerReport(p.name, p.shape, p.kind, p.n_bytes) for p in packed),
         notes=(*_left_as_floats(packed, rest), *_not_linear(packed, rest)),
-        details={"format": {**asdict(found), "modules": list(found.modules)}},
+        format=found,
     )
 
 
@@ -146,15 +132,15 @@ def check_runs(artifact: Artifact, model: ModelRef) -> None:
         MissingExtraError: a package of its format is not installed; with the command.
         UsageError: a dtype that its kernels do not compute in.
     """
-    found = artifact.details.get("format")
-    if not found:
+    found = artifact.format
+    if found is None:
         return
 
     def check_dtype() -> None:
-        if found["name"] in KERNELS_FOR:
-            check_half_precision(found["label"], model)
+        if found.name in KERNELS_FOR:
+            check_half_precision(found.label, model)
 
-    raise_all(lambda: require(found["extra"], *found["modules"]), check_dtype)
+    raise_all(lambda: require(found.extra, *found.modules), check_dtype)
 
 
 def check_float(method: str, model: ModelRef) -> None:

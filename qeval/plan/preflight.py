@@ -175,13 +175,13 @@ def artifact(
     from qeval.formats.limits import check_4bit_on_cpu, check_kernel
     from qeval.formats.recognise import check_runs
 
-    packed = made.details.get("format") or {}
-    kernel, label = execution.get("kernel", "auto"), packed.get("label", "")
+    packed = made.format
+    kernel, label = execution.get("kernel", "auto"), packed.label if packed else ""
 
     def check_device() -> None:
         if device is not None:
             check_kernel(label, kernel, device)
-        if device == "cpu" and packed.get("name") == "bitsandbytes" and packed.get("num_bits") == 4:
+        if device == "cpu" and packed and packed.name == "bitsandbytes" and packed.num_bits == 4:
             check_4bit_on_cpu(label, {r.name: (r.shape[0], r.shape[1]) for r in made.layers})
 
     return ask(where, lambda: check_runs(made, model), check_device)

@@ -63,11 +63,11 @@ class Checkpoint(Method[CheckpointOptions]):
             need_tokenizer=False,
         )
         artifact = describe_folder(found.path, found.dtype)
-        packed = artifact.details.get("format") or {}
-        if options.kernel != "auto" and packed.get("name") not in KERNELS_FOR:
+        packed = artifact.format
+        if options.kernel != "auto" and (packed is None or packed.name not in KERNELS_FOR):
             raise UsageError(
                 f"checkpoint {options.path}: kernel: {options.kernel} is for GPTQ and AWQ, "
-                f"and this is {packed.get('label', 'float')}: leave it out"
+                f"and this is {packed.label if packed else 'float'}: leave it out"
             )
         details = {**artifact.details, "identity": found.identity}
         return replace(artifact, details=details | ({"trust_remote_code": True} if trust else {}))

@@ -72,7 +72,7 @@ class Quanto(Method[QuantoOptions]):
         model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
         quantized.save_pretrained(folder)
         artifact = finish(folder, context, "optimum-quanto")
-        group = artifact.details["format"]["group_size"]
+        group = artifact.format.group_size if artifact.format else None
         if options.weights in ("int4", "int2") and group != 128:
             chosen = "a group size of its own for each layer" if group is None else f"groups of {group}"
             note = f"quanto chose {chosen}: 128 does not divide the inputs of every layer"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qeval.core.artifact import Artifact
+from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import ModelError
 from qeval.core.settings import EngineSettings
 from qeval.formats import load as packed
@@ -126,8 +126,8 @@ def test_each_format_is_loaded_by_the_library_that_runs_it(monkeypatch, whole, n
     settings = EngineSettings(dtype="bfloat16")
     module, _, function = (loader or "qeval.formats.load:load_model").partition(":")
     monkeypatch.setattr(f"{module}.{function}", lambda *args: args)
-    details = {"format": {"name": name}} if name else {}
-    artifact = replace(ARTIFACT, details=details)
+    found = Format(name, "hf", (), name, 4, 128, True) if name else None
+    artifact = replace(ARTIFACT, format=found)
     if loader:
         assert packed.load(artifact, settings, "cpu") == (artifact, settings, "cpu")
     else:

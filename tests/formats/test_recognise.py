@@ -89,8 +89,8 @@ def data_bytes(file: Path) -> int:
 def test_what_a_library_wrote_is_recognised_and_every_byte_counted(made, name):
     label, bits, group, kind, bpw = MADE[name]
     artifact = describe_packed(made / name)
-    found = artifact.details["format"]
-    assert (found["label"], found["num_bits"], found["group_size"]) == (label, bits, group)
+    found = artifact.format
+    assert (found.label, found.num_bits, found.group_size) == (label, bits, group)
     files = sum(data_bytes(f) for f in weight_files(made / name))
     assert artifact.weight_bytes + artifact.embedding_bytes == files
     assert artifact.embedding_bytes == HEAD
@@ -200,7 +200,7 @@ def test_autogptqs_older_folders_have_their_configuration_beside(tmp_path):
     folder = write(tmp_path / "q", tensors, {}, quantize_config=beside)
     (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
     assert recognise(folder).label == "GPTQ W4A16g128 act-order"
-    assert describe_folder(folder, "float16").details["format"]["name"] == "gptq"
+    assert describe_folder(folder, "float16").format.name == "gptq"
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -214,7 +214,7 @@ def test_awq(tmp_path, old):
     config["quant_method"] = "awq"
     folder = write(tmp_path / "q", tensors, {"quantization_config": config})
     artifact = describe_packed(folder)
-    assert artifact.details["format"]["label"] == "AWQ W4A16g64"
+    assert artifact.format.label == "AWQ W4A16g64"
     assert (artifact.layers[0].shape, artifact.bpw) == ((256, 128), 4 + 20 / 64)
 
 
@@ -227,7 +227,7 @@ def test_auto_round(tmp_path, layout):
     folder = write(tmp_path / "q", {**tensors, **rest()}, {"quantization_config": config})
     artifact = describe_packed(folder)
     asym = "" if layout == "gptq" else " asym"
-    assert artifact.details["format"]["label"] == f"AutoRound W4A16g32{asym}"
+    assert artifact.format.label == f"AutoRound W4A16g32{asym}"
     assert (artifact.layers[0].shape, artifact.bpw) == ((256, 128), 4 + 20 / 32)
 
 
@@ -242,7 +242,7 @@ def test_fp8_in_blocks(tmp_path):
     }
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     artifact = describe_packed(write(tmp_path / "q", tensors, {"quantization_config": config}))
-    assert artifact.details["format"]["label"] == "FP8 W8A8 128x128"
+    assert artifact.format.label == "FP8 W8A8 128x128"
     assert rounds_activations(artifact)
     assert (artifact.layers[0].kind, artifact.layers[0].stored_bytes) == ("fp8", 256 * 128 + 2 * 4)
 
@@ -272,7 +272,7 @@ def test_torchaos_int4_has_its_shape_beside(tmp_path, suffix):
     (tmp_path / "config.json").write_text(json.dumps(config))
     artifact = describe_packed(tmp_path)
     (layer,) = artifact.layers
-    assert artifact.details["format"]["label"] == "torchao int4wo g128"
+    assert artifact.format.label == "torchao int4wo g128"
     assert (layer.shape, layer.kind, layer.stored_bytes) == ((256, 128), "int4", 256 * (64 + 4))
 
 

@@ -82,7 +82,7 @@ def do(step: str) -> None:
                     _kept(f"{name}.run.json", lambda n=name, v=variant: run(n, vary(n, v)))
         case "weigh":  # gptq, awq: where GPTQModel is not
             for name in filter(_is_built, names):
-                if "format" in (artifact := _artifact(name)).details:
+                if (artifact := _artifact(name)).format:
                     weigh(name, artifact, {})
         case "plain":
             for name in names:
@@ -336,7 +336,7 @@ def weigh(name: str, artifact: Any, dense: dict[str, Tensor]) -> None:
         rows = [twin(input_ids=torch.tensor([ids])).logits[0].float().numpy() for ids in probe_ids()]
     np.save(OUT / f"{name}.twin.npy", np.stack(rows))
     plain = state | (_without_scales(state, floats) if BUILDS[name].method == "awq" else {})
-    group = artifact.details["format"]["group_size"]
+    group = artifact.format.group_size
     found = {}
     for linear in (f"{layer.name}.weight" for layer in artifact.layers):
         rows = state[linear].reshape(-1, state[linear].shape[1] if group in (None, -1) else group)
@@ -356,7 +356,7 @@ def _twin(artifact: Any, source: Path, dense: dict[str, Tensor]) -> Any:
 
     from qeval.quant.libraries.unpack import float_twin
 
-    kind = artifact.details["format"]["name"]
+    kind = artifact.format.name
     if kind in ("gptq", "awq"):
         return float_twin(artifact.path, torch.float32)
     twin = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
@@ -378,7 +378,7 @@ def _from_files(artifact: Any) -> Iterator[tuple[str, Tensor]]:
     from qeval.quant.libraries.unpack import awq_weight, gptq_weight
 
     parts = _tensors(artifact.path)
-    layout = artifact.details["format"]["details"]["layout"]
+    layout = artifact.format.details["layout"]
     for layer in artifact.layers:
         mine = {k: parts[f"{layer.name}.{k}"] for k in ("qweight", "qzeros", "scales")}
         yield layer.name, awq_weight(mine) if layout == "awq" else gptq_weight(mine, 4)
@@ -442,8 +442,8 @@ def _losses(
     parts = _tensors(artifact.path)
     from qeval.quant.libraries.unpack import unpack_ints
 
-    bits = artifact.details["format"]["num_bits"]
-    offset = int(artifact.details["format"]["details"]["checkpoint_format"] == "gptq")
+    bits = artifact.format.num_bits
+    offset = int(artifact.format.details["checkpoint_format"] == "gptq")
     for linear in (f"model.layers.0.self_attn.{n}_proj" for n in "qkv"):
         weight, found = floats[f"{linear}.weight"].float(), state[f"{linear}.weight"].float()
         index = parts[f"{linear}.g_idx"].long()

@@ -73,7 +73,7 @@ def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized):
     artifact = quantized.artifact("llama-awq-4")
     library = {"name": "gptqmodel", "version": version("gptqmodel")}
     assert artifact.details["library"] == library
-    assert artifact.details["format"]["label"] == "AWQ W4A16g128"
+    assert artifact.format.label == "AWQ W4A16g128"
     assert artifact.details["calibration"]["n_tokens"] == 4 * 32
     assert quantized.steps("llama-awq-4")[-1] == [2, 2, "blocks"]
     assert [p.name for p in artifact.path.parent.iterdir()] == ["model"]  # no logs

@@ -73,7 +73,7 @@ def test_packed_folders_are_sized_as_stored_and_say_what_they_are(tiny_llama, tm
     folder = int8(tiny_llama, tmp_path / "q")
     none, cell = cells(tmp_path, folder, "none", f"{{checkpoint: {folder}}}")
     for artifact in (none.row.artifact, cell.row.artifact):
-        assert artifact.details["format"]["label"] == "LLM.int8()"
+        assert artifact.format.label == "LLM.int8()"
         assert 8 < artifact.bpw < 9
         assert artifact.weight_bytes + artifact.embedding_bytes == sum(
             t.n_bytes for t in read_tensors(folder)

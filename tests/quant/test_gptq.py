@@ -110,7 +110,7 @@ def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized):
     artifact = quantized.artifact("llama-gptq-4")
     library = {"name": "gptqmodel", "version": version("gptqmodel")}
     assert artifact.details["library"] == library
-    assert artifact.details["format"]["label"] == "GPTQ W4A16g128"
+    assert artifact.format.label == "GPTQ W4A16g128"
     calibration = artifact.details["calibration"]
     assert (calibration["n_samples"], calibration["seq_len"]) == (16, 64)
     assert (calibration["n_tokens"], calibration["text_sha256"]) == (1024, "0" * 64)

@@ -177,7 +177,7 @@ def test_every_byte_of_the_files_is_counted(quantized, name):
 @pytest.mark.parametrize("name", BUILT)
 def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized, name):
     artifact, found = quantized.artifact(name), quantized.run(name)
-    assert artifact.details["format"]["label"] == BUILT[name].label
+    assert artifact.format.label == BUILT[name].label
     made_by = artifact.details["library"]
     assert made_by["version"] == version(made_by["name"])
     assert found["facts"]["kernels"] == {BUILT[name].kernel: len(artifact.layers)}

@@ -168,7 +168,7 @@ def test_the_configuration_says_what_loaders_must_know(tmp_path):
         "pack_dtype": "int32",
     }
     assert meta["quantizer"][0].startswith("qeval:")
-    assert packed.details["format"]["label"] == "GPTQ W3A16g32 act-order"
+    assert packed.format.label == "GPTQ W3A16g32 act-order"
     assert packed.details["calibration"]["n_tokens"] == sum(map(len, WINDOWS))
     options = QuantEaseOptions(format="gptq", num_bits=2, sweeps=1)
     packed = build(QuantEase(), options, model, tmp_path / "v2")
