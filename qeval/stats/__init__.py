@@ -1,0 +1,1 @@
+"""What a number can bear: distributions, means of correlated series, verdicts and their power."""
