@@ -20,6 +20,7 @@ from qeval.core.settings import EngineSettings
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from qeval.core.artifact import Artifact
@@ -117,6 +118,14 @@ class LM(Protocol):
         """Per window, in order: the negative log-likelihood (nats, float32 log-softmax) of tokens
         ``first`` .. len-1, each given all tokens before it in its window; shape [len - first].
         Not finite values are passed on as they are."""
+        ...
+
+    def predictions(
+        self, windows: Sequence[Ids], *, first: int = 1
+    ) -> Iterator[NDArray[np.float32]] | Iterator[torch.Tensor]:
+        """Per window, in order: the logits that predict tokens ``first`` .. len-1 of it, as the engine
+        has them: [len - first, vocabulary], float32 in memory or the model's dtype on its device.
+        Whoever keeps one keeps what it is a view of."""
         ...
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:

@@ -118,6 +118,13 @@ class HfEngine(LM):
         for batch in self._batches(windows):
             yield from self._score(batch, first)
 
+    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[torch.Tensor]:
+        from qeval.models.loading import check_causal
+
+        check_causal(self._model)
+        for batch in self._batches(windows):
+            yield from self._forward(self._tensor(batch), first)
+
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         import torch
 
@@ -281,11 +288,21 @@ class HfEngine(LM):
         import torch
 
         ids = self._tensor(batch)
+        windows = zip(self._forward(ids, first), ids[:, first:], strict=True)
+        with torch.inference_mode():
+            return [_window_nll(rows, targets).cpu().numpy() for rows, targets in windows]
+
+    def _forward(self, ids: torch.Tensor, first: int) -> torch.Tensor:
+        """The logits that predict tokens ``first`` .. last of each window, [windows, len - first,
+        vocabulary]: a view of what the model gave, nothing is copied."""
+        import torch
+
         keep = ids.shape[1] - first + 1  # logits at first-1 .. last; the last one predicts nothing here
         with torch.inference_mode():
-            logits = self._model(input_ids=ids, logits_to_keep=keep, **self._caching()).logits
-            windows = zip(logits[:, -keep:-1], ids[:, first:], strict=True)  # views: nothing is copied
-            return [_window_nll(rows, targets).cpu().numpy() for rows, targets in windows]
+            logits: torch.Tensor = self._model(
+                input_ids=ids, logits_to_keep=keep, **self._caching()
+            ).logits
+            return logits[:, -keep:-1]
 
     def _kv_bytes(self, context: int) -> int | None:
         """Keys and values of every layer, in the model's dtype or in the row's own bits; None where the

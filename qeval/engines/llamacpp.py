@@ -98,6 +98,23 @@ class LlamaCppEngine(LM):
         )
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        for context, group in self._groups(windows):
+            found: list[list[NDArray[np.float32]]] = [[np.empty(0, np.float32)] for _ in group]
+            for i, start, logits in self._pieces(context, group, first):
+                targets = group[i][start : start + len(logits)]
+                found[i].append(token_nll(logits, targets, self._pool))
+            yield from (np.concatenate(pieces) for pieces in found)
+
+    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        for context, group in self._groups(windows):
+            found = [np.empty((len(ids) - first, self.vocab_size), np.float32) for ids in group]
+            for i, start, logits in self._pieces(context, group, first):
+                found[i][start - first : start - first + len(logits)] = logits
+            while found:
+                yield found.pop(0)  # not kept here: the caller decides how long they live
+
+    def _groups(self, windows: Sequence[Ids]) -> Iterator[tuple[Context, list[NDArray[np.int32]]]]:
+        """Windows that are run together, one sequence each, and an empty context that they fit."""
         if not windows:
             return
         longest = max(len(window) for window in windows)
@@ -109,26 +126,25 @@ class LlamaCppEngine(LM):
         with self._context(n_seq, longest) as context:
             while start < len(windows):
                 size = min(n_seq, _power_of_two(len(windows) - start))
-                yield from self._group_nll(context, windows[start : start + size], first)
+                context.clear()
+                yield context, [self._checked(window) for window in windows[start : start + size]]
                 start += size
 
-    def _group_nll(
-        self, context: Context, windows: Sequence[Ids], first: int
-    ) -> list[NDArray[np.float32]]:
-        """NLL of windows that fit the context together, one sequence each."""
-        context.clear()
-        arrays = [self._checked(window) for window in windows]
-        found: list[list[NDArray[np.float32]]] = [[] for _ in arrays]
+    def _pieces(
+        self, context: Context, arrays: Sequence[NDArray[np.int32]], first: int
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Run windows together: which one, the number of the first token predicted, and the logits that
+        predict it and those that follow, [n, vocabulary]: llama.cpp's own buffer, which the next piece
+        overwrites."""
         step = self._positions_at_once(context, len(arrays))
         for start in range(0, max(map(len, arrays)) - 1, step):  # nothing follows the last token
             parts = [window[start : min(start + step, len(window) - 1)] for window in arrays]
             scored = [max(0, start + len(part) - max(start, first - 1)) for part in parts]
             logits = _decode(context, parts, start, scored)
             ends = np.cumsum(scored)
-            for window, part, n, end, out in zip(arrays, parts, scored, ends, found, strict=True):
-                targets = window[start + len(part) - n + 1 : start + len(part) + 1]
-                out.append(token_nll(logits[end - n : end], targets, self._pool))
-        return [np.concatenate(pieces) for pieces in found]
+            for i, (part, n, end) in enumerate(zip(parts, scored, ends, strict=True)):
+                if n:
+                    yield i, start + len(part) - n + 1, logits[end - n : end]
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         tokens = self._checked(ids)

@@ -18,8 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qeval.stats.student import t_p_value, t_quantile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FEWEST = 3  # waves: with fewer, Student's factor is 4.3 and more
 _TIMES = 8  # correlation times in a block
@@ -81,10 +86,10 @@ def mean_of_strangers(values: Sequence[float]) -> Mean | None:
 
 def _waves(n: int, time: float) -> int:
     most = min(round(0.41 * n ** (2 / 3)), int(n / (_TIMES * time)))
-    return min(n - 1, max(_FEWEST, most))
+    return int(min(n - 1, max(_FEWEST, most)))
 
 
-def correlation_time(values: Sequence[float]) -> float:
+def correlation_time(values: Sequence[float] | NDArray[np.float64]) -> float:
     """1 + 2 (r_1 + r_2 + ...): by how much the variance of the mean is larger than that of as many
     strangers; 1 where neighbours are unlike. The sum stops at the first lag that is ``_WINDOW`` times
     what it came to (Sokal, Monte Carlo methods in statistical mechanics, 1989, section 3)."""

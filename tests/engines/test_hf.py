@@ -67,6 +67,13 @@ def test_logits_and_nll_agree(lm):
     np.testing.assert_allclose(next(lm.nll(WINDOWS[:1])), nll.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_predictions_are_the_logits_of_every_window(lm):
+    windows = [WINDOWS[0][:20], *WINDOWS[1:3]]
+    for ids, rows in zip(windows, lm.predictions(windows, first=9), strict=True):
+        assert rows.shape == (len(ids) - 9, 512)
+        np.testing.assert_allclose(rows.numpy(), lm.logits(ids)[8:-1], rtol=1e-4, atol=1e-5)
+
+
 def test_windows_of_unequal_length_keep_their_order(lm):
     windows = [WINDOWS[0][:20], WINDOWS[1], WINDOWS[2][:20], WINDOWS[3]]
     together = list(lm.nll(windows))

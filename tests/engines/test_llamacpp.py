@@ -99,6 +99,18 @@ def test_nll_is_the_log_softmax_of_the_logits(engine):
     assert np.allclose(ours, nll_of(engine.logits(IDS), IDS), atol=2e-5)
 
 
+@pytest.mark.parametrize("first", [1, 33, len(IDS) - 1])
+def test_predictions_are_the_logits_of_every_window(engine, first, monkeypatch):
+    monkeypatch.setattr("qeval.engines.llamacpp._LOGITS_BYTES", 4 * 512 * 64)  # in pieces
+    windows = [IDS, IDS[::-1], IDS]
+    found, nll = engine.predictions(windows, first=first), engine.nll(windows, first=first)
+    for ids, rows, expected in zip(windows, found, nll, strict=True):
+        assert rows.shape == (len(ids) - first, engine.vocab_size)
+        assert_same_up_to_f16(rows, engine.logits(ids)[first - 1 : -1])
+        log_p = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+        assert np.allclose(-log_p[range(len(rows)), ids[first:]], expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("first", [1, 2, 33, 95])
 def test_first_gives_the_tail_of_the_same_numbers(engine, first):
     [whole], [tail] = engine.nll([IDS]), engine.nll([IDS], first=first)

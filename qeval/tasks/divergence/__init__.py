@@ -1,0 +1,1 @@
+"""How far a row's predictions moved from those of the float model, token by token."""
