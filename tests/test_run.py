@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qeval.cli.run import run_spec
 from qeval.core.errors import PreflightError, SandboxError, StoreError, UsageError
-from qeval.core.record import Record
+from qeval.core.record import Metric, Record
 from qeval.report.describe import describe
 from qeval.report.render import render
 from qeval.report.rows import build_table
@@ -77,6 +80,48 @@ def test_a_run_measures_and_a_second_run_does_nothing(toy, tmp_path):
     assert len([r for r in outcome.records if r.kind == "eval"]) == 1
     assert Path("results/toy/records.jsonl").read_bytes() == before
     assert builds(tmp_path) == ["build 8"]
+
+
+def _as_pass_at_1(metric: Metric) -> Metric:
+    return replace(metric, name="pass@1", protocol="humaneval/x", pairs="problem")
+
+
+def test_a_task_of_a_third_party_compares_as_the_built_in_ones_do(toy):
+    """Direction, paired difference with its interval, baseline, order, every form, `show`."""
+    run_spec(toy(tasks=f"quiz: {{}}; {QUICK}", quantizations="copy: 8; copy: 2"))
+    records = Store("results/toy").read()
+    table = build_table(records, baseline="copy8", sort="right")
+    assert [r.quantization for r in table.rows] == ["copy2", "copy8"]
+    assert [r.quantization for r in build_table(records, sort="-right").rows] == ["copy8", "copy2"]
+    column = next(c for c in table.columns if c.name == "right")
+    assert (column.title, column.better, column.unit) == ("answers", "higher", "share")
+    assert "longest" not in {c.name for c in table.columns}
+    change = table.rows[0].entries[column.id].difference
+    assert (change.kind, change.value, change.significant) == ("points", -0.75, True)
+    assert change.p == 2 / 2**18  # 18 answers lost, none won: McNemar
+    assert change.low < -0.75 < change.high < 0
+    assert "answers [low, high]: 95% interval" in table.legend
+    assert any(line.endswith("during the task quiz") for line in table.legend)
+    assert table.footnotes == ("no cheating",)
+
+    red, green = "\x1b[31m-75.0 pts", "\x1b[32m+75.0 pts"
+    assert red in render(table, "text", color=True)
+    assert green in render(build_table(records, baseline="copy2"), "text", color=True)
+    (row, _) = csv.DictReader(io.StringIO(render(table, "csv")))
+    assert row["right quiz/v1 (share)"] == "0.25"
+    assert (row["right quiz/v1 difference"], row["right quiz/v1 significant"]) == ("-0.75", "1")
+    assert float(row["right quiz/v1 difference low"]) == change.low
+    (shown,) = (c for c in json.loads(render(table, "json"))["columns"] if c["name"] == "right")
+    assert (shown["title"], shown["better"]) == ("answers", "higher")
+    quiz = next(r for r in records if r.kind == "eval" and r.cell["task"]["name"] == "quiz")
+    assert "longest = 9, n = 0, quiz/v1" in describe(quiz)
+
+    as_built_in = [
+        replace(r, metrics=tuple(_as_pass_at_1(m) if m.name == "right" else m for m in r.metrics))
+        for r in records
+    ]
+    theirs = build_table(as_built_in, baseline="copy8", sort="pass@1")
+    assert theirs.rows[0].entries["pass@1 humaneval/x"] == table.rows[0].entries[column.id]
 
 
 def test_one_build_serves_all_tasks_and_all_results_folders(toy, tmp_path):

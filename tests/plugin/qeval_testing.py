@@ -185,3 +185,46 @@ class Stopwatch:
 
     def run(self, lm, options, context):
         return TaskResult((Metric("lap", options.seconds, "stopwatch", "s", n=1),), context=8)
+
+
+class QuizOptions(Options):
+    items: int = 24
+
+
+class Quiz:
+    """`quiz`: a share of right answers, more of them with more bits, that pairs item by item; and a
+    number that no table shows."""
+
+    version = 1
+    Options = QuizOptions
+    needs = frozenset({"nll"})
+    on_simulated = True
+
+    def label(self, options):
+        return "quiz"
+
+    def preflight(self, options, data, *, weak_sandbox):
+        pass
+
+    def run(self, lm, options, context):
+        right = tuple(float(i % 8 < lm.num_bits) for i in range(options.items))
+        share = sum(right) / len(right)
+        metric = Metric(
+            "right",
+            share,
+            "quiz/v1",
+            "share",
+            low=share / 2,
+            high=(1 + share) / 2,
+            n=len(right),
+            values=right,
+            units=tuple(f"item {i}" for i in range(len(right))),
+            better="higher",
+            pairs="item",
+            change="points",
+            heading="answers",
+        )
+        longest = Metric(
+            "longest", 9.0, "quiz/v1", better="none", pairs="none", change="none", shown=False
+        )
+        return TaskResult((longest, metric), notes=("no cheating",), context=8, memory_rank=0)
