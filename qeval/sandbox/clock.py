@@ -5,6 +5,10 @@ The kernel counts that wait for every thread, and adds it when the thread gets a
 Documentation/scheduler/sched-stats.rst). What a thread has counted goes with it, so the clock looks
 again and again while a program runs, and adds what is new. Where the kernel does not count, wall time
 counts.
+
+Two more waits are no time of the program's own, and the kernel counts neither: for the disk or for a
+lock inside the kernel (state D), as while many lanes start and every page of the interpreter is read
+for the first time; and for the zygote, which forks the program and ends it.
 """
 
 from __future__ import annotations
@@ -19,10 +23,13 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 SHORT_S = 0.1  # most programs are done before anything has to be read
-LOOK_S = 0.25  # from one look to the next
-CREDIT_S = 5.0  # in all, for what threads may have waited between the last look and their end
+LOOK_S = 0.25  # from one look to the next, at the most
+SOON_S = 0.01  # and at the least
+CREDIT_S = 5.0  # in all, for what may have been waited between two looks and is counted nowhere
 PATIENCE = 1000  # however loaded the machine: so many times its limit, and a minute, is enough
 CHUNK = 1 << 16
+BLOCKED = b"D"
+BUSY = {b"R", BLOCKED}
 
 
 class Usage(NamedTuple):
@@ -38,6 +45,7 @@ class Clock:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._lane = (pid, *descendants(pid))
+        self._zygote = self._lane[-1]
         # Else no program is seen either (/proc mounted with hidepid, for one): wall time counts.
         self._sees = len(self._lane) > 1 and all(map(usage, self._lane))
         self._begun = 0.0
@@ -51,13 +59,12 @@ class Clock:
     def left(self, limit: float) -> float:
         """Seconds after which to ask again; 0 or less: the program's own time has reached the limit."""
         wall = time.monotonic() - self._begun
-        if wall < (short := min(SHORT_S, limit)):
+        if wall < (short := min(SHORT_S, limit / 4)):
             return short - wall
         if wall > PATIENCE * limit + 60:
             return 0.0
-        if (left := self._left(limit)) <= 0:
-            left = self._really_left(limit)
-        return min(max(left, 0.01), LOOK_S) if left > 0 else left
+        left = self._left(limit)
+        return max(min(left, LOOK_S, limit / 4), SOON_S) if left > 0 else left
 
     def kill_program(self) -> None:
         """Kill the program's process, but nothing of the lane."""
@@ -71,31 +78,28 @@ class Clock:
         self._cpu = self._waited = 0.0  # of all so far
         self._looked, self._threads, self._credit = self._started, set[int](), CREDIT_S
         self._there = self._seen = False  # its process, now; ever
+        self._busy = False  # somebody runs, or would if there were a core, a page or a lock
 
     def _left(self, limit: float) -> float:
         wall = time.monotonic() - self._started  # before the look: a wait that is over is then counted
         self._look()
+        if self._sees and (self._busy or not self._there):
+            # A wait that is not over is counted afterwards only; or it has ended, and what it had
+            # waited since the last look went with it: the answer is on its way.
+            return limit - self._cpu
         # One of two that hand over to each other is ready, and waits, while the other still computes: a
         # wait that is no loss. However much is waited, so much CPU time is enough.
         return limit - max(wall - self._waited, self._cpu)
-
-    def _really_left(self, limit: float) -> float:
-        """The same where the limit seems to be reached."""
-        ready = any(map(runnable, (*self._lane, *self._programs())))
-        left = self._left(limit)
-        if left <= 0 and self._sees and (ready or not self._there):
-            # It waits right now, which the kernel counts only afterwards; or it has ended, and what it
-            # had waited since the last look went with it: the answer is on its way.
-            return limit - self._cpu
-        return left
 
     def _look(self) -> None:
         """Add what is new since the last look. Threads beside each other take no more time than one,
         and a crowd of them is not to get the sum of their waits: the most of any thread counts."""
         now_s, programs = time.monotonic(), self._programs()
-        self._there = not self._sees
+        self._there, self._busy, blocked = not self._sees, False, False
         waited_before, threads = self._waited, set()
         for pid in (*self._lane, *programs):
+            doing = states(pid)  # before its usage: what has waited and sleeps by now is counted there
+            self._busy, blocked = self._busy or bool(doing & BUSY), blocked or BLOCKED in doing
             cpu = waited = 0.0
             for thread, now in usage(pid).items():
                 before = self._known.get(thread, Usage())
@@ -106,8 +110,11 @@ class Clock:
                 if pid in programs:
                     self._there = True
                     threads.add(thread)
+            if pid == self._zygote:  # nothing that it does is the program's
+                cpu, waited = 0.0, waited + cpu
             self._cpu, self._waited = self._cpu + cpu, self._waited + waited
-        if self._there and not self._threads <= threads:  # what it waited last went with a thread
+        ended = self._there and not self._threads <= threads
+        if blocked or ended:  # what was waited is counted nowhere
             lost = now_s - self._looked - (self._waited - waited_before)
             lost = min(max(lost, 0.0), self._credit)
             self._waited, self._credit = self._waited + lost, self._credit - lost
@@ -130,13 +137,15 @@ def usage(pid: int) -> dict[int, Usage]:
     return found
 
 
-def runnable(pid: int) -> bool:
-    """Whether a thread of the process runs, or would if it had a core."""
+def states(pid: int) -> set[bytes]:
+    """Of the threads of a process: ``R`` runs, or would if it had a core; ``D`` waits for a disk or for
+    a lock of the kernel; ``S`` sleeps (proc_pid_stat(5))."""
+    found = set()
     for thread in _threads(pid):
         with suppress(OSError, IndexError):
-            if _read(f"{PROC}/{pid}/task/{thread}/stat").rpartition(b")")[2].split()[0] == b"R":
-                return True
-    return False
+            stat = _read(f"{PROC}/{pid}/task/{thread}/stat")
+            found.add(stat.rpartition(b")")[2].split()[0])
+    return found
 
 
 def descendants(pid: int) -> list[int]:
