@@ -6,13 +6,15 @@ Documentation/scheduler/sched-stats.rst). What a thread has counted goes with it
 again and again while a program runs, and adds what is new. Where the kernel does not count, wall time
 counts.
 
-Two more waits are no time of the program's own, and the kernel counts neither: for the disk or for a
-lock inside the kernel (state D), as while many lanes start and every page of the interpreter is read
-for the first time; and for the zygote, which forks the program and ends it.
+Three more waits are no time of the program's own, and the kernel counts none of them: for the disk or
+for a lock inside the kernel (state D), as while many lanes start and every page of the interpreter is
+read for the first time; for the zygote, which forks the program and ends it; and for a look that comes
+late, since nobody has seen what there was to wait for.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -60,11 +62,14 @@ class Clock:
         """Seconds after which to ask again; 0 or less: the program's own time has reached the limit."""
         wall = time.monotonic() - self._begun
         if wall < (short := min(SHORT_S, limit / 4)):
+            self._due = self._begun + short
             return short - wall
         if wall > PATIENCE * limit + 60:
             return 0.0
         left = self._left(limit)
-        return max(min(left, LOOK_S, limit / 4), SOON_S) if left > 0 else left
+        again = max(min(left, LOOK_S, limit / 4), SOON_S)
+        self._due = time.monotonic() + again
+        return again if left > 0 else left
 
     def kill_program(self) -> None:
         """Kill the program's process, but nothing of the lane."""
@@ -77,6 +82,7 @@ class Clock:
         self._known = dict(pair for pid in self._lane for pair in usage(pid).items())  # by thread
         self._cpu = self._waited = 0.0  # of all so far
         self._looked, self._threads, self._credit = self._started, set[int](), CREDIT_S
+        self._due = math.inf  # the next look
         self._there = self._seen = False  # its process, now; ever
         self._busy = False  # somebody runs, or would if there were a core, a page or a lock
 
@@ -113,10 +119,12 @@ class Clock:
             if pid == self._zygote:  # nothing that it does is the program's
                 cpu, waited = 0.0, waited + cpu
             self._cpu, self._waited = self._cpu + cpu, self._waited + waited
+        lost = max(now_s - self._looked - (self._waited - waited_before), 0.0)
+        late = min(max(now_s - self._due, 0.0), lost)
+        self._waited += late
         ended = self._there and not self._threads <= threads
         if blocked or ended:  # what was waited is counted nowhere
-            lost = now_s - self._looked - (self._waited - waited_before)
-            lost = min(max(lost, 0.0), self._credit)
+            lost = min(lost - late, self._credit)
             self._waited, self._credit = self._waited + lost, self._credit - lost
         self._looked, self._threads = now_s, threads
         self._seen = self._seen or self._there
