@@ -14,7 +14,6 @@ late, since nobody has seen what there was to wait for.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -62,10 +61,10 @@ class Clock:
         """Seconds after which to ask again; 0 or less: the program's own time has reached the limit."""
         wall = time.monotonic() - self._begun
         if wall < (short := min(SHORT_S, limit / 4)):
-            self._due = self._begun + short
             return short - wall
         if wall > PATIENCE * limit + 60:
             return 0.0
+        self._due = self._due or self._begun + short
         left = self._left(limit)
         again = max(min(left, LOOK_S, limit / 4), SOON_S)
         self._due = time.monotonic() + again
@@ -82,7 +81,7 @@ class Clock:
         self._known = dict(pair for pid in self._lane for pair in usage(pid).items())  # by thread
         self._cpu = self._waited = 0.0  # of all so far
         self._looked, self._threads, self._credit = self._started, set[int](), CREDIT_S
-        self._due = math.inf  # the next look
+        self._due = 0.0  # the next look; 0: the first
         self._there = self._seen = False  # its process, now; ever
         self._busy = False  # somebody runs, or would if there were a core, a page or a lock
 
