@@ -49,7 +49,7 @@ class Clock:
         self._zygote = self._lane[-1]
         # Else no program is seen either (/proc mounted with hidepid, for one): wall time counts.
         self._sees = len(self._lane) > 1 and all(map(usage, self._lane))
-        self._begun = 0.0
+        self._begun = self._due = 0.0
         self._restart()
 
     def start(self) -> None:
