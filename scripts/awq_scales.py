@@ -22,7 +22,7 @@ from qeval.models.architectures import Block, Feed, decoder_blocks
 from qeval.quant.laboratory.block_calls import record_calls
 from qeval.quant.laboratory.driver import BlockRun, full_precision
 from qeval.quant.laboratory.solvers.base import GridRules, loss
-from qeval.quant.laboratory.transforms.awq import Awq
+from qeval.quant.laboratory.transforms.awq import AwqScales
 
 HEAD = (
     "| read by | grid | ratio, theirs | ratio, ours | scales differ by | RTN loss, none "
@@ -54,7 +54,7 @@ def table(
             return
         before = {x.name: x.weight.clone() for feed in block.feeds for x in feed.readers}
         start = clock(torch.device("cpu"))
-        Awq(rules)(block, run)
+        AwqScales(rules)(block, run)
         seconds = clock(torch.device("cpu")) - start
     found, their_seconds = theirs
     yield f"{program.title}; {their_seconds:.2f} s theirs, {seconds:.2f} s ours"

@@ -39,7 +39,7 @@ from qeval.quant.laboratory.solvers.gptq import gptq
 from qeval.quant.laboratory.solvers.outliers import Outliers, quantease_outliers
 from qeval.quant.laboratory.solvers.quantease import gptq_quantease, quantease
 from qeval.quant.laboratory.solvers.spqr import spqr
-from qeval.quant.laboratory.transforms.awq import Awq
+from qeval.quant.laboratory.transforms.awq import AwqScales
 from qeval.quant.rtn import RtnOptions, round_linear
 
 GIB = 2**30
@@ -164,7 +164,7 @@ METHODS: dict[str, Callable[[argparse.Namespace], tuple[float, float, float | No
     "gptq-quantease": partial(by_driver, gptq_quantease),
     "quantease-outliers": partial(by_driver, partial(quantease_outliers, outliers=Outliers(0.01))),
     "spqr": partial(by_driver, spqr),
-    "awq": partial(by_driver, clipped_rtn, transform=Awq),
+    "awq": partial(by_driver, clipped_rtn, transform=AwqScales),
 }
 
 

@@ -67,7 +67,7 @@ def draw(scores: Tensor, temperature: float, top_p: float, u: Tensor) -> Tensor:
 
 
 @dataclass
-class Row:
+class SequenceState:
     """A sequence in progress."""
 
     prompt: int
@@ -118,7 +118,7 @@ class Decoder:
         """Completions as they finish, the longest prompts first. ``prompts`` are not empty, and leave
         room for a token."""
         rows = [
-            Row(i, sample, list(ids), _uniforms(sampling, ids, sample))
+            SequenceState(i, sample, list(ids), _uniforms(sampling, ids, sample))
             for i, ids in enumerate(prompts)
             for sample in sampling.numbers
         ]
@@ -129,7 +129,7 @@ class Decoder:
             self.largest_batch = max(len(batch), self.largest_batch or 0)
             yield from self._finished(batch, sampling, stop)
 
-    def _batches(self, rows: list[Row], at_once: int) -> Iterator[list[Row]]:
+    def _batches(self, rows: list[SequenceState], at_once: int) -> Iterator[list[SequenceState]]:
         """All that may run together, in pieces of ``at_once``."""
         assert self._trials is not None
         if at_once == 1 or len(rows) == 1 or not self._trials.may_batch():
@@ -142,7 +142,9 @@ class Decoder:
             for start in range(0, len(group), at_once):
                 yield group[start : start + at_once]
 
-    def _finished(self, rows: list[Row], sampling: Sampling, stop: Stop | None) -> Iterator[Completion]:
+    def _finished(
+        self, rows: list[SequenceState], sampling: Sampling, stop: Stop | None
+    ) -> Iterator[Completion]:
         """One batch to its end. Where the longest sequence fills the model's context, the others go on
         without it."""
         assert self._trials is not None
@@ -204,7 +206,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     """Leaves the loop's argmax no choice but the token drawn for each row. A row whose logits are not
     finite (NaN, infinity) is finished."""
 
-    def __init__(self, rows: list[Row], sampling: Sampling) -> None:
+    def __init__(self, rows: list[SequenceState], sampling: Sampling) -> None:
         self._rows, self._sampling = rows, sampling
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -229,7 +231,9 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 class _Ends(StoppingCriteria):  # type: ignore[misc]
     """Hands each row its new token, and says which rows are finished."""
 
-    def __init__(self, rows: list[Row], sampling: Sampling, limit: int, stop: Stop | None) -> None:
+    def __init__(
+        self, rows: list[SequenceState], sampling: Sampling, limit: int, stop: Stop | None
+    ) -> None:
         self._rows, self._sampling, self._limit, self._stop = rows, sampling, limit, stop
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:

@@ -85,7 +85,7 @@ _NEVER_QUANTIZED = ("ffn_gate_inp", _TABLE, "ssm_conv1d", "shortconv.conv")
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GgufTensor:
     name: str
     shape: tuple[int, ...]  # as in torch: [out_features, in_features]; the file has it reversed
     kind: str  # "Q4_K", "F32", ...
@@ -113,7 +113,7 @@ class Tensor:
 @dataclass(frozen=True)
 class Header:
     metadata: dict[str, Any]  # scalars, strings, and arrays of numbers up to 4096 long
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GgufTensor, ...]
 
     @property
     def architecture(self) -> str:
@@ -264,7 +264,7 @@ def _read_one(path: Path) -> Header:
 
 
 def _check_tensors(
-    path: Path, tensors: list[tuple[Tensor, int]], alignment: int, header_ends: int
+    path: Path, tensors: list[tuple[GgufTensor, int]], alignment: int, header_ends: int
 ) -> None:
     """Raises ModelError where the tensors do not follow each other inside the file, are of a shape that
     their type cannot hold, or are weights in integers, which no operation takes."""
@@ -358,7 +358,7 @@ def _array(file: _HeaderReader) -> list[Any] | None:
     return list(_read(file, _SCALARS[kind], count))
 
 
-def _tensor(file: _HeaderReader) -> tuple[Tensor, int]:
+def _tensor(file: _HeaderReader) -> tuple[GgufTensor, int]:
     """A tensor and where its data begins, from the start of all data."""
     name = _string(file)
     if not name.isprintable():
@@ -369,4 +369,4 @@ def _tensor(file: _HeaderReader) -> tuple[Tensor, int]:
     shape = tuple(reversed(_read(file, "Q", n_dims)))
     number, offset = _read(file, "I") + _read(file, "Q")
     kind, block, block_bytes = GGML_TYPES[number]
-    return Tensor(name, shape, kind, prod(shape) // block * block_bytes), offset
+    return GgufTensor(name, shape, kind, prod(shape) // block * block_bytes), offset

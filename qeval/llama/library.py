@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from qeval.core import provenance
 from qeval.core.errors import EngineError, MissingExtraError
-from qeval.llama.gguf_file import GGML_TYPES, Tensor
+from qeval.llama.gguf_file import GGML_TYPES, GgufTensor
 
 Int32 = NDArray[np.int32]
 
@@ -103,7 +103,7 @@ def _gpus() -> list[str]:
     return [libggml.ggml_backend_dev_description(d).decode() for d in gpus]
 
 
-def nonfinite(tensors: Iterable[Tensor]) -> list[str]:
+def nonfinite(tensors: Iterable[GgufTensor]) -> list[str]:
     """The names of tensors of a file whose values or scales are not finite, as ggml finds them. Read
     piece by piece: a mapped file would count in the peak of memory."""
     libggml = _ggml()
@@ -113,7 +113,7 @@ def nonfinite(tensors: Iterable[Tensor]) -> list[str]:
     number = {kind: n for n, (kind, _, _) in GGML_TYPES.items()}
     block = {kind: n_bytes for kind, _, n_bytes in GGML_TYPES.values()}
 
-    def is_finite(t: Tensor) -> bool:
+    def is_finite(t: GgufTensor) -> bool:
         step = block[t.kind] * max(1, _CHECKED_BYTES // block[t.kind])
         with t.file.open("rb") as file:
             file.seek(t.offset)

@@ -145,7 +145,7 @@ def build_in_laboratory(options: AwqOptions, context: BuildContext) -> Artifact:
 
     from qeval.quant.laboratory.solvers.base import GridRules
     from qeval.quant.laboratory.solvers.clipping import clipped_rtn
-    from qeval.quant.laboratory.transforms.awq import Awq
+    from qeval.quant.laboratory.transforms.awq import AwqScales
 
     rules = GridRules(options.num_bits, options.group_size, options.symmetric)
     return build_with(
@@ -155,5 +155,5 @@ def build_in_laboratory(options: AwqOptions, context: BuildContext) -> Artifact:
         num_bits=options.num_bits,
         true_sequential=False,
         gptq=gptq_config(options),
-        transform=lambda *_: Awq(rules),
+        transform=lambda *_: AwqScales(rules),
     )

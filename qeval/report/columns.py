@@ -44,7 +44,7 @@ TIMES = (
 
 TIME_NAMES = frozenset(c.name for c in TIMES)
 
-Facts = Mapping[tuple[str, Place | None], float]
+CostsByPlace = Mapping[tuple[str, Place | None], float]
 """A row's costs by name and place (costs.py)."""
 
 
@@ -74,7 +74,11 @@ def at(column: Column, place: Place | None, places: Mapping[Place, str]) -> Colu
 
 
 def memory_columns(
-    facts: Sequence[Facts], places: Mapping[Place, str], *, wide: bool = False, every: bool = False
+    facts: Sequence[CostsByPlace],
+    places: Mapping[Place, str],
+    *,
+    wide: bool = False,
+    every: bool = False,
 ) -> list[Column]:
     """Columns of the memory that the rows' ``facts`` name. The short form has one column a place for
     what a process needs: VRAM where there was a GPU (the driver's number, else the framework's), else
@@ -88,12 +92,12 @@ def memory_columns(
     return long if wide else short
 
 
-def time_columns(facts: Sequence[Facts], hosts: Mapping[Place, str]) -> list[Column]:
+def time_columns(facts: Sequence[CostsByPlace], hosts: Mapping[Place, str]) -> list[Column]:
     known = {key for fact in facts for key in fact}
     return [at(c, host, hosts) for c in TIMES for host in hosts if (c.name, host) in known]
 
 
-def _needed(facts: Sequence[Facts], place: Place) -> list[Column]:
+def _needed(facts: Sequence[CostsByPlace], place: Place) -> list[Column]:
     notions = [c.name for c in (VRAM, RESERVED, ALLOCATED, RAM)]
     rows = [{name for name in notions if (name, place) in fact} for fact in facts]
     found = []
@@ -105,7 +109,10 @@ def _needed(facts: Sequence[Facts], place: Place) -> list[Column]:
 
 
 def layout_columns(
-    layout: Layout, quality: Sequence[Column], facts: Sequence[Facts], places: Mapping[Place, str]
+    layout: Layout,
+    quality: Sequence[Column],
+    facts: Sequence[CostsByPlace],
+    places: Mapping[Place, str],
 ) -> list[Column]:
     """The layout's metrics (a column each, also where nothing measured it) and the process's memory."""
     own = [c for c in quality if c.protocol.startswith(layout.protocols)]

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qeval.core.intervals import t_quantile
 from qeval.core.record import Change, Metric
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Kind = Literal["relative", "points", "ratio", "time"]
 
 RESAMPLES = 10_000
 ALPHA = 0.05
@@ -46,7 +45,7 @@ class Difference:
     factor for "ratio" (of a speed, a size, whatever else) and "time" (where less is better).
     ``significant`` is None where nothing can be tested."""
 
-    kind: Kind
+    kind: Change
     value: float
     low: float | None = None
     high: float | None = None
@@ -78,7 +77,7 @@ def _growth(log_ratio: float) -> float:
     return math.expm1(min(log_ratio, 700.0))
 
 
-def _ratio(ours: Metric, base: Metric, kind: Kind) -> Difference | None:
+def _ratio(ours: Metric, base: Metric, kind: Change) -> Difference | None:
     if not ours.value or not base.value or ours.value * base.value < 0:
         return None
     factor = ours.value / base.value

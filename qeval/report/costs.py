@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from qeval.core.record import Record
 from qeval.report.places import Place, host_of, place_of
-from qeval.report.sources import Source, age
+from qeval.report.row_records import RowRecords, age
 
 ACCOUNTED = frozenset({"bpw", "bpw_file", "size", "weights", "embeddings"})
 """Facts of a simulated row that say what packed storage would take."""
@@ -40,14 +40,14 @@ class Costs:
         return any((name, place) in self.facts for name in _PEAKS)
 
 
-def accounted(row: Source, name: str) -> bool:
+def accounted(row: RowRecords, name: str) -> bool:
     """Whether the fact ``name`` of a row is what packed storage would take, not what it took."""
     if name == "kv_cache":
         return "kv_cache" in row.low_bits
     return row.simulated and name in ACCOUNTED
 
 
-def costs(rows: Sequence[Source]) -> list[Costs]:
+def costs(rows: Sequence[RowRecords]) -> list[Costs]:
     places: dict[tuple[str, Place], list[Record]] = {}
     for row in rows:
         for record in row.evals:
@@ -68,7 +68,7 @@ def costs(rows: Sequence[Source]) -> list[Costs]:
     return found
 
 
-def _row_costs(row: Source, usual: Mapping[tuple[str, Place], str], main: str) -> Costs:
+def _row_costs(row: RowRecords, usual: Mapping[tuple[str, Place], str], main: str) -> Costs:
     """``main``: the task whose context the KV cache of the model's rows is for, where they have it."""
     found = Costs()
     _add_stored(row, found)
@@ -79,7 +79,7 @@ def _row_costs(row: Source, usual: Mapping[tuple[str, Place], str], main: str) -
     return found
 
 
-def _add_peaks(row: Source, found: Costs, place: Place, usual: str) -> None:
+def _add_peaks(row: RowRecords, found: Costs, place: Place, usual: str) -> None:
     """From the newest record of the task that the model's rows have at this place; else, if this row
     was not even to have it, of one that it has."""
     records = [record for record in row.evals if place_of(record) == place]
@@ -116,7 +116,7 @@ def _newest_first(records: Iterable[Record]) -> Iterator[Record]:
     yield from sorted(records, key=age, reverse=True)
 
 
-def _add_stored(row: Source, found: Costs) -> None:
+def _add_stored(row: RowRecords, found: Costs) -> None:
     made = row.artifact
     weights, embeddings = made.get("weight_bytes"), made.get("embedding_bytes")
     found.add("bpw", None, made.get("bpw"))
@@ -126,7 +126,7 @@ def _add_stored(row: Source, found: Costs) -> None:
     found.add("embeddings", None, embeddings)
 
 
-def _add_cache(row: Source, found: Costs, context: float | None) -> None:
+def _add_cache(row: RowRecords, found: Costs, context: float | None) -> None:
     """The KV cache of a row that skips the task of the peaks, from what another task says of it: it
     grows with the context, so it stands beside the other rows' of the model."""
     if not row.costs_as_float or ("context", None) in found.facts:
@@ -139,7 +139,7 @@ def _add_cache(row: Source, found: Costs, context: float | None) -> None:
             found.add("context", None, wanted)
 
 
-def _add_times(row: Source, found: Costs) -> None:
+def _add_times(row: RowRecords, found: Costs) -> None:
     """By host: a row's tasks and its build may use other devices of it."""
     for build in _newest_first(row.builds):
         found.add("build_s", host_of(build), build.timing.get("build_s"))

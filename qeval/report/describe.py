@@ -13,7 +13,7 @@ from qeval.core.intervals import half_width
 from qeval.core.record import MemoryReport, Metric, Record
 from qeval.core.units import human_bytes, human_seconds
 from qeval.report.places import place_of
-from qeval.report.sources import age, kept
+from qeval.report.row_records import age, kept
 
 _KEY_PARTS = ("conditions", "key_anywhere")  # of a cell: shown in words
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.places import Place, in_order, place_of
-from qeval.report.sources import Source, age, order, task_id
+from qeval.report.row_records import RowRecords, age, order, task_id
 from qeval.report.table import Column
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCell:
     """The record behind a cell of the table, with its metric where it has one; and the same cell as
     other folders have it, newest first."""
 
@@ -35,18 +35,18 @@ class Filled:
     tasks: set[str]
 
 
-Cells = Mapping[str, Found | None]
+Cells = Mapping[str, FoundCell | None]
 """By column id. None: not run."""
 
 
-def places(rows: Sequence[Source]) -> list[Place]:
+def places(rows: Sequence[RowRecords]) -> list[Place]:
     """Where numbers come from that have a column for each place."""
     records = [record for row in rows for record in row.evals]
     found = {_place(r, metric) for r in records for metric in (None, *shown(r))}
     return in_order(place for place in found if place is not None)
 
 
-def metric_columns(rows: Sequence[Source], named: Mapping[Place, str]) -> dict[str, Filled]:
+def metric_columns(rows: Sequence[RowRecords], named: Mapping[Place, str]) -> dict[str, Filled]:
     """By id, in the order of the tasks; those of one metric side by side, place by place. A task of
     which no cell has given a number has one of its own."""
     records = sorted((r for row in rows for r in row.evals), key=lambda r: order(r, 2))
@@ -74,7 +74,7 @@ def metric_columns(rows: Sequence[Source], named: Mapping[Place, str]) -> dict[s
     return {filled.column.id: filled for filled in every}
 
 
-def cells(source: Source, columns: Mapping[str, Filled], named: Mapping[Place, str]) -> Cells:
+def cells(source: RowRecords, columns: Mapping[str, Filled], named: Mapping[Place, str]) -> Cells:
     """For each column its metric, else the record that should have given it."""
     found: dict[str, list[tuple[Record, Metric]]] = {}
     for record in source.evals:
@@ -88,12 +88,12 @@ def cells(source: Source, columns: Mapping[str, Filled], named: Mapping[Place, s
     }
 
 
-def elsewhere(source: Source, filled: Filled) -> bool:
+def elsewhere(source: RowRecords, filled: Filled) -> bool:
     """Whether the row has what fills this column, but from other places only."""
     return any(task in source.by_task for task in filled.tasks)
 
 
-def _newest(pairs: Sequence[tuple[Record, Metric]]) -> Found:
+def _newest(pairs: Sequence[tuple[Record, Metric]]) -> FoundCell:
     """Of equal age the last. What the same folder held before was measured again, and is gone."""
     by_age = sorted(enumerate(pairs), key=lambda item: (age(item[1][0]), item[0]), reverse=True)
     (record, metric), *rest = (pair for _, pair in by_age)
@@ -101,10 +101,10 @@ def _newest(pairs: Sequence[tuple[Record, Metric]]) -> Found:
     for pair in rest:
         if pair[0].folder != record.folder:
             others.setdefault(pair[0].folder, pair)
-    return Found(record, metric, tuple(others.values()))
+    return FoundCell(record, metric, tuple(others.values()))
 
 
-def _silent(source: Source, filled: Filled) -> Found | None:
+def _silent(source: RowRecords, filled: Filled) -> FoundCell | None:
     place = filled.column.place
     records = [
         record
@@ -114,7 +114,7 @@ def _silent(source: Source, filled: Filled) -> Found | None:
     ]
     if place is not None:  # a number of theirs stands in another column
         records = [r for r in records if not r.metrics or _place(r, None) == place]
-    return Found(records[-1], None) if records else None
+    return FoundCell(records[-1], None) if records else None
 
 
 def _place(record: Record, metric: Metric | None) -> Place | None:

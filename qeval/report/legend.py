@@ -13,7 +13,7 @@ from qeval.tasks.layouts import LAYOUTS
 
 
 @dataclass(frozen=True)
-class Facts:
+class TableFacts:
     """What the lines say that is not in the table. ``baselines``: names of the rows that differences
     are taken from; ``tasks``: whose processes the peaks were measured in, with the models that have
     theirs from them; ``contexts``: the sequence lengths that KV cache sizes are for."""
@@ -23,11 +23,11 @@ class Facts:
     contexts: set[int]
 
 
-def legend(table: Table, facts: Facts) -> tuple[str, ...]:
+def legend(table: Table, facts: TableFacts) -> tuple[str, ...]:
     return (*_numbers(table, facts), *_marks(table), *_memory(table, facts), *_places(table))
 
 
-def _numbers(table: Table, facts: Facts) -> Iterator[str]:
+def _numbers(table: Table, facts: TableFacts) -> Iterator[str]:
     entries = [e for row in table.rows for e in row.entries.values()]
     if table.layout != "full":
         yield from _protocols(table)
@@ -104,7 +104,7 @@ def _marks(table: Table) -> Iterator[str]:
         yield "…: not run yet"
 
 
-def _memory(table: Table, facts: Facts) -> Iterator[str]:
+def _memory(table: Table, facts: TableFacts) -> Iterator[str]:
     names = {c.name for c in table.columns}
     during = f", during the task {_by_model(facts.tasks)}" if facts.tasks else ""
     if "bpw" in names:

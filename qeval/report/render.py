@@ -15,8 +15,8 @@ from typing import Any
 from qeval.core.errors import UsageError, did_you_mean
 from qeval.core.record import finite
 from qeval.report.format import marks
-from qeval.report.grid import GridCell, grid
-from qeval.report.table import Column, Entry, Row, Table
+from qeval.report.sheet import SheetCell, sheet
+from qeval.report.table import Column, Entry, Table, TableRow
 from qeval.report.text import text
 
 FORMATS = ("text", "markdown", "csv", "json")
@@ -54,14 +54,14 @@ def render(table: Table, fmt: str, *, width: int | None = None, color: bool = Fa
 
 def markdown(table: Table) -> str:
     """A GitHub pipe table, then footnotes and legend."""
-    g = grid(table)
+    g = sheet(table)
     lines = [f"**{_escaped(g.title)}**", ""] if g.title else []
-    lines.append(_pipes(GridCell(header) for header in g.headers))
+    lines.append(_pipes(SheetCell(header) for header in g.headers))
     lines.append("|" + "|".join("---:" if right else "---" for right in g.right) + "|")
     for section in g.sections:
         if section.heading:
-            blanks = [GridCell(()) for _ in g.headers[1:]]
-            lines.append(_pipes([GridCell((f"**{section.heading}**",)), *blanks]))
+            blanks = [SheetCell(()) for _ in g.headers[1:]]
+            lines.append(_pipes([SheetCell((f"**{section.heading}**",)), *blanks]))
         lines += [_pipes(row) for row in section.rows]
     notes = [f"{marks((i,)).strip()} {note}" for i, note in enumerate(table.footnotes, 1)]
     small_print = [f"- {_escaped(line)}" for line in (*notes, *table.legend)]
@@ -98,12 +98,12 @@ def _csv_names(column: Column) -> list[str]:
     return [name, *(f"{column.id} {part}" for part in (*parts, *conditions))]
 
 
-def _csv_head(row: Row) -> list[Any]:
+def _csv_head(row: TableRow) -> list[Any]:
     names = (row.model, row.dtype, row.quantization, row.engine)
     return [*names, int(row.baseline), int(row.marked)]
 
 
-def _csv_values(table: Table, row: Row) -> Iterator[Any]:
+def _csv_values(table: Table, row: TableRow) -> Iterator[Any]:
     for column in table.columns:
         entry = row.entries[column.id]
         yield entry.value

@@ -17,12 +17,20 @@ from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.compare import Difference, difference
 from qeval.report.costs import Costs, accounted, costs
-from qeval.report.fill import Cells, Filled, Found, cells, elsewhere, metric_columns, places, shown
+from qeval.report.fill import Cells, Filled, FoundCell, cells, elsewhere, metric_columns, places, shown
 from qeval.report.format import value_text
-from qeval.report.legend import Facts, legend
+from qeval.report.legend import TableFacts, legend
 from qeval.report.places import Place, labels, place_of
-from qeval.report.sources import Source, baselines, choose_baselines, kept, names, sources, task_id
-from qeval.report.table import Column, Entry, Row, Table
+from qeval.report.row_records import (
+    RowRecords,
+    baselines,
+    choose_baselines,
+    kept,
+    names,
+    sources,
+    task_id,
+)
+from qeval.report.table import Column, Entry, Table, TableRow
 from qeval.store.results import cell_name, is_meant
 from qeval.tasks.layouts import LAYOUTS
 
@@ -47,7 +55,7 @@ class Notes:
 class _Draft:
     """All rows and columns that the records make, before a choice of them is shown."""
 
-    rows: list[Source]
+    rows: list[RowRecords]
     columns: dict[str, Filled]  # of metrics
     places: dict[Place, str]
     hosts: dict[Place, str]
@@ -96,7 +104,7 @@ def build_table(
     return replace(table, legend=legend(table, _facts(draft, shown_as, bases)))
 
 
-def _draft(rows: list[Source], baseline: str | None) -> _Draft:
+def _draft(rows: list[RowRecords], baseline: str | None) -> _Draft:
     if baseline is not None:
         choose_baselines(rows, baseline)
     found = costs(rows)
@@ -179,7 +187,7 @@ def _row(
     shown_as: tuple[str, str],
     columns: Sequence[Column],
     notes: Notes,
-) -> Row:
+) -> TableRow:
     """``base``: the row that differences are taken from."""
     source, mine = draft.rows[i], draft.cells[i]
     theirs = {} if base is None else draft.cells[base]
@@ -197,7 +205,7 @@ def _row(
             entries[c.id] = _entry(draft.columns[c.id], source, pair, way, notes)
         else:
             entries[c.id] = Entry(status=NONE)
-    return Row(
+    return TableRow(
         model=shown_as[0],
         dtype=source.dtype,
         quantization=shown_as[1],
@@ -210,7 +218,7 @@ def _row(
     )
 
 
-def _cost(column: Column, source: Source, found: Costs, notes: Notes) -> Entry:
+def _cost(column: Column, source: RowRecords, found: Costs, notes: Notes) -> Entry:
     value = found.facts.get((column.name, column.place))
     if value is None:
         return Entry(status=NONE)
@@ -223,8 +231,8 @@ def _cost(column: Column, source: Source, found: Costs, notes: Notes) -> Entry:
 
 def _entry(
     filled: Filled,
-    source: Source,
-    pair: tuple[Found | None, Found | None],
+    source: RowRecords,
+    pair: tuple[FoundCell | None, FoundCell | None],
     way: str | None,
     notes: Notes,
 ) -> Entry:
@@ -250,7 +258,7 @@ def _entry(
     return replace(_value(found.metric), difference=change, notes=notes.numbers(said))
 
 
-def _other_way(source: Source, found: Found | None, base: Found | None) -> str | None:
+def _other_way(source: RowRecords, found: FoundCell | None, base: FoundCell | None) -> str | None:
     """One line where a quality and its baseline's come from other engines or devices, which give
     slightly other numbers for the same weights."""
     if found is None or base is None or found.metric is None or base.metric is None:
@@ -272,7 +280,7 @@ def _device(record: Record) -> str | None:
     return place.device_name or place.device
 
 
-def _versions(found: Found, base: Found | None) -> list[str]:
+def _versions(found: FoundCell, base: FoundCell | None) -> list[str]:
     """One line where a cost and its baseline's were measured with other versions of one engine."""
     assert base is not None
     if found.record.cell.get("engine") != base.record.cell.get("engine"):
@@ -282,7 +290,7 @@ def _versions(found: Found, base: Found | None) -> list[str]:
     return [f"measured with {ours}, the baseline with {theirs}"] if known else []
 
 
-def _twice(column: Column, found: Found) -> list[str]:
+def _twice(column: Column, found: FoundCell) -> list[str]:
     """One line for what other folders have of the same cell, and why it is not what stands here."""
     if not found.others:
         return []
@@ -311,7 +319,7 @@ def _reason(record: Record) -> str:
     return f"{record.status}: {error}{log}"
 
 
-def _own_notes(found: Found, source: Source) -> list[str]:
+def _own_notes(found: FoundCell, source: RowRecords) -> list[str]:
     """A record's notes stand at its first metric; those of the artifact stand at the row's name."""
     first = shown(found.record)[0] is found.metric
     shared = source.artifact.get("notes", ())
@@ -330,7 +338,7 @@ def _value(metric: Metric) -> Entry:
     return Entry(metric.value, half, metric.value - half, metric.value + half)
 
 
-def _difference(ours: Found, base: Found | None) -> Difference | str | None:
+def _difference(ours: FoundCell, base: FoundCell | None) -> Difference | str | None:
     if base is None or base.metric is None or ours.metric is None:
         return None
     # Windows have no names: they are the same where text and tokens are.
@@ -340,11 +348,13 @@ def _difference(ours: Found, base: Found | None) -> Difference | str | None:
     return difference(ours.metric, base.metric)
 
 
-def _sha(found: Found, name: str) -> Any:
+def _sha(found: FoundCell, name: str) -> Any:
     return found.record.provenance.get(name)
 
 
-def _facts(draft: _Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[int | None]) -> Facts:
+def _facts(
+    draft: _Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[int | None]
+) -> TableFacts:
     """For the legend; ``shown_as``: models and rows as they are called, ``bases``: their baselines."""
     named: dict[str, None] = {}
     tasks: dict[str, dict[str, None]] = {}
@@ -359,4 +369,4 @@ def _facts(draft: _Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[i
         if ("context", None) in facts.facts:
             contexts.add(int(facts.facts["context", None]))
     by_task = {task: tuple(models) for task, models in tasks.items()}
-    return Facts(tuple(named), by_task, contexts)
+    return TableFacts(tuple(named), by_task, contexts)

@@ -10,7 +10,7 @@ from qeval.core.record import Better
 from qeval.report.compare import Difference
 from qeval.report.places import Place
 
-Kind = Literal["metric", "memory", "time", "task"]
+ColumnKind = Literal["metric", "memory", "time", "task"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Column:
     unit: str = ""  # as printed: "%", "GiB", "tok/s"
     protocol: str = ""
     limit: int | None = None  # only the first units were measured
-    kind: Kind = "metric"
+    kind: ColumnKind = "metric"
     place: Place | None = None  # where it was measured, if that decides the number
     where: str = ""  # the same in few words, if the table has several places
     group: str = ""  # what the legend calls it and its like
@@ -53,7 +53,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     model: str
     dtype: str  # "" where the model is a .gguf file, which has types of its own
     quantization: str
@@ -72,7 +72,7 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]  # rows of one model stand together
+    rows: tuple[TableRow, ...]  # rows of one model stand together
     footnotes: tuple[str, ...] = ()
     legend: tuple[str, ...] = ()
     layout: str = "full"  # or a short one's name (tasks/layouts.py)

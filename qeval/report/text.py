@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from qeval.report.format import marks
-from qeval.report.grid import Grid, GridCell, grid
+from qeval.report.sheet import Sheet, SheetCell, sheet
 from qeval.report.table import Table
 
 Span = tuple[str, str]
@@ -53,7 +53,7 @@ def _ansi(lines: Sequence[Sequence[Span]]) -> str:
 
 
 def _lines(table: Table, width: int | None) -> Iterator[list[Span]]:
-    g = grid(table)
+    g = sheet(table)
     if g.title:
         yield [(g.title, "title")]
         yield []
@@ -66,13 +66,13 @@ def _lines(table: Table, width: int | None) -> Iterator[list[Span]]:
     yield from _small_print(table, width)
 
 
-def _label_columns(g: Grid) -> int:
+def _label_columns(g: Sheet) -> int:
     """How many columns at the left name the row: they are repeated in every block."""
     names = [lines[0] for lines in g.headers[:2]]
     return 2 if names[1:] == ["dtype"] or names[:1] == ["model"] else 1
 
 
-def _fitted(g: Grid) -> tuple[list[list[str]], list[int]]:
+def _fitted(g: Sheet) -> tuple[list[list[str]], list[int]]:
     """Headers folded to their columns, and the width of each column."""
     headers, widths = [], []
     for i, lines in enumerate(g.headers):
@@ -108,9 +108,9 @@ def _blocks(widths: Sequence[int], fixed: int, width: int | None) -> list[list[i
 
 
 def _block(
-    g: Grid, headers: list[list[str]], widths: list[int], block: list[int]
+    g: Sheet, headers: list[list[str]], widths: list[int], block: list[int]
 ) -> Iterator[list[Span]]:
-    head = [GridCell(tuple(headers[i]), "header") for i in block]
+    head = [SheetCell(tuple(headers[i]), "header") for i in block]
     yield from _row(g, head, widths, block)
     total = sum(widths[i] for i in block) + _GAP * (len(block) - 1)
     yield [("─" * total, "small")]
@@ -124,7 +124,7 @@ def _block(
 
 
 def _row(
-    g: Grid, cells: Sequence[GridCell], widths: list[int], block: list[int]
+    g: Sheet, cells: Sequence[SheetCell], widths: list[int], block: list[int]
 ) -> Iterator[list[Span]]:
     for parts in zip_longest(*(cell.lines for cell in cells), fillvalue=""):
         line: list[Span] = []

@@ -26,7 +26,7 @@ from qeval.engines import llamacpp
 from qeval.engines.base import Sampling, seed_of
 from qeval.engines.llamacpp import LlamaCppEngine, token_nll, window_note
 from qeval.llama import library as llama
-from qeval.llama.gguf_file import Tensor
+from qeval.llama.gguf_file import GgufTensor
 from qeval.quant.base import BuildContext
 from qeval.quant.gguf import Gguf, GgufOptions
 
@@ -286,7 +286,7 @@ def test_scales_that_are_not_finite_are_found(tmp_path, monkeypatch, bad):
     if bad is not None:
         blocks[bad, :2] = np.array([np.inf], np.float16).view(np.uint8)
     (tmp_path / "data").write_bytes(b"12345" + blocks.tobytes())
-    tensor = Tensor("a", (256,), "Q8_0", 8 * 34, tmp_path / "data", 5)
+    tensor = GgufTensor("a", (256,), "Q8_0", 8 * 34, tmp_path / "data", 5)
     assert llama.nonfinite([tensor]) == (["a"] if bad is not None else [])
 
 

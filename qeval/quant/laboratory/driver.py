@@ -243,7 +243,7 @@ def _remarks(facts: Facts, n_tokens: int, in_features: int) -> Iterator[str]:
         yield f"{n_tokens} calibration tokens for {in_features} inputs"
 
 
-class Moments:
+class SecondMoment:
     """The second moment of one linear's inputs, summed window by window."""
 
     def __init__(self, name: str) -> None:
@@ -293,7 +293,7 @@ class BlockRun:
 
     def measure(self, groups: Sequence[Group]) -> list[Inputs]:
         """The inputs of each group; a pass ends where the last of them is known."""
-        moments = [Moments(group[0].name) for group in groups]
+        moments = [SecondMoment(group[0].name) for group in groups]
         pending: set[int] = set()
         hooks = [
             group[0].module.register_forward_pre_hook(partial(_take, moments[i], pending, i))
@@ -328,7 +328,7 @@ class BlockRun:
         return self._moved[id(tensor)]
 
 
-def _take(moments: Moments, pending: set[int], group: int, module: nn.Module, args: Any) -> None:
+def _take(moments: SecondMoment, pending: set[int], group: int, module: nn.Module, args: Any) -> None:
     """A hook before a group's first linear: sums its inputs; after the last group's, ends the pass."""
     moments.add(args[0])
     pending.discard(group)

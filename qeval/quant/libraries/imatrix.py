@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import BuildError
 from qeval.core.progress import Progress
-from qeval.llama.gguf_file import Header, Tensor
+from qeval.llama.gguf_file import GgufTensor, Header
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def to_gguf_names(importance: Mapping[str, NDArray[np.float32]], header: Header)
 
 
 def _stacked(
-    importance: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, Tensor]
+    importance: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, GgufTensor]
 ) -> Importance:
     """The entries of the tensors of all experts, [experts * in_features]."""
     from qeval.models.experts import expert_of
@@ -155,7 +155,7 @@ def _stacked(
     }
 
 
-def _entry_size(tensor: Tensor) -> int:
+def _entry_size(tensor: GgufTensor) -> int:
     """What llama.cpp wants of a tensor: a value for each input, of each matrix in a stack."""
     return prod(tensor.shape[:-2]) * tensor.shape[-1]
 

@@ -63,7 +63,7 @@ def search(magnitude: Tensor, error_of: Callable[[Tensor], float]) -> tuple[floa
 
 
 @dataclass(frozen=True)
-class Awq:
+class AwqScales:
     """The driver's ``prepare``: searches and folds the scales of one block; clips all but q and k."""
 
     rules: GridRules

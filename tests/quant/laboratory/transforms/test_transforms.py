@@ -15,7 +15,7 @@ from qeval.models.linears import linears
 from qeval.quant.laboratory.driver import quantize_blocks
 from qeval.quant.laboratory.solvers.base import Facts, GridRules, Solution
 from qeval.quant.laboratory.solvers.rtn import rtn
-from qeval.quant.laboratory.transforms.awq import RATIOS, Awq, awq_scale, inspected, search
+from qeval.quant.laboratory.transforms.awq import RATIOS, AwqScales, awq_scale, inspected, search
 from qeval.quant.laboratory.transforms.scaling import fold
 from qeval.quant.laboratory.transforms.smoothquant import Smoothing, input_maxima, smoothing_scale
 from qeval.quant.laboratory.unfinished import Unfinished
@@ -153,7 +153,7 @@ def test_any_scale_leaves_the_output(case):
 def test_awq_without_rounding_leaves_the_output(case):
     model = make(case)
     before = logits(model)
-    prepare = Awq(GridRules(3, 16))
+    prepare = AwqScales(GridRules(3, 16))
 
     def float_after_all(block, run):
         told = prepare(block, run)
@@ -224,7 +224,7 @@ def chosen(model, rules, windows=WINDOWS[:3]):
     ratios = {}
 
     def spy(block, run):
-        told = Awq(rules)(block, run)
+        told = AwqScales(rules)(block, run)
         ratios.update((n, float(how.note.split("^")[1])) for n, how in told.items() if how.note)
         return {}
 
@@ -307,7 +307,7 @@ def test_modules_are_inspected_on_a_bounded_sample(monkeypatch):
     attention = model.model.layers[0].self_attn
     attention.register_forward_hook(lambda *_: calls.append(1))
     rules = GridRules(4, 16)
-    run(model, Awq(rules), windows=WINDOWS[:5], num_blocks=1, true_sequential=False)
+    run(model, AwqScales(rules), windows=WINDOWS[:5], num_blocks=1, true_sequential=False)
     in_search = 2 * (1 + len(RATIOS))
     assert len(calls) == 5 + in_search + 5  # H and mean |x|; the search; H of the scaled block
 
@@ -316,7 +316,7 @@ def test_awq_names_the_linear_of_an_inspected_module_that_is_not_finite():
     model = make("llama")
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(BuildError, match=r"layers\.0\.mlp\.gate_proj: the outputs .* NaN"):
-        run(model, Awq(GridRules(4, 16)))
+        run(model, AwqScales(GridRules(4, 16)))
 
 
 # -- SmoothQuant's scales ------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_a_build_that_died_goes_on_with_the_scales_that_it_had_folded(name, tmp_
 
     def prepare(model):
         if name == "awq":
-            return Awq(rules)
+            return AwqScales(rules)
         return Smoothing(input_maxima(model, WINDOWS[:3], device=CPU, progress=lambda *_: None), 0.5)
 
     def solve(weight, hessian):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from qeval.core.units import GIB
 from qeval.report.format import SIMULATED, difference_text, marks, printed_unit, value_text
-from qeval.report.table import Column, Entry, Row, Table
+from qeval.report.table import Column, Entry, Table, TableRow
 from qeval.tasks.layouts import LAYOUTS, Layout
 
 
 @dataclass(frozen=True)
-class GridCell:
+class SheetCell:
     lines: tuple[str, ...]
     style: str = ""  # "better", "worse", "bad", "label" or plain
 
@@ -21,22 +21,22 @@ class Section:
     """The rows of one model under its heading ("": the title says it, or a column does)."""
 
     heading: str
-    rows: tuple[tuple[GridCell, ...], ...]
+    rows: tuple[tuple[SheetCell, ...], ...]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Sheet:
     title: str
     headers: tuple[tuple[str, ...], ...]  # lines of each column's header
     right: tuple[bool, ...]  # columns that are aligned to the right
     sections: tuple[Section, ...]
 
 
-def grid(table: Table) -> Grid:
+def sheet(table: Table) -> Sheet:
     return _full(table) if table.layout == "full" else _short(table, LAYOUTS[table.layout])
 
 
-def _full(table: Table) -> Grid:
+def _full(table: Table) -> Sheet:
     several, with_dtype = len(table.models) > 1, len(table.dtypes) > 1
     first: tuple[tuple[str, ...], ...] = (("quantization",),)
     if with_dtype:
@@ -48,7 +48,7 @@ def _full(table: Table) -> Grid:
         sections.append(Section(_titled(table, model) if several else "", tuple(rows)))
     headers = first + tuple(_header(c) for c in table.columns)
     right = (False,) * len(first) + tuple(c.kind in ("memory", "time") for c in table.columns)
-    return Grid(title, headers, right, tuple(sections))
+    return Sheet(title, headers, right, tuple(sections))
 
 
 def _titled(table: Table, model: str) -> str:
@@ -65,20 +65,20 @@ def _header(column: Column) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def _row(table: Table, row: Row, with_dtype: bool) -> tuple[GridCell, ...]:
-    cells = [GridCell((_label(row),), "label")]
+def _row(table: Table, row: TableRow, with_dtype: bool) -> tuple[SheetCell, ...]:
+    cells = [SheetCell((_label(row),), "label")]
     if with_dtype:
-        cells.append(GridCell((row.dtype or "–",)))
+        cells.append(SheetCell((row.dtype or "–",)))
     return (*cells, *(_cell(column, row.entries[column.id]) for column in table.columns))
 
 
-def _label(row: Row) -> str:
+def _label(row: TableRow) -> str:
     return row.quantization + (f" {SIMULATED}" if row.marked else "") + marks(row.notes)
 
 
-def _cell(column: Column, entry: Entry) -> GridCell:
+def _cell(column: Column, entry: Entry) -> SheetCell:
     lines = [value_text(column, entry), difference_text(entry)]
-    return GridCell(tuple(line for line in lines if line), _style(column, entry))
+    return SheetCell(tuple(line for line in lines if line), _style(column, entry))
 
 
 def _style(column: Column, entry: Entry) -> str:
@@ -95,7 +95,7 @@ def _style(column: Column, entry: Entry) -> str:
 # -- short layouts ------------------------------------------------------------------------------
 
 
-def _short(table: Table, layout: Layout) -> Grid:
+def _short(table: Table, layout: Layout) -> Sheet:
     names = {model: model.rstrip("/").rsplit("/", 1)[-1] for model in table.models}
     if len(set(names.values())) < len(names):
         names = {model: model for model in names}
@@ -104,10 +104,10 @@ def _short(table: Table, layout: Layout) -> Grid:
     for row in table.rows:
         model = "" if row.model == before else names[row.model]
         before = row.model
-        values = [GridCell((_short_text(c, row.entries[c.id]),)) for c in table.columns]
-        rows.append((GridCell((model,), "label"), GridCell((_label(row),)), *values))
+        values = [SheetCell((_short_text(c, row.entries[c.id]),)) for c in table.columns]
+        rows.append((SheetCell((model,), "label"), SheetCell((_label(row),)), *values))
     headers = (("model",), ("quantization",), *_short_headers(table.columns, layout))
-    return Grid("", headers, (False,) * len(headers), (Section("", tuple(rows)),))
+    return Sheet("", headers, (False,) * len(headers), (Section("", tuple(rows)),))
 
 
 def _short_headers(columns: tuple[Column, ...], layout: Layout) -> tuple[tuple[str, ...], ...]:

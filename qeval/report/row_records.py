@@ -24,7 +24,7 @@ _FOLDER = 10**6  # added to the order of each folder after the first
 
 
 @dataclass
-class Source:
+class RowRecords:
     """The records that one row is made from; ``evals`` is never empty."""
 
     evals: list[Record] = field(default_factory=list)
@@ -136,12 +136,12 @@ def age(record: Record) -> float:
     return record.timing.get("end") or 0.0
 
 
-def sources(records: Sequence[Record]) -> list[Source]:
+def sources(records: Sequence[Record]) -> list[RowRecords]:
     """One source a row, sorted as the spec has them, else by appearance."""
-    found: dict[str, Source] = {}
+    found: dict[str, RowRecords] = {}
     for record in records:
         if record.kind == "eval":
-            found.setdefault(_row_key(record.cell), Source()).evals.append(record)
+            found.setdefault(_row_key(record.cell), RowRecords()).evals.append(record)
     builds: dict[str, list[Record]] = {}
     for record in records:
         if record.kind == "build":
@@ -155,9 +155,9 @@ def sources(records: Sequence[Record]) -> list[Source]:
     return sorted(found.values(), key=lambda s: (places[s.identity], appeared[s.identity], s.order(1)))
 
 
-def _mark_baselines(rows: Iterable[Source]) -> None:
+def _mark_baselines(rows: Iterable[RowRecords]) -> None:
     """One a model and dtype: where folders name several, that of the first folder."""
-    first: dict[tuple[str, Any], tuple[int, Source]] = {}
+    first: dict[tuple[str, Any], tuple[int, RowRecords]] = {}
     for row in rows:
         named = [order(r, 1) for r in row.evals if r.cell.get("baseline")]
         place = (row.identity, row.model.get("dtype"))
@@ -167,14 +167,14 @@ def _mark_baselines(rows: Iterable[Source]) -> None:
         row.baseline = True
 
 
-def choose_baselines(rows: Sequence[Source], name: str) -> None:
+def choose_baselines(rows: Sequence[RowRecords], name: str) -> None:
     """Make the rows called ``name`` (as shown, by the spec's label, or by method) the baselines.
 
     Raises:
         UsageError: no row is.
     """
     wanted, words = name.lower(), set()
-    chosen: dict[tuple[str, Any], Source] = {}
+    chosen: dict[tuple[str, Any], RowRecords] = {}
     for by_label in (True, False):
         for row, (_, shown) in zip(rows, names(rows), strict=True):
             called = {shown, _given_label(row)} if by_label else {str(row.quantization.get("name"))}
@@ -193,7 +193,7 @@ def _moved(record: Record, by: int) -> Record:
     return replace(record, cell={**record.cell, "order": [by + n for n in record.cell["order"]]})
 
 
-def baselines(rows: Sequence[Source]) -> list[int | None]:
+def baselines(rows: Sequence[RowRecords]) -> list[int | None]:
     """For each row the index of the one it is compared with: its model's baseline, with the same
     dtype where there is one; None for a baseline and where the model has none."""
     found: dict[tuple[str, Any], int] = {}
@@ -208,7 +208,7 @@ def baselines(rows: Sequence[Source]) -> list[int | None]:
     return out
 
 
-def names(rows: Sequence[Source]) -> list[tuple[str, str]]:
+def names(rows: Sequence[RowRecords]) -> list[tuple[str, str]]:
     """Model and quantization as shown. Names that are alike get what makes them differ: the start of
     the model's content hash, the engine."""
     contents: dict[str, set[str]] = {}
@@ -243,11 +243,11 @@ def task_id(record: Record) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _model_name(row: Source) -> str:
+def _model_name(row: RowRecords) -> str:
     return str(row.model.get("id", "?"))
 
 
-def _label(row: Source) -> str:
+def _label(row: RowRecords) -> str:
     """The spec's label; with the format in which weights were found, where no method of qeval made
     them and the label does not say it: ``model-AWQ (AWQ W4A16g128)``, ``none (GPTQ W4A16g128)``."""
     label = _given_label(row)
@@ -258,7 +258,7 @@ def _label(row: Source) -> str:
     return f"{label} ({found})" if found.lower() not in label.lower() else label
 
 
-def _given_label(row: Source) -> str:
+def _given_label(row: RowRecords) -> str:
     return str(row.quantization.get("label") or row.quantization.get("name", "?"))
 
 
