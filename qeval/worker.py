@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qeval.core import machine, provenance
 from qeval.core.cores import threads
-from qeval.core.errors import QevalError
+from qeval.core.errors import QevalError, with_class
 from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress
 from qeval.core.record import MemoryReport, finite
@@ -70,7 +70,7 @@ def _explained(err: Exception, job: Job) -> tuple[Literal["failed", "oom"], str]
         return "oom" if "out of memory" in str(err).lower() else "failed", str(err)
     if isinstance(err, OSError):
         return "failed", disk_message(job.out, err) if err.errno else str(err)
-    error = f"{type(err).__name__}: {(str(err).strip().splitlines() or [''])[0]}"
+    error = with_class(err)
     if "No space left on device" in error:  # libraries that write for themselves
         error = disk_message(job.out, OSError(errno.ENOSPC, error))
     return "oom" if _is_oom(err) else "failed", error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TextIO
 
 from qeval.core.errors import OutputError, one_line
@@ -56,9 +56,18 @@ def say(line: str) -> None:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """A line a row, in left-aligned columns, the last one free; an empty row is an empty line."""
+    return "\n".join(aligned(rows))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """The same as lines; ``right``: which columns are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
-    lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=False)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return ["  ".join(_padded(row, widths, right)).rstrip() for row in rows]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], right: Container[int]) -> Iterator[str]:
+    for i, (cell, width) in enumerate(zip(row, widths, strict=False)):
+        yield cell.rjust(width) if i in right else cell.ljust(width)
 
 
 def tell(line: str) -> None:

@@ -126,6 +126,19 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
 
 
+def first_line(said: object) -> str:
+    """The first line of a text, or of what an error says, that is not blank. An error that says nothing
+    is its class."""
+    lines = (line.strip() for line in str(said).splitlines())
+    return next(filter(None, lines), type(said).__name__ if isinstance(said, BaseException) else "")
+
+
+def with_class(err: BaseException) -> str:
+    """``ImportError: cannot import name 'x'``: an error's class and first line."""
+    name, line = type(err).__name__, first_line(err)
+    return name if line == name else f"{name}: {line}"
+
+
 def install_command(extras: Iterable[str]) -> str:
     """The command that installs the packages of these extras of qeval."""
     return f"pip install 'qeval[{','.join(sorted(set(extras)))}]'"

@@ -39,6 +39,7 @@ from qeval.core.errors import (
     QevalError,
     did_you_mean,
     short,
+    with_class,
 )
 from qeval.core.extras import require
 from qeval.core.files import exists, not_regular, user_path
@@ -399,9 +400,4 @@ def _plain_download(hub: Hub, file: str) -> Path:
     try:
         return Path(hf_hub_download(hub.path, file, repo_type="dataset", revision=hub.revision))
     except Exception as err:  # of an older huggingface_hub, of requests
-        reason = f"{type(err).__name__}: {_first_line(err)}"
-        raise HubError(f"dataset {hub.path} {file}", reason) from err
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [""])[0]
+        raise HubError(f"dataset {hub.path} {file}", with_class(err)) from err

@@ -36,7 +36,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from qeval.core.console import say
-from qeval.core.errors import HubError
+from qeval.core.errors import HubError, first_line
 from qeval.core.files import disk_message
 
 # How often a request is made, with waits of 1, 2, 4, ... s between: of a busy hub; of one out of reach
@@ -264,7 +264,7 @@ def hide(text: str) -> str:
 
 def scrub(text: str) -> str:
     """The first line of the text, without its secrets."""
-    return next((line.strip() for line in hide(text).splitlines() if line.strip()), "")
+    return first_line(hide(text))
 
 
 def _reason(err: Exception) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qeval.core.artifact import ModelRef
-from qeval.core.errors import ModelError
+from qeval.core.errors import ModelError, first_line
 from qeval.models.tokenizer_file import FileReader, read_json
 
 # Where config.json of a model of several modalities has that of its language model.
@@ -76,10 +76,9 @@ class HfTokenizer:
         try:
             self._reader, self._other, self._class = _readers(model)
         except (OSError, ValueError, KeyError, ImportError) as err:
-            first = str(err).strip().splitlines()[0]
             raise ModelError(
-                f"{model.path}: no usable tokenizer ({first}); the folder needs tokenizer.json or "
-                "the files of its tokenizer class"
+                f"{model.path}: no usable tokenizer ({first_line(err)}); the folder needs "
+                "tokenizer.json or the files of its tokenizer class"
             ) from err
         self._differences = _Differences(self._reader, self._other)
         vocab = self._reader.vocab()

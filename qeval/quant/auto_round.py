@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, final
 from pydantic import Field, field_validator
 
 from qeval.core.artifact import Artifact, ModelRef
-from qeval.core.errors import BuildError, raise_all
+from qeval.core.errors import BuildError, first_line, raise_all
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
 from qeval.quant.base import BuildContext, Method, Packages
@@ -112,8 +112,7 @@ class AutoRound(Method[AutoRoundOptions]):
             except SystemExit as err:  # its answer to windows that it cannot use
                 raise BuildError(f"auto-round gave up on {source.id}; the log says why") from err
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
-                line = (str(err).strip().splitlines() or [type(err).__name__])[0]
-                raise BuildError(f"auto-round cannot quantize {source.id}: {line}") from err
+                raise BuildError(f"auto-round cannot quantize {source.id}: {first_line(err)}") from err
         # The library names a folder of its own after the model and its scheme.
         made = next(path.parent for path in sorted(saved.rglob("config.json")))
         folder = context.out / "model"

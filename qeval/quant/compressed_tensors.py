@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact, ModelRef
-from qeval.core.errors import BuildError, raise_all
+from qeval.core.errors import BuildError, first_line, raise_all
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
 from qeval.models.config import read_json
@@ -144,11 +144,11 @@ class CompressedTensors(Method[CompressedTensorsOptions]):
             with _no_pinning(device):
                 oneshot(model=model, recipe=_recipe(options, model), **data)
         except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
-            raise BuildError(f"llm-compressor cannot quantize {source.id}: {_line(err)}") from err
+            raise BuildError(f"llm-compressor cannot quantize {source.id}: {first_line(err)}") from err
         except RuntimeError as err:
             if isinstance(err, torch.OutOfMemoryError):
                 raise
-            raise BuildError(f"llm-compressor cannot quantize {source.id}: {_line(err)}") from err
+            raise BuildError(f"llm-compressor cannot quantize {source.id}: {first_line(err)}") from err
         folder = context.out / "model"
         left = _left_alone(model)
         model.save_pretrained(folder, save_compressed=True, max_shard_size="4GB")
@@ -283,7 +283,3 @@ def _no_pinning(device: Any) -> Iterator[None]:
         yield
     finally:
         IntermediatesCache.pin_memory = pin
-
-
-def _line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from qeval.core.console import aligned
 from qeval.core.errors import UsageError
 from qeval.core.intervals import half_width
 from qeval.core.record import MemoryReport, Metric, Record
@@ -110,8 +111,7 @@ def _short(value: Any) -> Any:
 
 def _pairs(facts: dict[str, Any]) -> list[str]:
     shown = {k: v for k, v in facts.items() if v not in (None, "", (), [], {})}
-    width = max((len(k) for k in shown), default=0)
-    return [f"{k.ljust(width)}  {_inline(v)}" for k, v in shown.items()]
+    return aligned([(k, _inline(v)) for k, v in shown.items()])
 
 
 def _inline(value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from qeval.core.errors import UsageError
+from qeval.core.errors import UsageError, first_line
 from qeval.core.intervals import half_width
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
@@ -44,7 +44,7 @@ class Notes:
         self.texts: dict[str, int] = {}
 
     def number(self, text: str) -> int:
-        line = next((part.strip() for part in text.splitlines() if part.strip()), "no reason recorded")
+        line = first_line(text) or "no reason recorded"
         return self.texts.setdefault(line, len(self.texts) + 1)
 
     def numbers(self, texts: Iterable[str]) -> tuple[int, ...]:
@@ -314,7 +314,7 @@ def _when(record: Record) -> str:
 
 def _reason(record: Record) -> str:
     """Why there is no number, and where the job's log is, relative to the results folder."""
-    error = next(iter((record.error or "").strip().splitlines()), "no reason recorded")
+    error = first_line(record.error or "") or "no reason recorded"
     log = f" (log: {record.log})" if record.log and record.status != "skipped" else ""
     return f"{record.status}: {error}{log}"
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qeval.core.console import aligned
 from qeval.core.record import finite
 from qeval.tensor_stats.rows import COLUMNS, Statistics, TensorRow, grids, value
 
@@ -155,17 +156,8 @@ def _legend(found: Sequence[Statistics], changes: str | None) -> list[str]:
 
 
 def _text(title: str, head: list[str], body: list[list[str]], legend: list[str]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        padded = [
-            c.ljust(w) if i == 1 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([title, "", line(head), rule, *map(line, body), "", *legend]) + "\n"
+    top, *lines = aligned([head, *body], right={i for i in range(len(head)) if i != 1})
+    return "\n".join([title, "", top, "─" * len(top), *lines, "", *legend]) + "\n"
 
 
 def _markdown(title: str, head: list[str], body: list[list[str]], legend: list[str]) -> str:
