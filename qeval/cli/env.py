@@ -1,4 +1,4 @@
-"""`qeval env`: environments of their own, in which archived libraries quantize."""
+"""`qeval env`: separate environments, in which archived libraries quantize."""
 
 from __future__ import annotations
 

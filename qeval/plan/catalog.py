@@ -62,7 +62,7 @@ def _head(name: str, cls: type[object]) -> str:
 
 
 def _beside(group: Group, name: str | None) -> Iterator[str]:
-    """``activations`` and ``kv_cache``, which belong to no method of their own."""
+    """``activations`` and ``kv_cache``, which stand beside any method."""
     if group == "methods":
         yield f"{_BESIDE}:"
         for key, options in KEYS.items():

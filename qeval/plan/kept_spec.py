@@ -1,8 +1,8 @@
 """The spec that lies beside its results says how they are shown: rows' names, order, the baseline.
 
-Records keep what the run that made them said; a spec that was edited since then wins where the two
-speak of the same cells, found by what was asked and not by keys, which need the models. Cells that the
-spec does not have (any more) come after those that it has.
+Records keep the names of the run that made them. If the spec was edited since then, it wins for the
+cells that both have; they are found by what was asked and not by keys, which need the models. Cells
+that the spec does not have, or no longer has, come last.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _WHERES = 3  # places of one problem that are named
 @dataclass(frozen=True)
 class Problem:
     """``where``: what it is about, in the spec's words: a row, a task, ``device``. ``message``: what is
-    wrong and what mends it. ``extra``: of qeval, that brings a missing package."""
+    wrong and the fix. ``extra``: the one of qeval that has a missing package."""
 
     where: str
     message: str

@@ -1,7 +1,7 @@
 """A YAML file as plain data with the line of every key, read with limits.
 
-What somebody else wrote may be torn, hostile or no spec at all. It ends in one line that names the file
-and the line, within a few seconds and megabytes: the size, the depth and what aliases stand for are
+A file from elsewhere may be torn, hostile or not a spec at all. It ends in one line that names the file
+and the line, within a few seconds and megabytes: the size, the depth and what aliases expand to are
 bounded, and no value contains itself.
 
 Plain words and numbers are those of YAML 1.1 with three differences. ``1e-3`` is a number. A date is a
@@ -35,7 +35,7 @@ class YamlFile:
     """``data``: the mapping at the top of the file; ``text``: the file as it is.
 
     Raises:
-        SpecError: it cannot be read, is no YAML or no mapping, or is over a limit.
+        SpecError: it cannot be read, is not YAML or not a mapping, or is over a limit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class YamlFile:
             loader.dispose()
 
     def _walk(self, loader: _Loader, node: yaml.Node, where: KeyPath) -> None:
-        """Note the line of every key and entry. Raises SpecError for a key that is no text or stands
+        """Note the line of every key and entry. Raises SpecError for a key that is not text or occurs
         twice, and for a scalar that is not what its tag says."""
         self._lines.setdefault(where, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
@@ -103,7 +103,7 @@ class YamlFile:
         return SpecError(f"{where}: {kind}{short(str(what))}")
 
     def error(self, where: KeyPath, message: str) -> SpecError:
-        """An error at a key, or at the closest one around it that stands in the file."""
+        """An error at a key, or at the closest one around it that is in the file."""
         known = where
         while known not in self._lines:
             known = known[:-1]

@@ -69,7 +69,7 @@ def task_column(label: str) -> Column:
 
 
 def at(column: Column, place: Place | None, places: Mapping[Place, str]) -> Column:
-    """The column of what was measured at ``place``; ``places``: how each is called in this table."""
+    """The column of what was measured at ``place``; ``places``: the name of each in this table."""
     return column if place is None else replace(column, place=place, where=places[place])
 
 

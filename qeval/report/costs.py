@@ -1,10 +1,10 @@
 """What a row costs: stored bytes from its artifact, peaks from one task's processes, times.
 
 Peaks are comparable only if every row did the same work, so that those of a model at one place
-(places.py) all come from one task, the one with the lowest ``MemoryReport.rank``. Rows that were never
-to do that task there (another results folder has them) show those of one that they did. Simulated rows
-have no peak of their own: their process held float weights. Nor have rows with rounded activations or
-KV cache.
+(places.py) all come from one task, the one with the lowest ``MemoryReport.rank``. Rows that were not
+asked to do that task there (another results folder has them) show those of a task that they did.
+Simulated rows have no peak of their own: their process held float weights. Nor have rows with rounded
+activations or KV cache.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def _add_stored(row: RowRecords, found: Costs) -> None:
 
 
 def _add_cache(row: RowRecords, found: Costs, context: float | None) -> None:
-    """The KV cache of a row that skips the task of the peaks, from what another task says of it: it
-    grows with the context, so it stands beside the other rows' of the model."""
+    """The KV cache of a row that skips the task of the peaks, from what another task reports: it grows
+    with the context, so it must fit those of the model's other rows."""
     if not row.costs_as_float or ("context", None) in found.facts:
         return
     for record in row.evals:

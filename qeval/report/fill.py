@@ -1,4 +1,4 @@
-"""Which columns the records' numbers fill, and which record stands where a row and a column meet.
+"""Which columns the records' numbers fill, and which record is shown where a row and a column meet.
 
 A number that depends on the machine (a cost, or all numbers of a task that measures it) has a column
 for each place it was measured at. The newest shows; what other results folders hold of the same goes
@@ -47,8 +47,8 @@ def places(rows: Sequence[RowRecords]) -> list[Place]:
 
 
 def metric_columns(rows: Sequence[RowRecords], named: Mapping[Place, str]) -> dict[str, Filled]:
-    """By id, in the order of the tasks; those of one metric side by side, place by place. A task of
-    which no cell has given a number has one of its own."""
+    """By id, in the order of the tasks; those of one metric side by side, place by place. A task
+    without any number yet has a single column."""
     records = sorted((r for row in rows for r in row.evals), key=lambda r: order(r, 2))
     found: dict[str, dict[Place | None, Filled]] = {}
     silent: dict[tuple[str, Place | None], Record] = {}

@@ -113,7 +113,7 @@ def _numbers(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _merged(records: Sequence[Record]) -> list[Record]:
-    """Copies once; of a key that nobody has measured the newest failure."""
+    """Copies once; of a key without any number the newest failure."""
     measured = {record.key for record in records if record.status == "ok"}
     failures: dict[str, Record] = {}
     for record in sorted(records, key=age):

@@ -236,7 +236,7 @@ def _entry(
     way: str | None,
     notes: Notes,
 ) -> Entry:
-    """``pair``: the row's own cell and its baseline's; ``way``: how they ran otherwise."""
+    """``pair``: the row's own cell and its baseline's; ``way``: how they ran differently."""
     (found, base), column = pair, filled.column
     if found is None:
         return Entry(status=NONE if elsewhere(source, filled) else PENDING)
@@ -291,7 +291,7 @@ def _versions(found: FoundCell, base: FoundCell | None) -> list[str]:
 
 
 def _twice(column: Column, found: FoundCell) -> list[str]:
-    """One line for what other folders have of the same cell, and why it is not what stands here."""
+    """One line for what other folders have of the same cell, and why that is not shown."""
     if not found.others:
         return []
     assert found.metric is not None
@@ -320,7 +320,7 @@ def _reason(record: Record) -> str:
 
 
 def _own_notes(found: FoundCell, source: RowRecords) -> list[str]:
-    """A record's notes stand at its first metric; those of the artifact stand at the row's name."""
+    """A record's notes are at its first metric, those of the artifact at the row's name."""
     first = shown(found.record)[0] is found.metric
     shared = source.artifact.get("notes", ())
     return [text for text in found.record.notes if text not in shared] if first else []

@@ -111,7 +111,7 @@ def _short(table: Table, layout: Layout) -> Sheet:
 
 
 def _short_headers(columns: tuple[Column, ...], layout: Layout) -> tuple[tuple[str, ...], ...]:
-    """Protocols go under the table; only where one metric has several do they stand here."""
+    """Protocols go below the table; they are in the header only where one metric has several."""
     names = [c.name for c in columns]
     out = []
     for i, column in enumerate(columns):

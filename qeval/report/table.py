@@ -40,7 +40,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands where a row and a column meet: a value, or a ``status`` that says why none does."""
+    """What is shown where a row and a column meet: a value, or a ``status`` that says why there is
+    none."""
 
     value: float | None = None
     half: float | None = None  # symmetric 95% interval: value +- half

@@ -1,5 +1,6 @@
-"""The table for a terminal or a pipe. Wider than the terminal, its columns are dealt out to several
-blocks under each other: a number is never cut or folded. Colours (rich) only where asked for."""
+"""The table for a terminal or a pipe. If it is wider than the terminal, its columns are split into
+several blocks, one below the other: a number is never cut or folded. Colours (rich) only where asked
+for."""
 
 from __future__ import annotations
 

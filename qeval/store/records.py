@@ -2,7 +2,7 @@
 
 A line is written whole and synced before ``append`` returns, so that a killed run loses at most the job
 it was in. A line that a kill or a full disk tore is skipped with a warning and never read as something
-else; the next append starts on a line of its own. ``lock`` keeps a second run out of the folder.
+else; the next append starts on a new line. ``lock`` keeps a second run out of the folder.
 """
 
 from __future__ import annotations
