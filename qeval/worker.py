@@ -156,7 +156,8 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
         "files": {name: str(path) for name, path in result.files.items()},
     }
     chosen = {k: v for k, v in engine_facts.items() if k not in provenance.ENGINE_FACTS}
-    facts = {**provenance.collect(), **chosen, **result.facts, "settings": asdict(job.settings)}
+    settings = {k: v for k, v in asdict(job.settings).items() if k != "execution"}  # the cell has it
+    facts = {**provenance.collect(), **chosen, **result.facts, "settings": settings}
     if sampler.source and not on_cpu:
         facts["vram_source"] = sampler.source
     return JobResult("ok", None, payload, memory, timing, facts, asdict(conditions))
@@ -165,7 +166,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
 def _contamination(job: Job, facts: Mapping[str, object]) -> list[str]:
     """A quantizer that was calibrated on the evaluated text looks better than it is."""
     assert job.artifact is not None
-    calibration = job.artifact.details.get("calibration") or {}
+    calibration = job.artifact.calibration or {}
     if calibration.get("text_sha256") and calibration["text_sha256"] == facts.get("text_sha256"):
         return [
             f"calibrated on the evaluated text ({calibration.get('dataset')}): looks better than it is"

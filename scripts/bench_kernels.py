@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qeval.core.errors import EngineError
+from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 from qeval.formats.gptqmodel import BACKENDS, load
 from qeval.formats.load import resident_bytes
@@ -55,10 +56,10 @@ def main() -> None:
             print(f"| {name} | none | Linear {args.dtype} | {error:.2e} | | {took:.2f} |")
             del twin, half
         for kernel in BACKENDS[artifact.format.name]:
-            settings = EngineSettings(device=args.device, dtype=args.dtype)
-            chosen = replace_kernel(artifact, kernel)
+            running = Execution.from_json({"kernel": kernel})
+            settings = EngineSettings(device=args.device, dtype=args.dtype, execution=running)
             try:
-                model = load(chosen, settings, device)
+                model = load(artifact, settings, device)
             except EngineError as err:
                 reason = str(err).partition(f"{kernel}: ")[2][:150]
                 print(f"| {name} | {kernel} | refused: {reason} | | | |", flush=True)
@@ -73,12 +74,6 @@ def main() -> None:
             del model
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def replace_kernel(artifact: Any, kernel: str) -> Any:
-    from dataclasses import replace
-
-    return replace(artifact, details={**artifact.details, "execution": {"kernel": kernel}})
 
 
 @torch.inference_mode()

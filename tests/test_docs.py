@@ -11,7 +11,7 @@ import click
 import pytest
 
 from qeval.core.artifact import ModelRef
-from qeval.core.low_bits import KEYS
+from qeval.core.execution import KEYS
 from qeval.core.registry import Registry
 from qeval.engines.base import ENGINES
 from qeval.plan.spec import ModelEntry, Spec, load_spec

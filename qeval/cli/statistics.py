@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from qeval.core.console import say
 from qeval.core.errors import EngineError, StoreError, UsageError
+from qeval.core.execution import Execution
 from qeval.core.files import disk_message, real_path
 from qeval.core.options import Options
 from qeval.core.settings import EngineSettings, default_cache_dir
@@ -90,7 +91,7 @@ def _job(model: str, how: How, out: Path) -> Job:
         (
             preflight.engine(artifact.engine),
             preflight.device(artifact.engine, settings.device),
-            preflight.artifact(model, artifact, ref, {}, kind),
+            preflight.artifact(model, artifact, ref, Execution(), kind),
             preflight.ask(
                 task.label(options), lambda: task.preflight(options, source, weak_sandbox=False)
             ),

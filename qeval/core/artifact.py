@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+_AMONG_DETAILS = ("identity", "trust_remote_code", "library", "calibration")  # in JSON
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,29 @@ class LayerReport:
     outlier_share: float | None = None  # of its weights, kept in 16 bits
     damping: float | None = None  # of the Hessian, as a share of its mean diagonal
     note: str = ""  # a fall-back: another type than asked, a damping, ...
+
+
+class CalibrationFacts(TypedDict, total=False):
+    """What a method saw."""
+
+    dataset: str
+    n_samples: int
+    seq_len: int
+    seed: int
+    n_tokens: int
+    text_sha256: str
+
+
+@dataclass(frozen=True)
+class Library:
+    """What made an artifact, if not qeval."""
+
+    name: str  # of the distribution
+    version: str
+
+    @staticmethod
+    def of(distribution: str) -> Library:
+        return Library(distribution, version(distribution))
 
 
 @dataclass(frozen=True)
@@ -69,16 +95,20 @@ class Artifact:
     bpw_file: float | None  # the same over all parameters
     layers: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)  # method's own facts: types, calibration, ...
     format: Format | None = None  # of a packed folder
+    identity: str | None = None  # content of weights that were found, not built; in the artifact's key
+    trust_remote_code: bool = False  # run code that comes with it
+    library: Library | None = None
+    calibration: CalibrationFacts | None = None
+    details: dict[str, Any] = field(default_factory=dict)  # for readers: types, losses, ...
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has the format among the details, as 0.1.0 wrote it."""
+        """JSON has the format and _AMONG_DETAILS among the details, as 0.1.0 wrote them."""
         data = {**asdict(self), "path": str(self.path)}
         del data["format"]
-        if self.format is not None:
-            data["details"] = {"format": self.format.to_json(), **data["details"]}
-        return data
+        packed = {"format": self.format.to_json()} if self.format else {}
+        own = {name: value for name in _AMONG_DETAILS if (value := data.pop(name))}
+        return {**data, "details": {**packed, **data["details"], **own}}
 
     def summary(self) -> dict[str, Any]:
         """What a Record keeps: everything but the layers (they stay beside the artifact)."""
@@ -90,9 +120,12 @@ class Artifact:
     def from_json(data: dict[str, Any]) -> Artifact:
         details = dict(data["details"])
         packed = details.pop("format", None)
+        own = {name: details.pop(name) for name in _AMONG_DETAILS if name in details}
+        made_by = own.pop("library", None)
         return Artifact(
             **{
                 **data,
+                **own,
                 "path": Path(data["path"]),
                 "layers": tuple(
                     LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in data["layers"]
@@ -100,5 +133,6 @@ class Artifact:
                 "notes": tuple(data["notes"]),
                 "details": details,
                 "format": Format.from_json(packed) if packed else None,
+                "library": Library(**made_by) if made_by else None,
             }
         )

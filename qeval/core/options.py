@@ -19,5 +19,5 @@ class Options(BaseModel):
 
     def execution(self) -> dict[str, Any]:
         """The options that change how the weights run and not what they are (a kernel): in the cell's
-        key, not in the artifact's. The engine finds them in ``artifact.details["execution"]``."""
+        key, not in the artifact's. The engine finds them in ``EngineSettings.execution``."""
         return {}

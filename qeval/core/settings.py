@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from qeval.core.execution import Execution
 from qeval.core.files import user_path
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to execute, not what to measure: none of this enters the key of a cell whose task does not
-    measure the machine itself (Task.measures_machine)."""
+    """How to execute, not what to measure: but for ``execution``, none of this enters the key of a cell
+    whose task does not measure the machine itself (Task.measures_machine)."""
 
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "bfloat16"  # of a torch model's weights and compute; llama.cpp reads it from the file
     batch_size: int | None = None  # sequences at once; None: the engine's own choice
     n_threads: int | None = None  # CPU threads; None, or more than there are: the cores it may use
     trust_remote_code: bool = False  # run code that comes with the model
+    execution: Execution = field(default_factory=Execution)  # the row's own part
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "execution": self.execution.to_json()}
 
 
 def default_cache_dir() -> Path:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field, model_validator
 
+from qeval.core.artifact import CalibrationFacts
 from qeval.core.errors import DataError
 from qeval.core.options import Options
 from qeval.data.datasets import Corpus, DataSource
@@ -40,10 +40,10 @@ class CalibrationOptions(Options):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a method sees, and what the artifact keeps of it (``details["calibration"]``)."""
+    """What a method sees, and what the artifact keeps of it (Artifact.calibration)."""
 
     windows: list[list[int]]  # token ids
-    facts: dict[str, Any]  # the options, the number of tokens, the text's sha256
+    facts: CalibrationFacts
 
 
 def draw(data: DataSource, tokenizer: Tokenizer, options: CalibrationOptions) -> Calibration:
@@ -59,9 +59,15 @@ def draw(data: DataSource, tokenizer: Tokenizer, options: CalibrationOptions) ->
     else:
         windows = draw_from_text(corpus, tokenizer.encode, n, seq_len, rng)
     tokens = sum(map(len, windows))
-    return Calibration(
-        windows, {**options.model_dump(), "n_tokens": tokens, "text_sha256": corpus.sha256}
+    facts = CalibrationFacts(
+        dataset=options.dataset,
+        n_samples=n,
+        seq_len=seq_len,
+        seed=options.seed,
+        n_tokens=tokens,
+        text_sha256=corpus.sha256,
     )
+    return Calibration(windows, facts)
 
 
 def draw_from_text(

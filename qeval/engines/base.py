@@ -91,7 +91,7 @@ class LM(Protocol):
     version: ClassVar[int]
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions decide its speed
     # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
-    # where it quantizes them (artifact.details["execution"] says how)
+    # where it quantizes them (settings.execution says how)
     capabilities: ClassVar[frozenset[str]]
     max_seq_len: int
     vocab_size: int

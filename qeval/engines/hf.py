@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
 _TOKENS_CACHED = 4096  # the same, where the keys and values of all layers are kept beside them
-_ROUNDED = {"execution", "format"}  # of an artifact's details: more than float32 computes
 _SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 
 
@@ -62,6 +61,7 @@ class HfEngine(LM):
         self._artifact = artifact
         self._device: torch.device = model.device
         self._batch_size = settings.batch_size
+        self._rounded = bool(settings.execution.to_json())
         self._low_bit_cache = low_bit_cache
         self._notes = notes
         self._largest_batch: int | None = None
@@ -99,16 +99,16 @@ class HfEngine(LM):
         model = load(artifact, settings, device)
         take_no_advice(model)
         notes = nonfinite_notes(nonfinite(model))
-        asked = artifact.details.get("execution") or {}
-        if not asked.keys() & cls.capabilities:
+        asked = settings.execution.running
+        if not asked:
             return cls(model, artifact, settings, notes=notes)
         from qeval.engines.low_bits import LowBitCache, round_activations
 
         note, cache = None, None
-        if how := asked.get("activations"):
-            note = round_activations(model, how["num_bits"], how["symmetric"])
-        if how := asked.get("kv_cache"):
-            cache = LowBitCache.on(model, **how)
+        if asked.activations:
+            note = round_activations(model, asked.activations.num_bits, asked.activations.symmetric)
+        if asked.kv_cache:
+            cache = LowBitCache.on(model, asked.kv_cache.num_bits, asked.kv_cache.group_size)
         return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
@@ -174,8 +174,8 @@ class HfEngine(LM):
                 )
             self._check(ids)
         if self._decoder is None:
-            details = self._artifact.details
-            exact = str(self._model.dtype) == "torch.float32" and not details.keys() & _ROUNDED
+            rounded = self._rounded or self._artifact.format is not None
+            exact = str(self._model.dtype) == "torch.float32" and not rounded
             self._decoder = Decoder(self._model, self.max_seq_len, self._new_cache, exact=exact)
         at_once = sampling.at_once or self._batch_size or _SEQUENCES[self._device.type]
         yield from self._decoder.run(prompts, sampling, at_once, stop)

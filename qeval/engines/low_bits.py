@@ -27,7 +27,7 @@ from transformers.cache_utils import (
 )
 
 from qeval.core.errors import EngineError, UsageError
-from qeval.core.low_bits import kv_group
+from qeval.core.execution import kv_group
 from qeval.formats.affine import SCALE_BITS
 from qeval.models.experts import open_experts
 from qeval.models.linears import linears_of_any_format, widths

@@ -49,7 +49,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     """
     assert artifact.format is not None
     kind = artifact.format.name
-    asked = (artifact.details.get("execution") or {}).get("kernel", "auto")
+    asked = settings.execution.kernel or "auto"
     candidates = KERNELS[device.type] if asked == "auto" else (asked,)
     library = import_gptqmodel(settings.n_threads, device)
     with _safetensors(artifact.path) as folder:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Literal
 
 from qeval.core.artifact import ModelRef
 from qeval.core.devices import cpu_flags
 from qeval.core.errors import UsageError
+from qeval.core.execution import Kernel
 from qeval.models.weights import linear_shapes, turned_linears
-
-Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
-"""auto: the first that takes the weights: on CUDA marlin, exllama, triton, torch; on the CPU aten,
-torch. aten is torch's own int4 product on the CPU; torch unpacks to floats for every product."""
 
 KERNELS: Mapping[str, tuple[Kernel, ...]] = {
     "cuda": ("marlin", "exllama", "triton", "torch"),

@@ -1,7 +1,7 @@
 """Loading packed checkpoints, each format by the library that runs it, and what that library chose.
 
-``artifact.format`` names the format (recognise.py); ``details["execution"]`` holds what the
-spec says about how it runs (a kernel). A loader returns a transformers model on the device, in eval
+``artifact.format`` names the format (recognise.py); ``settings.execution`` says what the
+spec does on how it runs (a kernel). A loader returns a transformers model on the device, in eval
 mode.
 """
 
@@ -37,7 +37,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
         EngineError: the library cannot load it, or weights are missing or left over.
     """
     read_tensors(artifact.path)
-    if artifact.details.get("trust_remote_code"):
+    if artifact.trust_remote_code:
         settings = replace(settings, trust_remote_code=True)
     name = artifact.format.name if artifact.format else None
     if name in LOADERS:

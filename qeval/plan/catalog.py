@@ -11,7 +11,7 @@ from typing import Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from qeval.core.low_bits import KEYS
+from qeval.core.execution import KEYS
 from qeval.core.options import Options
 from qeval.engines.base import ENGINES
 from qeval.plan.spec import TaskCommon

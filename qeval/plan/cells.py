@@ -22,7 +22,7 @@ from qeval.core import devices, machine, provenance
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.cores import threads
 from qeval.core.errors import EngineError, UsageError
-from qeval.core.low_bits import KvCacheOptions, kv_group
+from qeval.core.execution import KvCacheOptions, kv_group
 from qeval.core.options import Options
 from qeval.engines.base import ENGINES, LM
 from qeval.formats.recognise import rounds_activations
@@ -79,7 +79,7 @@ class Cell:
     @cached_property
     def _content(self) -> dict[str, Any]:
         task = TASKS[self.task.task]()
-        running = self.row.quantization.execution()
+        running = self.row.quantization.execution.to_json()
         return {
             **({"execution": running} if running else {}),
             "artifact": self.row.artifact_key,
@@ -200,7 +200,7 @@ def _check_running(row: Row) -> None:
     """Raises UsageError for ``activations`` and ``kv_cache`` that this row's engine, weights or model
     cannot have."""
     quantization, running = row.quantization, row.quantization.running
-    for key in running.execution():
+    for key in running.to_json():
         if key not in ENGINES[row.engine].capabilities:
             raise UsageError(
                 f"{row.name}: {key}: the engine {row.engine} does not quantize it: take {key} off this "
@@ -228,7 +228,7 @@ def artifact_key(model: ModelRef, method: str, options: Options, found: Artifact
     running = options.execution()
     making = {name: value for name, value in options.identity().items() if name not in running}
     what = {"model": [model.identity, model.dtype], "method": [method, version, making]}
-    content = found.details.get("identity") if found else None
+    content = found.identity if found else None
     return content_key({**what, "content": content} if content else what)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qeval.core.console import say
 from qeval.core.errors import (
@@ -32,6 +32,7 @@ from qeval.tasks.base import TASKS
 
 if TYPE_CHECKING:
     from qeval.core.artifact import Artifact, ModelRef
+    from qeval.core.execution import Execution
     from qeval.core.options import Options
     from qeval.data.datasets import DataSource
     from qeval.plan.cells import Row
@@ -156,7 +157,7 @@ def row(row: Row, device: str | None) -> Findings:
 
     name, options, model = row.quantization.method, row.quantization.options, row.model
     if row.artifact is not None:
-        return artifact(row.name, row.artifact, model, row.quantization.execution(), device)
+        return artifact(row.name, row.artifact, model, row.quantization.execution, device)
     found = METHODS[name]()
     packed = ask(row.name, lambda: check_float(name, model))
     if packed.problems:
@@ -169,14 +170,14 @@ def row(row: Row, device: str | None) -> Findings:
 
 
 def artifact(
-    where: str, made: Artifact, model: ModelRef, execution: dict[str, Any], device: str | None
+    where: str, made: Artifact, model: ModelRef, execution: Execution, device: str | None
 ) -> Findings:
     """What weights that are there need to run: packages, a dtype, a kernel that the device has."""
     from qeval.formats.limits import check_4bit_on_cpu, check_kernel
     from qeval.formats.recognise import check_runs
 
     packed = made.format
-    kernel, label = execution.get("kernel", "auto"), packed.label if packed else ""
+    kernel, label = execution.kernel or "auto", packed.label if packed else ""
 
     def check_device() -> None:
         if device is not None:

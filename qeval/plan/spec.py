@@ -22,8 +22,8 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from qeval.core.devices import device_name
 from qeval.core.errors import UsageError, did_you_mean, short
+from qeval.core.execution import KEYS, Execution, Running
 from qeval.core.files import user_path
-from qeval.core.low_bits import KEYS, Running
 from qeval.core.options import Options
 from qeval.core.registry import Registry
 from qeval.plan.yaml_file import KeyPath, YamlFile
@@ -102,13 +102,14 @@ class Quantization:
     label: str
     running: Running = field(default_factory=Running)
 
-    def execution(self) -> dict[str, Any]:
+    @property
+    def execution(self) -> Execution:
         """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
-        return {**self.options.execution(), **self.running.execution()}
+        return replace(Execution.from_json(self.options.execution()), running=self.running)
 
     def described(self) -> dict[str, Any]:
         """All options of the row, for its record."""
-        return {**self.options.model_dump(mode="json"), **self.running.execution()}
+        return {**self.options.model_dump(mode="json"), **self.running.to_json()}
 
 
 @dataclass(frozen=True)
@@ -408,8 +409,12 @@ def _distinct_labels(entries: tuple[Quantization, ...]) -> tuple[Quantization, .
 
 def _flat(q: Quantization) -> dict[str, Any]:
     """All options of a row, those of ``activations`` and ``kv_cache`` one by one."""
-    running = q.running.execution().items()
-    inner = {f"{name}.{key}": value for name, given in running for key, value in given.items()}
+    running = {"activations": q.running.activations, "kv_cache": q.running.kv_cache}
+    inner = {
+        f"{name}.{key}": value
+        for name, options in running.items()
+        for key, value in (options.model_dump() if options else {}).items()
+    }
     return {**q.options.model_dump(), **inner}
 
 

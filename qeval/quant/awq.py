@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import raise_all
+from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import Kernel, check_half_precision, check_kernel, check_widths
+from qeval.formats.limits import check_half_precision, check_kernel, check_widths
 from qeval.quant.base import BuildContext, Method, Packages
 from qeval.quant.laboratory.method import build as build_with
 from qeval.quant.laboratory.packing import (

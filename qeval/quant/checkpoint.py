@@ -12,9 +12,10 @@ from typing import Any, ClassVar, final
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
+from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.formats.describe import describe_folder
-from qeval.formats.limits import Kernel, check_kernel
+from qeval.formats.limits import check_kernel
 from qeval.formats.recognise import KERNELS_FOR
 from qeval.models.resolve import resolve_model
 from qeval.quant.base import Method
@@ -28,7 +29,7 @@ class CheckpointOptions(Options):
     trust_remote_code: bool = False  # run code that comes with the checkpoint, or with the model
 
     def identity(self) -> dict[str, Any]:
-        return {}  # the content's hash stands in the artifact's details
+        return {}  # the content's hash is the artifact's
 
     def execution(self) -> dict[str, Any]:
         return {} if self.kernel == "auto" else {"kernel": self.kernel}
@@ -69,5 +70,4 @@ class Checkpoint(Method[CheckpointOptions]):
                 f"checkpoint {options.path}: kernel: {options.kernel} is for GPTQ and AWQ, "
                 f"and this is {packed.label if packed else 'float'}: leave it out"
             )
-        details = {**artifact.details, "identity": found.identity}
-        return replace(artifact, details=details | ({"trust_remote_code": True} if trust else {}))
+        return replace(artifact, identity=found.identity, trust_remote_code=trust)

@@ -18,11 +18,11 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import field_validator, model_validator
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact, CalibrationFacts, ModelRef
 from qeval.core.cores import threads
 from qeval.core.errors import BuildError, did_you_mean, raise_all
 from qeval.core.options import Options
@@ -30,6 +30,9 @@ from qeval.data.calibration import CalibrationOptions
 from qeval.formats.gguf import ALIASES, TYPES, describe_gguf
 from qeval.formats.limits import check_folder
 from qeval.quant.base import BuildContext, Method, Packages
+
+if TYPE_CHECKING:
+    from qeval.quant.libraries.imatrix import Measured
 
 _LONGEST_WINDOW = 2048  # of a protocol's own
 _FLOAT_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -121,17 +124,19 @@ class Gguf(Method[GgufOptions]):
         path = context.out / "model.gguf"
         details: dict[str, Any] = {"type": options.type, "pre_tokenizer": options.pre_tokenizer}
         said: list[str] = []
+        calibration: CalibrationFacts | None = None
         if options.is_float:
             convert(options, context, path)
         else:
-            more, said = _quantize(options, context, path)
-            details |= more
+            calibration, said = _quantize(options, context, path)
+            details["imatrix"] = options.uses_imatrix
         artifact = describe_gguf(path)
         notes = (*artifact.notes, *said)
         if options.pre_tokenizer is not None:
             notes = (*notes, f"converted with the pre-tokenizer {options.pre_tokenizer!r}, as told")
         more, said = _context(context.model, path)
-        return replace(artifact, notes=(*notes, *said), details={**artifact.details, **details, **more})
+        details = {**artifact.details, **details, **more}
+        return replace(artifact, notes=(*notes, *said), calibration=calibration, details=details)
 
 
 def _context(model: ModelRef, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -195,9 +200,9 @@ def _said(output: str, code: int) -> str:
 
 def _quantize(
     options: GgufOptions, context: BuildContext, path: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Quantize the base artifact's file into ``path``; what the Artifact's details say about it, and
-    its notes."""
+) -> tuple[CalibrationFacts | None, list[str]]:
+    """Quantize the base artifact's file into ``path``; what the importance matrix was measured on, and
+    the notes on it."""
     from qeval.llama import library as llama
     from qeval.llama.gguf_file import read_header
     from qeval.quant.libraries import imatrix
@@ -208,11 +213,11 @@ def _quantize(
     params = lib.llama_model_quantize_default_params()
     params.ftype = TYPES[options.type].ftype
     params.nthread = threads(context.n_threads)
-    details: dict[str, Any] = {"imatrix": options.uses_imatrix}
+    calibration: CalibrationFacts | None = None
     alive: Any = None  # llama.cpp reads the matrix during the call
     source, measured, importance = context.base.path, imatrix.Measured({}), imatrix.Importance()
     if options.uses_imatrix:
-        measured, details["calibration"] = _measure(options, context)
+        measured, calibration = _measure(options, context)
         header = read_header(source)
         importance = imatrix.to_gguf_names(measured.means, header)
         needed = TYPES[options.type].needs_imatrix
@@ -224,8 +229,8 @@ def _quantize(
     if code != 0:
         raise BuildError(f"{source}: llama.cpp cannot make {options.type} of it ({_cause(code)})")
     if not options.uses_imatrix:
-        return details, []
-    return details, imatrix.notes(measured, importance, read_header(path))
+        return None, []
+    return calibration, imatrix.notes(measured, importance, read_header(path))
 
 
 def _cause(code: int) -> str:
@@ -235,7 +240,7 @@ def _cause(code: int) -> str:
     return "the file cannot be written: is the disk full?" if "iostream" in text else text
 
 
-def _measure(options: GgufOptions, context: BuildContext) -> tuple[Any, dict[str, Any]]:
+def _measure(options: GgufOptions, context: BuildContext) -> tuple[Measured, CalibrationFacts]:
     """The importance of every linear's inputs, and the calibration as it is recorded."""
     from qeval.quant.libraries import imatrix
 

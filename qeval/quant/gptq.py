@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
+from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import Kernel, check_kernel
+from qeval.formats.limits import check_kernel
 from qeval.quant.base import BuildContext, Method, Packages
 from qeval.quant.laboratory.method import build as build_with
 from qeval.quant.laboratory.packing import (

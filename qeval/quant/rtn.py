@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from pydantic import Field, field_validator, model_validator
 
 from qeval.core.artifact import Artifact, LayerReport, ModelRef
+from qeval.core.execution import Kernel
 from qeval.core.options import Options
-from qeval.formats.limits import Kernel
 from qeval.quant.base import BuildContext, Method, Packages
 from qeval.quant.laboratory.packing import (
     Format,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import Kernel
 from qeval.quant.base import BuildContext, Method, Packages
 from qeval.quant.laboratory.method import LaboratoryOptions, build
 from qeval.quant.laboratory.packing import (

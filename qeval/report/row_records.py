@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from qeval.core.errors import UsageError, did_you_mean
-from qeval.core.low_bits import KEYS
+from qeval.core.execution import KEYS
 from qeval.core.record import Record
 from qeval.report.columns import metric_column
 from qeval.store.records import latest

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 
 
@@ -39,13 +40,16 @@ class Job:
     def to_json(self) -> str:
         data = asdict(self)
         data["artifact"] = self.artifact.to_json() if self.artifact else None
+        data["settings"] = self.settings.to_json()
         return json.dumps(data, indent=1, default=str)
 
     @staticmethod
     def from_json(text: str) -> Job:
         data = json.loads(text)
         data["model"] = ModelRef(**{**data["model"], "path": Path(data["model"]["path"])})
-        data["settings"] = EngineSettings(**data["settings"])
+        old = (data["artifact"] or {}).get("details", {}).pop("execution", {})  # where 0.1.0 had it
+        execution = Execution.from_json(data["settings"].pop("execution", old))
+        data["settings"] = EngineSettings(**data["settings"], execution=execution)
         data["artifact"] = Artifact.from_json(data["artifact"]) if data["artifact"] else None
         for name in ("out", "cache_dir", "data_dir", "python"):
             data[name] = Path(data[name]) if data[name] else None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import StoreError
+from qeval.core.execution import Execution
 from qeval.core.files import disk_message
 from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
@@ -67,13 +68,11 @@ class Runner:
                 artifact = self._artifact(row.model, q.method, q.options, q.label)
             except _BuildFailed as err:
                 failure = err
-        if artifact is not None and (running := row.quantization.execution()):
-            artifact = replace(artifact, details={**artifact.details, "execution": running})
         return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
 
     def _outcome(self, cell: Cell, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
         if reason := why_skipped(cell, artifact):
-            made = artifact.summary() if artifact else None
+            made = _made(artifact, cell) if artifact else None
             return Record("eval", cell.key, cell.describe(), "skipped", artifact=made, error=reason)
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
@@ -119,7 +118,7 @@ class Runner:
                 out=out.resolve(),
                 artifact=base,
                 python=interpreter(method, options, self.settings.cache_dir),
-                **self._common(model),
+                **self._common(model, Execution()),
             )
             return self._build(job, label)
 
@@ -157,14 +156,20 @@ class Runner:
             artifact=artifact,
             limit=cell.task.limit,
             weak_sandbox=self.settings.weak_sandbox,
-            **self._common(cell.row.model),
+            **self._common(cell.row.model, cell.row.quantization.execution),
         )
         result = self._run(job, cell.task.timeout)
-        return _record("eval", cell.key, cell.describe(), result, self.store.folder, artifact)
+        made = _made(artifact, cell)
+        return _record("eval", cell.key, cell.describe(), result, self.store.folder, made)
 
-    def _common(self, model: ModelRef) -> dict[str, Any]:
+    def _common(self, model: ModelRef, execution: Execution) -> dict[str, Any]:
         s = self.settings
-        engine = replace(s.engine, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+        engine = replace(
+            s.engine,
+            dtype=model.dtype,
+            trust_remote_code=model.trust_remote_code,
+            execution=execution,
+        )
         return {"cache_dir": s.cache_dir, "data_dir": s.data_dir, "settings": engine}
 
     def _run(self, job: Job, timeout: float | None) -> JobResult:
@@ -179,13 +184,20 @@ class _BuildFailed(Exception):
         self.log = log
 
 
+def _made(artifact: Artifact, cell: Cell) -> dict[str, Any]:
+    """What a record keeps of the weights, and of how they ran."""
+    made = artifact.summary()
+    running = cell.row.quantization.execution.to_json()
+    return {**made, "details": made["details"] | ({"execution": running} if running else {})}
+
+
 def _record(
     kind: Any,
     key: str,
     cell: dict[str, Any],
     result: JobResult,
     folder: Path,
-    artifact: Artifact | None = None,
+    artifact: dict[str, Any] | None = None,
 ) -> Record:
     """A worker's result as a record; paths of files become relative to the results folder."""
     found, root = result.payload if kind == "eval" else {}, folder.resolve()
@@ -197,8 +209,8 @@ def _record(
         status=result.status,
         metrics=tuple(Metric(**m) for m in found.get("metrics", ())),
         memory=MemoryReport(**result.memory) if result.memory else None,
-        artifact=artifact.summary() if artifact else None,
-        notes=(*(artifact.notes if artifact else ()), *found.get("notes", ())),
+        artifact=artifact,
+        notes=(*(artifact["notes"] if artifact else ()), *found.get("notes", ())),
         files=files,
         timing=result.timing,
         conditions=Conditions(**result.conditions) if result.conditions else None,

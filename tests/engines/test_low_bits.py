@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from families import FAMILIES, WINDOWS, make_model, one_thread
 from torch import nn
 
 from qeval.core.errors import EngineError
+from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 from qeval.engines import low_bits
 from qeval.engines.base import Sampling
@@ -32,10 +32,8 @@ ROUNDINGS = [
 
 
 def open_lm(folder: Path, **execution: dict[str, object]) -> HfEngine:
-    artifact = describe_folder(folder, "float32")
-    if execution:
-        artifact = replace(artifact, details={**artifact.details, "execution": execution})
-    return HfEngine.open(artifact, EngineSettings(device="cpu", dtype="float32"))
+    settings = EngineSettings("cpu", "float32", execution=Execution.from_json(execution))
+    return HfEngine.open(describe_folder(folder, "float32"), settings)
 
 
 def kv(num_bits: int, group_size: int = 128) -> dict[str, dict[str, object]]:

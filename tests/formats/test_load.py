@@ -136,7 +136,7 @@ def test_each_format_is_loaded_by_the_library_that_runs_it(monkeypatch, whole, n
 
 def test_code_that_came_with_the_original_model_is_trusted_with_its_quantized_one(monkeypatch, whole):
     monkeypatch.setattr(packed, "load_model", lambda *args: args)
-    artifact = replace(ARTIFACT, details={"trust_remote_code": True})
+    artifact = replace(ARTIFACT, trust_remote_code=True)
     assert packed.load(artifact, EngineSettings(), "cpu")[-1] is True
 
 

@@ -19,7 +19,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,10 @@ def do(step: str) -> None:
         case "vary":
             for name, variant in VARIANTS.items():
                 if BUILDS[variant.of].method == method:
-                    _kept(f"{name}.run.json", lambda n=name, v=variant: run(n, vary(n, v)))
+                    _kept(
+                        f"{name}.run.json",
+                        lambda n=name, v=variant: run(n, vary(n, v), kernel=v.kernel),
+                    )
         case "weigh":  # gptq, awq: where GPTQModel is not
             for name in filter(_is_built, names):
                 if (artifact := _artifact(name)).format:
@@ -244,16 +246,19 @@ def failing() -> Any:
 # -- running ----------------------------------------------------------------------------------
 
 
-def run(name: str, artifact: Any, dtype: str = "bfloat16") -> dict[str, Any]:
+def run(name: str, artifact: Any, dtype: str = "bfloat16", kernel: str | None = None) -> dict[str, Any]:
     import numpy as np
 
+    from qeval.core.execution import Execution
     from qeval.core.settings import EngineSettings
     from qeval.engines.hf import HfEngine
     from qeval.formats.load import resident_bytes
 
     if artifact is None:  # a variant without an engine
         return {}
-    lm = HfEngine.open(artifact, EngineSettings(device="cpu", dtype=dtype, n_threads=1))
+    running = Execution.from_json({} if kernel is None else {"kernel": kernel})
+    settings = EngineSettings(device="cpu", dtype=dtype, n_threads=1, execution=running)
+    lm = HfEngine.open(artifact, settings)
     before = resident_bytes(lm._model)
     method = BUILDS[name].method if name in BUILDS and BUILDS[name].model not in UNLIKE else ""
     by_modules = method in ("bitsandbytes", "hqq", "torchao", "quanto")
@@ -315,7 +320,7 @@ def vary(name: str, variant: Variant) -> Any:
     if variant.change == "cut":  # after it was described: in the cache, as it were
         with file.open("r+b") as handle:
             handle.truncate(file.stat().st_size // 2)
-    return replace(artifact, details={**artifact.details, "execution": {"kernel": variant.kernel}})
+    return artifact
 
 
 # -- weights ----------------------------------------------------------------------------------

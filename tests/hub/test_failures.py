@@ -363,7 +363,7 @@ def test_a_checkpoint_of_the_hub_is_downloaded_and_pinned(hub, tmp_path, tiny_ll
     model = ModelRef("here", tiny_llama, "sha256:0", "float32")
     options = CheckpointOptions(path="org/weights", revision="v2")
     found = Checkpoint().find(options, model, tmp_path)
-    assert found.details["identity"] == f"hub:org/weights@{repo.refs['v2']}"
+    assert found.identity == f"hub:org/weights@{repo.refs['v2']}"
     with pytest.raises(
         ModelError, match="org/weights @v3: no such folder, and the hub did not give it"
     ):

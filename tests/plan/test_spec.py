@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qeval.core.errors import SpecError
-from qeval.core.low_bits import ActivationOptions, KvCacheOptions, Running
+from qeval.core.execution import ActivationOptions, KvCacheOptions, Running
 from qeval.plan.spec import load_spec
 
 GOOD = """\
@@ -101,8 +101,8 @@ def test_activations_and_kv_cache_stand_beside_any_method_or_among_its_options(t
         "RTN W8A16g32",
         "Q8_0",
     ]
-    assert found[0].execution() == {}
-    assert found[1].execution() == {"kv_cache": {"num_bits": 4, "group_size": 128}}
+    assert found[0].execution.to_json() == {}
+    assert found[1].execution.to_json() == {"kv_cache": {"num_bits": 4, "group_size": 128}}
     assert found[4].described() == {
         "num_bits": 4,
         "type": None,
@@ -116,8 +116,8 @@ def test_activations_and_kv_cache_stand_beside_any_method_or_among_its_options(t
 def test_a_list_of_them_holds_numbers_and_mappings(tmp_path):
     rows = "activations: [8, {num_bits: [4, 8], symmetric: true}]"
     text = GOOD.replace("group_size: 32}", "group_size: 32}\n    " + rows)
-    found = [q for q in load(tmp_path, text).quantizations if "activations" in q.execution()]
-    asked = [q.execution()["activations"] for q in found[:3]]
+    found = [q for q in load(tmp_path, text).quantizations if "activations" in q.execution.to_json()]
+    asked = [q.execution.to_json()["activations"] for q in found[:3]]
     assert [(a["num_bits"], a["symmetric"]) for a in asked] == [(8, False), (4, True), (8, True)]
     assert len({q.label for q in found}) == len(found)
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from qeval.core import extras
+from qeval.core.artifact import Library
 from qeval.core.errors import MissingExtraError, SeveralErrors, UsageError
 from qeval.formats.recognise import describe_packed
 from qeval.models.weights import read_data, read_tensors
@@ -71,10 +72,10 @@ def test_every_byte_of_the_files_is_counted(quantized, name):
 @pytest.mark.real
 def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized):
     artifact = quantized.artifact("llama-awq-4")
-    library = {"name": "gptqmodel", "version": version("gptqmodel")}
-    assert artifact.details["library"] == library
+    library = Library("gptqmodel", version("gptqmodel"))
+    assert artifact.library == library
     assert artifact.format.label == "AWQ W4A16g128"
-    assert artifact.details["calibration"]["n_tokens"] == 4 * 32
+    assert artifact.calibration["n_tokens"] == 4 * 32
     assert quantized.steps("llama-awq-4")[-1] == [2, 2, "blocks"]
     assert [p.name for p in artifact.path.parent.iterdir()] == ["model"]  # no logs
     found = quantized.run("llama-awq-4")

@@ -131,7 +131,7 @@ def test_code_that_comes_with_a_model_needs_the_flag(tiny_llama, tmp_path):
         cells(tmp_path, tiny_llama, f"{{checkpoint: {copy}}}")
     assert "\n" not in str(caught.value)
     (cell,) = cells(tmp_path, tiny_llama, f"{{checkpoint: {{path: {copy}, trust_remote_code: true}}}}")
-    assert cell.row.artifact.details["trust_remote_code"] is True
+    assert cell.row.artifact.trust_remote_code is True
 
 
 @pytest.mark.parametrize("content", [b"", b"this is text, not a model"])

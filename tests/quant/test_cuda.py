@@ -5,7 +5,6 @@ its other neighbour, and what is behind it makes up for that.
     OMP_NUM_THREADS=1 python -m pytest -n 12 --dist worksteal tests/quant/test_cuda.py
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +14,7 @@ from families import FAMILIES, MIXTURES, WINDOWS, Drawn, make_model, saved
 from transformers import DynamicCache
 
 from qeval.core.artifact import Artifact
+from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 from qeval.engines.base import Internals, Sampling
 from qeval.engines.hf import HfEngine
@@ -102,9 +102,8 @@ def build(method, options, model, out, device: str) -> Artifact:
 
 
 def nll(artifact: Artifact, device: str, **execution: object) -> np.ndarray:
-    if execution:
-        artifact = replace(artifact, details={**artifact.details, "execution": execution})
-    lm = HfEngine.open(artifact, EngineSettings(device=device, dtype="float32"))
+    settings = EngineSettings(device, "float32", execution=Execution.from_json(execution))
+    lm = HfEngine.open(artifact, settings)
     return np.concatenate(list(lm.nll(WINDOWS)))
 
 
@@ -160,8 +159,8 @@ def test_rounded_activations_and_caches_are_those_of_the_cpu(name, kind, tmp_pat
 @pytest.mark.parametrize("name", RUNNING)
 def test_decoding_on_the_gpu_reads_the_same_cache_as_the_prefill(name, tmp_path):
     model = describe_folder(saved(tmp_path / "model", "llama").path, "float32")
-    rounded = replace(model, details={**model.details, "execution": RUNNING[name]})
-    lm = HfEngine.open(rounded, EngineSettings(device="cuda", dtype="float32"))
+    settings = EngineSettings("cuda", "float32", execution=Execution.from_json(RUNNING[name]))
+    lm = HfEngine.open(model, settings)
     together, one_by_one = next(lm.nll(WINDOWS[:1])), lm.steps(WINDOWS[0]).nll
     assert np.median(np.abs(together - one_by_one)) < 1e-3
     assert len(list(lm.generate([WINDOWS[0][:16]], Sampling(max_new_tokens=8)))) == 1

@@ -266,7 +266,7 @@ def test_the_calibration_is_recorded(wide_llama, wide_f32, cache_dir, tmp_path):
     options = GgufOptions(type="Q4_0", imatrix=True, calibration={"dataset": "pydoc", "n_samples": 4})
     artifact = Gguf().build(options, context(wide_llama, tmp_path / "out", cache_dir, wide_f32))
     expected = {"dataset": "pydoc", "n_samples": 4, "seq_len": 2048, "seed": 0, "text_sha256": "test"}
-    assert artifact.details["calibration"] == expected
+    assert artifact.calibration == expected
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from qeval.cli.run import run_spec
 from qeval.core import extras
+from qeval.core.artifact import Library
 from qeval.core.errors import ModelError, PreflightError, UsageError
 from qeval.formats.recognise import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
@@ -108,10 +109,10 @@ def test_every_byte_of_the_files_is_counted(quantized, name):
 @pytest.mark.real
 def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized):
     artifact = quantized.artifact("llama-gptq-4")
-    library = {"name": "gptqmodel", "version": version("gptqmodel")}
-    assert artifact.details["library"] == library
+    library = Library("gptqmodel", version("gptqmodel"))
+    assert artifact.library == library
     assert artifact.format.label == "GPTQ W4A16g128"
-    calibration = artifact.details["calibration"]
+    calibration = artifact.calibration
     assert (calibration["n_samples"], calibration["seq_len"]) == (16, 64)
     assert (calibration["n_tokens"], calibration["text_sha256"]) == (1024, "0" * 64)
     assert artifact.notes == ()
@@ -159,7 +160,7 @@ def test_windows_that_are_longer_than_the_model_are_cut_with_a_note(quantized):
     artifact = quantized.artifact("starcoder2-gptq-8")
     note = "GPTQModel cut the calibration windows of 600 tokens to the model's 512"
     assert artifact.notes == (note,)
-    assert artifact.details["calibration"]["n_tokens"] == 2 * 512
+    assert artifact.calibration["n_tokens"] == 2 * 512
 
 
 def test_what_the_librarys_log_says_of_a_linear():

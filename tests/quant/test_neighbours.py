@@ -178,8 +178,8 @@ def test_every_byte_of_the_files_is_counted(quantized, name):
 def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized, name):
     artifact, found = quantized.artifact(name), quantized.run(name)
     assert artifact.format.label == BUILT[name].label
-    made_by = artifact.details["library"]
-    assert made_by["version"] == version(made_by["name"])
+    made_by = artifact.library
+    assert made_by.version == version(made_by.name)
     assert found["facts"]["kernels"] == {BUILT[name].kernel: len(artifact.layers)}
     assert artifact.notes == ()
     assert (artifact.path / "tokenizer.json").is_file()
@@ -208,7 +208,7 @@ def test_the_artifact_says_what_made_it_and_the_engine_what_runs_it(quantized, n
     ],
 )
 def test_calibration_is_recorded_where_there_is_one(quantized, name, tokens):
-    calibration = quantized.artifact(name).details.get("calibration") or {}
+    calibration = quantized.artifact(name).calibration or {}
     assert calibration.get("n_tokens") == tokens
 
 

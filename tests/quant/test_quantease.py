@@ -129,7 +129,7 @@ def test_the_artifact_says_what_was_done(tmp_path):
     model = saved(tmp_path / "model", "llama")
     options = QuantEaseOptions(num_bits=4, sweeps=2, num_blocks=1)
     artifact = build(QuantEase(), options, model, tmp_path / "a", [WINDOWS[0][:40]])
-    assert artifact.details["calibration"] == {"dataset": "test", "n_tokens": 40}
+    assert artifact.calibration == {"dataset": "test", "n_tokens": 40}
     assert artifact.details["layers"]["worst_layer"].startswith("model.layers.0.")
     assert artifact.notes[:2] == (
         "model.layers.0.self_attn.q_proj and 6 more: fewer calibration tokens than inputs",

@@ -101,8 +101,8 @@ def build(
     else:
         packed = {r.report.name: r.kept for r in results}
         artifact = save_gptq(model, context, gptq, packed, reports, notes)
-    details = {**artifact.details, "calibration": drawn.facts, "layers": summary(results)}
-    return replace(artifact, details=details)
+    details = {**artifact.details, "layers": summary(results)}
+    return replace(artifact, calibration=drawn.facts, details=details)
 
 
 def summary(results: Sequence[LayerResult]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 from qeval import __version__
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError, raise_all
-from qeval.formats.limits import Kernel, check_half_precision, check_kernel, check_widths
+from qeval.core.execution import Kernel
+from qeval.formats.limits import check_half_precision, check_kernel, check_widths
 from qeval.models.tensors import DTYPE_BYTES
 from qeval.models.weights import read_tensors
 from qeval.quant.base import Packages

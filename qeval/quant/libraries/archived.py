@@ -12,11 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact, CalibrationFacts, Library, ModelRef
 from qeval.core.errors import BuildError
 
 DTYPE = "float16"
@@ -103,15 +102,13 @@ def save(model: Any, quantization_config: dict[str, Any], source: ModelRef, fold
     copy_side_files(source.path, folder)
 
 
-def describe(folder: Path, package: str, facts: dict[str, Any]) -> Artifact:
+def describe(folder: Path, package: str, facts: CalibrationFacts) -> Artifact:
     """The artifact of a saved folder, with the library and the calibration in its details."""
     from qeval.formats.recognise import describe_packed
 
     artifact = describe_packed(folder)
-    library = {"name": package, "version": version(package)}
-    return replace(
-        artifact, details={**artifact.details, "calibration": facts, "library": library, "dtype": DTYPE}
-    )
+    details = {**artifact.details, "dtype": DTYPE}
+    return replace(artifact, library=Library.of(package), calibration=facts, details=details)
 
 
 @contextmanager

@@ -6,17 +6,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact, CalibrationFacts, Library, ModelRef
 from qeval.core.errors import BuildError, ModelError
 from qeval.quant.base import BuildContext
 
 
 def finish(
-    folder: Path, context: BuildContext, distribution: str, calibration: dict[str, Any] | None = None
+    folder: Path, context: BuildContext, distribution: str, calibration: CalibrationFacts | None = None
 ) -> Artifact:
     """The artifact of a folder that a library has saved: tokenizer and the like beside the weights,
     sizes from the files, the library's version, the facts of the calibration.
@@ -33,12 +31,7 @@ def finish(
     except ModelError as err:
         reason = str(err).removeprefix(f"{folder}: ")
         raise BuildError(f"{distribution} left {context.model.id} as it was: {reason}") from err
-    details = {
-        **artifact.details,
-        "library": {"name": distribution, "version": version(distribution)},
-        **({"calibration": calibration} if calibration else {}),
-    }
-    return replace(artifact, details=details)
+    return replace(artifact, library=Library.of(distribution), calibration=calibration)
 
 
 def left_alone(model: ModelRef) -> list[str] | None:

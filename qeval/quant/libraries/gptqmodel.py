@@ -11,7 +11,7 @@ from contextlib import chdir, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from qeval.core.artifact import Artifact, LayerReport
+from qeval.core.artifact import Artifact, CalibrationFacts, LayerReport
 from qeval.core.errors import BuildError
 from qeval.data.calibration import Calibration, CalibrationOptions
 from qeval.formats.gptqmodel import first_line, import_gptqmodel
@@ -82,7 +82,7 @@ def quantize(
     return replace(artifact, layers=layers, notes=(*artifact.notes, *notes, *cut))
 
 
-def _as_used(drawn: Calibration, positions: int | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _as_used(drawn: Calibration, positions: int | None) -> tuple[CalibrationFacts, tuple[str, ...]]:
     """The facts of the calibration, and a note where GPTQModel cut windows to the model's positions."""
     longest = max(map(len, drawn.windows))
     if not positions or longest <= positions:

@@ -169,7 +169,7 @@ def test_the_configuration_says_what_loaders_must_know(tmp_path):
     }
     assert meta["quantizer"][0].startswith("qeval:")
     assert packed.format.label == "GPTQ W3A16g32 act-order"
-    assert packed.details["calibration"]["n_tokens"] == sum(map(len, WINDOWS))
+    assert packed.calibration["n_tokens"] == sum(map(len, WINDOWS))
     options = QuantEaseOptions(format="gptq", num_bits=2, sweeps=1)
     packed = build(QuantEase(), options, model, tmp_path / "v2")
     config = json.loads((packed.path / "config.json").read_text())["quantization_config"]

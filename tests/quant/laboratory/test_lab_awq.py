@@ -66,7 +66,7 @@ def test_what_was_done_to_each_layer_is_reported(tmp_path):
         "model.layers.0.self_attn.o_proj and 1 more: " + few[:-2],
         "model.layers.0.mlp.c_proj and 1 more: " + gelu[:-2],
     )
-    assert artifact.details["calibration"]["n_tokens"] == sum(map(len, WINDOWS))
+    assert artifact.calibration["n_tokens"] == sum(map(len, WINDOWS))
     assert 0 < artifact.details["layers"]["mean_relative_loss"] < 0.1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.core.artifact import Artifact
+from qeval.core.artifact import Artifact, Library
 from qeval.envs.build import worker_path
 
 TEXT = "Hello  world, 42 is\n\n followed\tby 43.<|endoftext|> Ünïcödé 中文 <s> "
@@ -23,8 +23,8 @@ def test_the_file_runs_here_and_predicts_as_four_bits_do(archived):
     assert steps[-1] == (2, 2, "blocks")
     artifact = Artifact.from_json(result.payload)
     assert len(artifact.layers) == 14
-    assert artifact.details["library"] == {"name": "autoawq", "version": "0.2.9"}
-    assert artifact.details["calibration"]["n_tokens"] == 8 * 64
+    assert artifact.library == Library("autoawq", "0.2.9")
+    assert artifact.calibration["n_tokens"] == 8 * 64
     config = json.loads((artifact.path / "config.json").read_text())
     assert config["rope_parameters"] == rope and config["quantization_config"]["group_size"] == 32
     # 0.025 nats measured (random weights); 4 bits rounded to nearest: 0.022, rope_theta at 10000: 0.067

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact, Library, ModelRef
 from qeval.core.errors import BuildError
 from qeval.models.weights import read_tensors
 from qeval.quant.gptq import GptqOptions
@@ -52,8 +52,8 @@ def test_8_bits_predict_as_the_float_model_does(archived):
     artifact = Artifact.from_json(result.payload)
     assert len(artifact.layers) == 14
     assert artifact.layers[0].loss is not None and artifact.layers[0].loss > 0
-    assert artifact.details["library"] == {"name": "auto-gptq", "version": "0.7.1"}
-    assert artifact.details["calibration"]["n_tokens"] == 8 * 64
+    assert artifact.library == Library("auto-gptq", "0.7.1")
+    assert artifact.calibration["n_tokens"] == 8 * 64
     names = {t.name for t in read_tensors(artifact.path) or ()}
     assert "model.layers.0.self_attn.q_proj.bias" in names
     assert "model.layers.0.mlp.up_proj.bias" not in names  # the library adds zeros

@@ -1,14 +1,16 @@
-"""`activations` and `kv_cache`: bits of what runs through the weights, beside any method (torch-free).
+"""How weights run, and not what they are: one artifact serves every combination (torch-free).
 
-They say how weights run and not what they are, so one artifact serves every combination. 16 bits are
-the floats of the model: a row that asks for them is the row that does not.
+That is a kernel, which is a method's option, and `activations` and `kv_cache`, which stand beside any
+method: the bits of what runs through the weights. 16 bits are the floats of the model: a row that asks
+for them is the row that does not.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 from pydantic import Field
 
@@ -16,6 +18,10 @@ from qeval.core.errors import UsageError
 from qeval.core.options import Options
 
 Bits = Literal[2, 3, 4, 8, 16]
+Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
+"""Of packed GPTQ and AWQ weights. auto: the first that takes the weights: on CUDA marlin, exllama,
+triton, torch; on the CPU aten, torch. aten is torch's own int4 product on the CPU; torch unpacks to
+floats for every product."""
 
 
 class ActivationOptions(Options):
@@ -44,8 +50,8 @@ class Running:
     def __bool__(self) -> bool:
         return self.activations is not None or self.kv_cache is not None
 
-    def execution(self) -> dict[str, Any]:
-        """For the cell's key, the record and the engine; empty where nothing is asked."""
+    def to_json(self) -> dict[str, object]:
+        """Empty where nothing is asked."""
         asked = {"activations": self.activations, "kv_cache": self.kv_cache}
         return {name: options.model_dump(mode="json") for name, options in asked.items() if options}
 
@@ -60,6 +66,30 @@ class Running:
             return a + kv
         label, found = re.subn(r"\b(W\d+)(A\d+)", lambda m: f"{m[1]}{a or m[2]}{kv}", weights, count=1)
         return label if found else f"{weights} {a}{kv}"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a row says on how its weights run: in its cells' keys, not in its artifact's."""
+
+    kernel: Kernel | None = None  # None: the method has no such option
+    running: Running = Running()
+    own: Mapping[str, object] = field(default_factory=dict)  # of a third party's Options.execution
+
+    def to_json(self) -> dict[str, object]:
+        """For the cell's key, the job and the record; empty where nothing is said."""
+        kernel = {} if self.kernel is None else {"kernel": self.kernel}
+        return {**kernel, **self.own, **self.running.to_json()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, object]) -> Execution:
+        own = {k: v for k, v in data.items() if k not in ("kernel", *KEYS)}
+        activations, kv_cache = data.get("activations"), data.get("kv_cache")
+        running = Running(
+            ActivationOptions.model_validate(activations) if activations else None,
+            KvCacheOptions.model_validate(kv_cache) if kv_cache else None,
+        )
+        return Execution(cast(Kernel | None, data.get("kernel")), running, own)
 
 
 KEYS: dict[str, type[Options]] = {"activations": ActivationOptions, "kv_cache": KvCacheOptions}
