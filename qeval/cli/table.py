@@ -11,6 +11,7 @@ import click
 
 from qeval.cli.shared import FOLDER, FORMATS, command
 from qeval.core.console import echo
+from qeval.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from qeval.core.record import Record
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     metavar="COLUMN",
     help="Order the rows of a model by it, smallest first; -COLUMN: largest.",
 )
-@click.option("--layout", type=click.Choice(["full", "starcoder2"]), default="full", show_default=True)
+@click.option("--layout", type=click.Choice(["full", *LAYOUTS]), default="full", show_default=True)
 def table(results: tuple[Path, ...], fmt: str, **options: Any) -> None:
     """Print the comparison in the RESULTS folders (or in every results folder inside them).
 

@@ -11,10 +11,11 @@ are completed when they are read (``completed``); nothing else knows a metric or
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from qeval.core.errors import StoreError
+from qeval.core.errors import StoreError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -22,6 +23,8 @@ Status = Literal["ok", "failed", "oom", "timeout", "killed", "skipped"]
 Better = Literal["lower", "higher", "none"]
 Pairs = Literal["window", "problem", "item", "none"]
 Change = Literal["relative", "points", "ratio", "time", "none"]
+SHARE_UNITS = {"": 1.0, "share": 1.0, "%": 100.0}
+"""Units of ``points``, and how much the whole is."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,31 @@ class Metric:
     heading: str | None = None  # of its column
     group: str | None = None  # what it and its like are called under a table: "pass@k", "speed"
     shown: bool = True  # in tables; else in `qeval show` only
+
+
+def check(metric: Metric) -> None:
+    """Raises UsageError where a metric says what no table understands."""
+    for word, known in (("better", Better), ("pairs", Pairs), ("change", Change)):
+        said = getattr(metric, word)
+        if said is not None and said not in get_args(known):
+            raise UsageError(
+                f"metric {metric.name!r}: {word} {said!r}: give {_either(get_args(known))}"
+            )
+    if metric.change == "points" and metric.unit not in SHARE_UNITS:
+        raise UsageError(
+            f"metric {metric.name!r}: change 'points' of the unit {metric.unit!r}: give "
+            f"{_either(SHARE_UNITS)}, or another change"
+        )
+    if metric.units and len(metric.units) != len(metric.values):
+        raise UsageError(
+            f"metric {metric.name!r}: {len(metric.units)} units for {len(metric.values)} values: give "
+            "each value its unit, or no units"
+        )
+
+
+def _either(words: Iterable[str]) -> str:
+    *most, last = map(repr, words)
+    return f"{', '.join(most)} or {last}"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from qeval.core.intervals import t_quantile
-from qeval.core.record import Change, Metric
+from qeval.core.record import SHARE_UNITS, Change, Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 ALPHA = 0.05
 EXACT_FLIPS = 12  # 2^12 sign patterns are enumerated
-SHARE_UNITS = {"share": 1.0, "%": 100.0}  # and how much the whole is
 _EPS = 1e-5  # float32 sums that are equal on paper
 
 

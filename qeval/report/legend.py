@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from qeval.report.compare import SHARE_UNITS
 from qeval.report.format import difference_text, is_factor
 from qeval.report.places import UNKNOWN
 from qeval.report.table import Entry, Table
@@ -37,13 +36,13 @@ def _numbers(table: Table, facts: TableFacts) -> Iterator[str]:
             "±: 95% interval by Student's t: 1.96 standard errors on each side of many units, 2.26 of "
             "10, 3.18 of 4"
         )
-    shares = [
+    named = [
         c.group
         for c in table.columns
-        if c.unit in SHARE_UNITS and any(_has_interval(row.entries[c.id]) for row in table.rows)
+        if c.kind == "metric" and not c.cost and any(_has_interval(r.entries[c.id]) for r in table.rows)
     ]
-    if shares:
-        yield f"{', '.join(dict.fromkeys(shares))} [low, high]: 95% interval"
+    if named:
+        yield f"{', '.join(dict.fromkeys(named))} [low, high]: 95% interval"
     yield from _differences(table, entries, " / ".join(facts.baselines))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 from qeval.core.artifact import ModelRef
 from qeval.core.options import Options
 from qeval.core.progress import Progress
-from qeval.core.record import Metric
+from qeval.core.record import Metric, check
 from qeval.core.registry import Registry
 from qeval.engines.base import LM
 
@@ -35,6 +35,11 @@ class TaskResult:
     # A model's memory columns come from its task with the lowest rank: 0 speed, 1 HumanEval, 2 MBPP,
     # 3 perplexity; None after these.
     memory_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a metric says what no table understands."""
+        for metric in self.metrics:
+            check(metric)
 
 
 @dataclass(frozen=True)

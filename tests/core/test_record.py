@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from qeval.core.errors import StoreError, did_you_mean
-from qeval.core.record import MemoryReport, Metric, Record, completed
+from qeval.core.errors import StoreError, UsageError, did_you_mean
+from qeval.core.record import MemoryReport, Metric, Record, check, completed
 from qeval.core.units import gib, human_bytes, human_seconds
 
 RECORD = Record(
@@ -111,3 +111,22 @@ def test_what_a_metric_says_of_itself_is_kept():
     for word in WORDS:
         unsaid = completed(replace(said, **{word: None}))
         assert replace(unsaid, **{word: getattr(said, word)}) == said
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"better": "more"}, "metric 'x': better 'more': give 'lower', 'higher' or 'none'"),
+        ({"pairs": "passage"}, "give 'window', 'problem', 'item' or 'none'"),
+        ({"change": "log"}, "give 'relative', 'points', 'ratio', 'time' or 'none'"),
+        (
+            {"change": "points", "unit": "marks"},
+            "change 'points' of the unit 'marks': give '', 'share' or",
+        ),
+        ({"values": (1.0,), "units": ("a", "b")}, "2 units for 1 values"),
+    ],
+)
+def test_a_metric_that_no_table_understands_is_refused_in_one_line(said, message):
+    with pytest.raises(UsageError, match=message):
+        check(Metric("x", 1.0, "p", **said))
+    check(Metric("x", 1.0, "p"))
