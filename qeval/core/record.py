@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from qeval.core.errors import StoreError, UsageError
 
@@ -230,30 +230,44 @@ _HEADINGS = {
 }
 
 
+class _Known(NamedTuple):
+    better: Better
+    pairs: Pairs
+    change: Change
+    cost: bool = False
+    group: str | None = None
+
+
 def completed(metric: Metric) -> Metric:
     """The metric with what it does not say, from the names that 0.1.0 had and from its unit."""
-    heading = _HEADINGS.get(metric.name, metric.name.replace("_", " "))
-    found: dict[str, Any] = {"cost": False, "heading": heading, "group": metric.heading or heading}
-    found |= _comparison(metric)
-    return replace(metric, **{k: v for k, v in found.items() if getattr(metric, k) is None})
+    known = _known_of(metric)
+    heading = metric.heading or _HEADINGS.get(metric.name, metric.name.replace("_", " "))
+    return replace(
+        metric,
+        better=metric.better or known.better,
+        pairs=metric.pairs or known.pairs,
+        change=metric.change or known.change,
+        cost=known.cost if metric.cost is None else metric.cost,
+        heading=heading,
+        group=metric.group or known.group or heading,
+    )
 
 
-def _comparison(metric: Metric) -> dict[str, Any]:
+def _known_of(metric: Metric) -> _Known:
     name, unit = metric.name, metric.unit
     if name == "ppl":
-        return {"better": "lower", "pairs": "window", "change": "relative"}
+        return _Known("lower", "window", "relative")
     if name.startswith("pass@"):
-        return {"better": "higher", "pairs": "problem", "change": "points", "group": "pass@k"}
+        return _Known("higher", "problem", "points", group="pass@k")
     if unit in ("share", "%"):
         whole = len(metric.values) > 1 and None not in metric.values
-        return {"better": "higher", "pairs": "item" if whole else "none", "change": "points"}
-    found: dict[str, Any] = {"better": "none", "pairs": "none", "change": "ratio"}
+        return _Known("higher", "item" if whole else "none", "points")
     if unit == "tok/s":
-        return found | {"better": "higher", "cost": True, "group": "speed"}
+        return _Known("higher", "none", "ratio", cost=True, group="speed")
     if unit in ("s", "ms"):
-        return found | {"better": "lower", "change": "time", "cost": True, "group": "time"}
+        return _Known("lower", "none", "time", cost=True, group="time")
     if unit in ("bytes", "MiB", "GiB"):
-        return found | {"better": "lower", "cost": True}
+        return _Known("lower", "none", "ratio", cost=True)
     if unit == "dB":  # a logarithm: its ratio says nothing
-        return found | {"better": "higher", "change": "none"}
-    return found | ({"better": "lower"} if name.startswith("kurtosis_") else {})
+        return _Known("higher", "none", "none")
+    return _Known("lower" if name.startswith("kurtosis_") else "none", "none", "ratio")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -77,7 +77,7 @@ def _elsewhere(record: Record) -> str:
 
 
 def _asked(record: Record) -> list[str]:
-    facts = {"key": record.key, "kind": record.kind, "status": record.status}
+    facts: dict[str, object] = {"key": record.key, "kind": record.kind, "status": record.status}
     facts |= {"error": record.error} if record.error else {}
     facts |= {"log": record.log} if record.log else {}
     asked = {name: value for name, value in record.cell.items() if name not in _KEY_PARTS}
@@ -86,7 +86,7 @@ def _asked(record: Record) -> list[str]:
     return _pairs(facts)
 
 
-def _artifact(made: dict[str, Any]) -> dict[str, Any]:
+def _artifact(made: dict[str, Any]) -> dict[str, object]:
     """A packed format first and in words; its other facts stay in the details."""
     found = (made.get("details") or {}).get("format")
     if not found:
@@ -97,7 +97,7 @@ def _artifact(made: dict[str, Any]) -> dict[str, Any]:
     return {"format": f"{found['label']} ({', '.join(facts)})", **made}
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> object:
     """``RTN W4 (rtn, num_bits=4)`` and the like for the parts of a cell."""
     if not isinstance(value, dict):
         return value
@@ -109,12 +109,12 @@ def _short(value: Any) -> Any:
     return f"{head} ({inner})" if head and inner else head or inner
 
 
-def _pairs(facts: dict[str, Any]) -> list[str]:
+def _pairs(facts: Mapping[str, object]) -> list[str]:
     shown = {k: v for k, v in facts.items() if v not in (None, "", (), [], {})}
     return aligned([(k, _inline(v)) for k, v in shown.items()])
 
 
-def _inline(value: Any) -> str:
+def _inline(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     return text.replace("\n", "\n    ")
 

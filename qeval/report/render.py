@@ -8,9 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 from qeval.core.errors import UsageError, did_you_mean
 from qeval.core.record import finite
@@ -69,7 +68,7 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pipes(cells: Any) -> str:
+def _pipes(cells: Iterable[SheetCell]) -> str:
     return (
         "| " + " | ".join("<br>".join(_escaped(line) for line in cell.lines) for cell in cells) + " |"
     )
@@ -98,12 +97,12 @@ def _csv_names(column: Column) -> list[str]:
     return [name, *(f"{column.id} {part}" for part in (*parts, *conditions))]
 
 
-def _csv_head(row: TableRow) -> list[Any]:
+def _csv_head(row: TableRow) -> list[object]:
     names = (row.model, row.dtype, row.quantization, row.engine)
     return [*names, int(row.baseline), int(row.marked)]
 
 
-def _csv_values(table: Table, row: TableRow) -> Iterator[Any]:
+def _csv_values(table: Table, row: TableRow) -> Iterator[object]:
     for column in table.columns:
         entry = row.entries[column.id]
         yield entry.value
@@ -113,7 +112,7 @@ def _csv_values(table: Table, row: TableRow) -> Iterator[Any]:
             yield column.place.words() if entry.value is not None else None
 
 
-def _csv_details(entry: Entry) -> Iterator[Any]:
+def _csv_details(entry: Entry) -> Iterator[object]:
     yield from (entry.half, entry.low, entry.high)
     change = entry.difference
     shown = (change.value, change.low, change.high, change.kind) if change else (None,) * 4

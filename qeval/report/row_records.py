@@ -119,7 +119,7 @@ def _merged(records: Sequence[Record]) -> list[Record]:
     for record in sorted(records, key=age):
         if record.key not in measured:
             failures[record.key] = record
-    known: set[Any] = set()
+    known: set[object] = set()
     found = []
     for record in records:
         copy = (record.kind, record.key, age(record), record.metrics)
@@ -157,7 +157,7 @@ def sources(records: Sequence[Record]) -> list[RowRecords]:
 
 def _mark_baselines(rows: Iterable[RowRecords]) -> None:
     """One a model and dtype: where folders name several, that of the first folder."""
-    first: dict[tuple[str, Any], tuple[int, RowRecords]] = {}
+    first: dict[tuple[str, object], tuple[int, RowRecords]] = {}
     for row in rows:
         named = [order(r, 1) for r in row.evals if r.cell.get("baseline")]
         place = (row.identity, row.model.get("dtype"))
@@ -174,7 +174,7 @@ def choose_baselines(rows: Sequence[RowRecords], name: str) -> None:
         UsageError: no row is.
     """
     wanted, words = name.lower(), set()
-    chosen: dict[tuple[str, Any], RowRecords] = {}
+    chosen: dict[tuple[str, object], RowRecords] = {}
     for by_label in (True, False):
         for row, (_, shown) in zip(rows, names(rows), strict=True):
             called = {shown, _given_label(row)} if by_label else {str(row.quantization.get("name"))}
@@ -196,7 +196,7 @@ def _moved(record: Record, by: int) -> Record:
 def baselines(rows: Sequence[RowRecords]) -> list[int | None]:
     """For each row the index of the one it is compared with: its model's baseline, with the same
     dtype where there is one; None for a baseline and where the model has none."""
-    found: dict[tuple[str, Any], int] = {}
+    found: dict[tuple[str, object], int] = {}
     for i, row in enumerate(rows):
         if row.baseline:
             found.setdefault((row.identity, None), i)
@@ -212,7 +212,7 @@ def names(rows: Sequence[RowRecords]) -> list[tuple[str, str]]:
     """Model and quantization as shown. Names that are alike get what makes them differ: the start of
     the model's content hash, the engine."""
     contents: dict[str, set[str]] = {}
-    alike: dict[tuple[str, Any, str], int] = {}
+    alike: dict[tuple[str, object, str], int] = {}
     for row in rows:
         contents.setdefault(_model_name(row), set()).add(row.identity)
         key = (row.identity, row.model.get("dtype"), _label(row))
@@ -268,12 +268,12 @@ def _row_key(cell: dict[str, Any]) -> str:
 
 def _build_key(cell: dict[str, Any]) -> str:
     """One build serves all rows that differ only in how its weights run."""
-    *parts, options = _parts(cell)
-    made = {k: v for k, v in (options or {}).items() if k not in KEYS}
-    return json.dumps([*parts, made], sort_keys=True)
+    options = (cell.get("quantization") or {}).get("options") or {}
+    made = {k: v for k, v in options.items() if k not in KEYS}
+    return json.dumps([*_parts(cell)[:-1], made], sort_keys=True)
 
 
-def _parts(cell: dict[str, Any]) -> list[Any]:
+def _parts(cell: dict[str, Any]) -> list[object]:
     model, quantization = cell.get("model") or {}, cell.get("quantization") or {}
     identity = model.get("identity") or model.get("id")
     return [identity, model.get("dtype"), quantization.get("name"), quantization.get("options")]

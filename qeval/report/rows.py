@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from qeval.core.errors import UsageError, first_line
 from qeval.core.intervals import half_width
@@ -348,7 +347,7 @@ def _difference(ours: FoundCell, base: FoundCell | None) -> Difference | str | N
     return difference(ours.metric, base.metric)
 
 
-def _sha(found: FoundCell, name: str) -> Any:
+def _sha(found: FoundCell, name: str) -> object:
     return found.record.provenance.get(name)
 
 
