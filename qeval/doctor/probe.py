@@ -13,10 +13,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 OUT, IN, TOKENS, GROUP = 512, 1024, 16, 128
 BOUNDS = {16: 0.02, 8: 0.05, 4: 0.2}  # largest deviation of a right layer, by the bits of its weights
@@ -114,7 +117,7 @@ class FloatLayer:
         self.inputs = inputs.to(self.device)
         self.wanted: Array = (inputs.float() @ weight.float().T).numpy()
 
-    def linear(self, device: Any = "cpu") -> Any:
+    def linear(self, device: torch.device | str = "cpu") -> Any:
         """A new ``nn.Linear`` with the weights."""
         import torch
 

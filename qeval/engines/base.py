@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from qeval.core.artifact import Artifact
 
@@ -80,7 +81,7 @@ class Internals:
     """What a task that looks inside is handed. It leaves the model as it was: no changed weight, no
     hook left behind."""
 
-    model: Any  # the transformers model that runs
+    model: PreTrainedModel  # the transformers model that runs
     new_cache: Callable[[], Any]  # an empty cache of keys and values for one call of it
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,13 +33,16 @@ from transformers import (
 from qeval.core.errors import EngineError
 from qeval.engines.base import Completion, Ids, Sampling, Stop, seed_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _PAD = 0  # any id: no model may see it
 # Tokens of a trial: given ones, of a prompt alone, of the padded prompt and of the one beside it.
 _STEPS, _TRIED, _FEW, _MANY = 4, 64, 8, 512
 _RESTLESS = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
 
 
-def take_no_advice(model: Any) -> None:
+def take_no_advice(model: PreTrainedModel) -> None:
     """From now on the model's files decide nothing about generating or about what a call returns."""
     model.generation_config = GenerationConfig()
     for config in (model.config, model.config.get_text_config()):
@@ -96,7 +99,9 @@ class Decoder:
     the model computes in float32 and rounds nothing.
     """
 
-    def __init__(self, model: Any, limit: int, new_cache: Callable[[], Any], *, exact: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, limit: int, new_cache: Callable[[], Any], *, exact: bool
+    ) -> None:
         if not isinstance(model, GenerationMixin):
             raise EngineError(
                 f"{model.config.model_type}: its class, {type(model).__name__}, cannot generate: only "
@@ -164,7 +169,7 @@ class Decoder:
 
 
 def generate(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Ids],
     steps: int,
     cache: Any,
@@ -190,7 +195,11 @@ def generate(
 
 
 def generate_plainly(
-    model: Any, rows: Sequence[Ids], steps: int, pick: LogitsProcessor, ends: StoppingCriteria
+    model: PreTrainedModel,
+    rows: Sequence[Ids],
+    steps: int,
+    pick: LogitsProcessor,
+    ends: StoppingCriteria,
 ) -> None:
     """The same over rows of one length by what defines it: a forward of the whole sequence a token."""
     ids = torch.tensor(rows, device=model.device)
@@ -264,7 +273,7 @@ class Trials:
     """
 
     def __init__(
-        self, model: Any, new_cache: Callable[[], Any], exact: bool, prompts: Sequence[Ids]
+        self, model: PreTrainedModel, new_cache: Callable[[], Any], exact: bool, prompts: Sequence[Ids]
     ) -> None:
         """``exact``: the model computes in float32 and rounds nothing."""
         self._model, self._new_cache = model, new_cache

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
     from qeval.core.artifact import Artifact
     from qeval.engines.decoding import Decoder
@@ -51,7 +52,7 @@ class HfEngine(LM):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         artifact: Artifact,
         settings: EngineSettings,
         low_bit_cache: LowBitCache | None = None,

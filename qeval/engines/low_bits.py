@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from qeval.core.execution import kv_group
 from qeval.formats.affine import SCALE_BITS
 from qeval.models.experts import open_experts
 from qeval.models.linears import linears_of_any_format, widths
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
 _SMALLEST_HALF = 2.0**-24
@@ -109,7 +112,7 @@ class RoundedCache(DynamicCache):  # type: ignore[misc]
     """transformers' own cache, full or sliding as the model's configuration says, that rounds keys and
     values [batch, heads, tokens, head_dim] once, as they come in."""
 
-    def __init__(self, config: Any, num_bits: int, group_size: int) -> None:
+    def __init__(self, config: PretrainedConfig, num_bits: int, group_size: int) -> None:
         super().__init__(config=config)
         self._num_bits, self._group_size = num_bits, group_size
 
@@ -134,7 +137,7 @@ class LowBitCache:
     bits_per_token: int  # of all layers, scales and zero points included
 
     @classmethod
-    def on(cls, model: Any, num_bits: int, group_size: int) -> LowBitCache:
+    def on(cls, model: PreTrainedModel, num_bits: int, group_size: int) -> LowBitCache:
         """Tries one token.
 
         Raises:
@@ -173,7 +176,7 @@ class LowBitCache:
         )
         return cls(num_bits, group_size, bits)
 
-    def new(self, model: Any) -> RoundedCache:
+    def new(self, model: PreTrainedModel) -> RoundedCache:
         return RoundedCache(model.config, self.num_bits, self.group_size)
 
     def n_bytes(self, context: int) -> int:

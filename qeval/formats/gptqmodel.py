@@ -7,13 +7,15 @@ others.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact
 from qeval.core.cores import threads
@@ -22,6 +24,10 @@ from qeval.core.settings import EngineSettings
 from qeval.formats.limits import KERNELS
 from qeval.models.side_files import copy_side_files
 from qeval.models.weights import weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 BACKENDS = {
     "gptq": {
@@ -41,7 +47,7 @@ BACKENDS = {
 }
 
 
-def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+def load(artifact: Artifact, settings: EngineSettings, device: torch.device) -> PreTrainedModel:
     """The transformers model inside; its ``kernel_facts`` say which kernel, and what the others said.
 
     Raises:
@@ -60,13 +66,13 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
 
 
 def _on_a_kernel(
-    library: Any,
+    library: ModuleType,
     kind: str,
     candidates: tuple[str, ...],
     folder: Path,
     settings: EngineSettings,
-    device: Any,
-) -> tuple[Any, dict[str, Any]]:
+    device: torch.device,
+) -> tuple[PreTrainedModel, dict[str, object]]:
     """The model on the first of the kernels that takes it, and which that was."""
     import torch
 
@@ -114,7 +120,7 @@ def _safetensors(folder: Path) -> Iterator[Path]:
         yield Path(made)
 
 
-def check_whole(model: Any, artifact: Artifact) -> None:
+def check_whole(model: PreTrainedModel, artifact: Artifact) -> None:
     """Every quantized linear of the files is one in the model, and every other tensor has its place: a
     library that leaves out a tensor computes with whatever was in memory.
 
@@ -156,12 +162,12 @@ def check_whole(model: Any, artifact: Artifact) -> None:
             raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
 
 
-def _is_float(module: Any) -> bool:
+def _is_float(module: torch.nn.Module) -> bool:
     """Whether a linear has its weight as a parameter; kernels keep buffers of their own."""
     return "weight" in module._parameters
 
 
-def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
+def import_gptqmodel(n_threads: int | None, device: torch.device) -> ModuleType:
     """The package. It reads its number of CPU workers, and where its logs go, when it is imported.
 
     Its torch kernel has every single linear compiled on first use: on the CPU that is 210 runs of a C++
@@ -177,10 +183,9 @@ def import_gptqmodel(n_threads: int | None, device: Any) -> Any:
     lean_transformers()
     if device.type == "cpu":
         torch._dynamo.config.disable = True
-    import gptqmodel
-    import gptqmodel.quantization
-
-    return gptqmodel
+    package = importlib.import_module("gptqmodel")
+    importlib.import_module("gptqmodel.quantization")
+    return package
 
 
 def first_line(err: BaseException) -> str:

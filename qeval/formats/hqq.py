@@ -7,14 +7,18 @@ dtype, which moves every logit of a bfloat16 model, and says nothing of weights 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact
 from qeval.core.errors import EngineError
 from qeval.core.settings import EngineSettings
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
-def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+
+def load(artifact: Artifact, settings: EngineSettings, device: torch.device) -> PreTrainedModel:
     """Raises EngineError where a weight is missing or left over."""
     import torch
     from hqq.core.quantize import HQQLinear
@@ -58,7 +62,7 @@ def _place(module: Any, key: str, tensor: Any, otherwise: str) -> None:
         raise EngineError(otherwise)
 
 
-def _buffers(model: Any) -> Iterator[str]:
+def _buffers(model: PreTrainedModel) -> Iterator[str]:
     """The buffers that a saved model has with it, but for those of HQQ's own layers."""
     from hqq.core.quantize import HQQLinear
 

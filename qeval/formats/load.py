@@ -11,13 +11,17 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact
 from qeval.core.settings import EngineSettings
 from qeval.core.units import human_bytes
 from qeval.models.loading import load_model
 from qeval.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 # Formats that transformers does not load right by itself: "module:function" with load()'s signature.
 LOADERS = {
@@ -29,7 +33,7 @@ LOADERS = {
 _UNPACKED = 1.25  # resident over stored bytes from which a row says so; tables and padding stay below
 
 
-def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+def load(artifact: Artifact, settings: EngineSettings, device: torch.device | str) -> PreTrainedModel:
     """The model of a folder, packed or float.
 
     Raises:
@@ -46,7 +50,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     return load_model(artifact.path, settings.dtype, device, settings.trust_remote_code)
 
 
-def kernels(model: Any) -> dict[str, int]:
+def kernels(model: PreTrainedModel) -> dict[str, int]:
     """The classes that stand where the model's linear layers were, and how many of each: what the
     library chose to run. Float ``Linear`` layers (the head, what was not quantized) are not counted.
 
@@ -79,7 +83,7 @@ def _kernel(module: Any) -> str | None:
     return None if own else name
 
 
-def resident_bytes(model: Any) -> int:
+def resident_bytes(model: PreTrainedModel) -> int:
     """Bytes of all tensors that the model's modules hold now: parameters, buffers, and what kernels
     keep beside them (unpacked copies, tables). Shared storages count once."""
     seen: dict[tuple[str, int], int] = {}
@@ -98,13 +102,13 @@ def unpacked_note(artifact: Artifact, resident: int) -> str | None:
     return f"its kernel holds {held} of weights for {size} stored: unpacked in memory"
 
 
-def nonfinite(model: Any) -> list[str]:
+def nonfinite(model: PreTrainedModel) -> list[str]:
     """The names of weights and of what is stored beside them (scales, zero points) that are not finite,
     as they were loaded: float16 makes infinity of what is over 65,504."""
     return [name for name, tensor in _stored(model) if not _is_finite(tensor)]
 
 
-def _stored(model: Any) -> Iterator[tuple[str, Any]]:
+def _stored(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """Float tensors that come from files, by their parameter or module; what several names share once.
     Buffers that are not stored (masks with -inf, scratch space) are left out."""
     seen: set[int] = set()
@@ -131,7 +135,7 @@ def _is_finite(tensor: Any) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def _tensors(model: PreTrainedModel) -> Iterator[Any]:
     """Every tensor that a module holds: as a parameter or buffer, as an attribute, in a dictionary
     (HQQ's scales), or on another object (bitsandbytes' states)."""
     seen: set[int] = set()

@@ -11,14 +11,18 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact
 from qeval.core.errors import EngineError
 from qeval.core.settings import EngineSettings
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
-def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
+
+def load(artifact: Artifact, settings: EngineSettings, device: torch.device) -> PreTrainedModel:
     """Raises EngineError where a weight is missing or left over."""
     import torch
     from optimum.quanto import QModuleMixin, requantize
@@ -50,7 +54,7 @@ def load(artifact: Artifact, settings: EngineSettings, device: Any) -> Any:
     return model.to(device).eval()
 
 
-def _tied(model: Any) -> set[str]:
+def _tied(model: PreTrainedModel) -> set[str]:
     """The names that share another one's weight, of which a file holds one."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     return set(tied)

@@ -13,7 +13,10 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
@@ -38,7 +41,7 @@ def _read_files() -> None:
 
     by_class = AutoTokenizer.from_pretrained
 
-    def from_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         config = Path(model) / "tokenizer_config.json"
         told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if not (Path(model) / "tokenizer.json").is_file() or "auto_map" in told:

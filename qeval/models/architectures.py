@@ -19,13 +19,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from qeval.core.errors import BuildError
 from qeval.models.experts import is_open
 from qeval.models.linears import Linear, linears
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Names = tuple[str, ...]
 ROUTED = "the norm before feeds the router, too"
@@ -209,7 +212,7 @@ class Block:
         return [linear for stage in self.stages for group in stage for linear in group]
 
 
-def decoder_blocks(model: Any) -> list[Block]:
+def decoder_blocks(model: PreTrainedModel) -> list[Block]:
     """The decoder blocks of a transformers model, in order; its experts must be open (experts.py).
 
     Raises:
@@ -239,7 +242,7 @@ def decoder_blocks(model: Any) -> list[Block]:
 
 
 def _feeds(
-    block: nn.Module, stages: Sequence[Sequence[Group]], entry: Architecture, config: Any
+    block: nn.Module, stages: Sequence[Sequence[Group]], entry: Architecture, config: PretrainedConfig
 ) -> tuple[tuple[Feed, ...], dict[str, str]]:
     """What feeds the linears, groups that read the same norm in one; and why nothing feeds the rest.
     ``stages`` are the entry's, of which a block need not have all."""
@@ -263,7 +266,11 @@ def _feeds(
 
 
 def _why_not(
-    name: str, module: nn.Module | None, when: tuple[str, Any] | None, group: Group, config: Any
+    name: str,
+    module: nn.Module | None,
+    when: tuple[str, Any] | None,
+    group: Group,
+    config: PretrainedConfig,
 ) -> str:
     """Why no scale can go into a block's module ``name``; empty: it can."""
     if when is not None and getattr(config, when[0]) != when[1]:
@@ -310,7 +317,7 @@ def _check_names(block: str, found: set[str], stages: Sequence[tuple[Names, ...]
         )
 
 
-def blocks_path(model: Any) -> str | None:
+def blocks_path(model: PreTrainedModel) -> str | None:
     """Where the decoder blocks of any transformers model are: the table's entry, else the first list of
     as many modules as the config counts hidden layers; None where there is none."""
     kind = str(model.config.model_type)

@@ -15,15 +15,31 @@ up one after the other or interleaved, [in, out] instead of [out, in], with bias
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.\w+")
 _MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
+
+
+class Fused(nn.Module):
+    """A module with the experts of a layer, as its marks describe it. For types alone: the classes are
+    transformers' own."""
+
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    is_transposed: bool
+    is_concatenated: bool
+    gate_up_proj: nn.Parameter
+    up_proj: nn.Parameter
+    down_proj: nn.Parameter
+    act_fn: Callable[[Tensor], Tensor]
+    _apply_gate: Callable[[Tensor], Tensor]
 
 
 def expert_of(name: str) -> tuple[str, int] | None:
@@ -47,7 +63,7 @@ def experts_as_linears(model: nn.Module) -> Iterator[None]:
             _close(module)
 
 
-def open_experts(model: nn.Module) -> list[nn.Module]:
+def open_experts(model: nn.Module) -> list[Fused]:
     """``experts_as_linears`` for as long as the model lives; the modules that were opened (not those
     that were open before)."""
     fused = [m for m in model.modules() if is_fused(m) and not is_open(m)]
@@ -56,7 +72,7 @@ def open_experts(model: nn.Module) -> list[nn.Module]:
     return fused
 
 
-def is_fused(module: nn.Module) -> bool:
+def is_fused(module: nn.Module) -> TypeGuard[Fused]:
     """Whether it keeps its experts in three-dimensional parameters, in a layout known here."""
     return all(hasattr(module, mark) for mark in _MARKS) and all(
         getattr(getattr(module, name, None), "ndim", 0) == 3 for name in (_first(module), "down_proj")
@@ -95,7 +111,7 @@ class ExpertLinear(nn.Linear):
 class Expert(nn.Module):
     """The linear layers of one expert."""
 
-    def __init__(self, experts: Any, index: int) -> None:
+    def __init__(self, experts: Fused, index: int) -> None:
         super().__init__()
         name = _first(experts)
         if experts.has_gate:
@@ -106,22 +122,20 @@ class Expert(nn.Module):
             self.up_proj = ExpertLinear(experts, name, index, slice(None))
         self.down_proj = ExpertLinear(experts, "down_proj", index, slice(None))
 
-    def inner(self, experts: Any, x: Tensor) -> Tensor:
+    def inner(self, experts: Fused, x: Tensor) -> Tensor:
         """[tokens, hidden] -> what ``down_proj`` reads, [tokens, inner]."""
         if not experts.has_gate:
-            inner: Tensor = experts.act_fn(self.up_proj(x))
-            return inner
+            return experts.act_fn(self.up_proj(x))
         both = self.gate_proj(x), self.up_proj(x)
         joined = torch.cat(both, -1) if experts.is_concatenated else torch.stack(both, -1).flatten(-2)
-        gated: Tensor = experts._apply_gate(joined)
-        return gated
+        return experts._apply_gate(joined)
 
 
-def _first(experts: Any) -> str:
+def _first(experts: nn.Module) -> str:
     return "gate_up_proj" if getattr(experts, "has_gate", True) else "up_proj"
 
 
-def _halves(experts: Any) -> tuple[slice, slice]:
+def _halves(experts: Fused) -> tuple[slice, slice]:
     """The outputs of ``gate_up_proj`` that are the gate's, and those that are up's."""
     if not experts.is_concatenated:
         return slice(0, None, 2), slice(1, None, 2)
@@ -129,22 +143,28 @@ def _halves(experts: Any) -> tuple[slice, slice]:
     return slice(half), slice(half, None)
 
 
-def _open(experts: Any) -> None:
+def _open(experts: Fused) -> None:
     for index in range(experts.num_experts):
         experts.add_module(str(index), Expert(experts, index))
     experts.forward = _Forward(experts)
 
 
-def _close(experts: Any) -> None:
+def _close(experts: Fused) -> None:
     del experts.forward
     for index in range(experts.num_experts):
         del experts._modules[str(index)]
 
 
+def _expert(experts: Fused, index: int) -> Expert:
+    found = experts._modules[str(index)]
+    assert isinstance(found, Expert)
+    return found
+
+
 class _Forward:
     """Stands in for the forward of a module of experts."""
 
-    def __init__(self, experts: Any) -> None:
+    def __init__(self, experts: Fused) -> None:
         self._experts = experts
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -160,7 +180,7 @@ class _Forward:
         order = chosen.argsort(stable=True)
         counts = torch.bincount(chosen, minlength=experts.num_experts).tolist()
         slots = torch.split(order, counts)
-        each = [experts._modules[str(i)] for i in range(experts.num_experts)]
+        each = [_expert(experts, i) for i in range(experts.num_experts)]
         inner = [e.inner(experts, hidden_states[s // k]) for e, s in zip(each, slots, strict=True)]
         outs = torch.cat([e.down_proj(x) for e, x in zip(each, inner, strict=True)])
         weighted = outs * top_k_weights.reshape(-1)[order, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from qeval.core.artifact import Artifact, LayerReport, ModelRef
 from qeval.models.routers import routers
 from qeval.models.side_files import copy_side_files
 from qeval.models.tensors import DTYPE_BYTES, unquantized_note
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Linear:
         return weight.data.T if self.transposed else weight.data
 
 
-def linears(model: Any) -> Iterator[Linear]:
+def linears(model: PreTrainedModel) -> Iterator[Linear]:
     """Every linear layer that a method quantizes, in the model's own order: all but the output head and
     a mixture's routers; those of its experts where experts.py has opened them."""
     from transformers.pytorch_utils import Conv1D
@@ -45,7 +48,7 @@ def linears(model: Any) -> Iterator[Linear]:
             yield Linear(name, module, isinstance(module, Conv1D))
 
 
-def router_names(model: Any) -> frozenset[str]:
+def router_names(model: PreTrainedModel) -> frozenset[str]:
     """The linear layers of a model, float or packed, that are routers (routers.py)."""
     shapes: dict[str, tuple[int, ...]] = {n: tuple(p.shape) for n, p in model.named_parameters()}
     for name, module in model.named_modules():
@@ -54,13 +57,13 @@ def router_names(model: Any) -> frozenset[str]:
     return routers(shapes)
 
 
-def head_name(model: Any) -> str | None:
+def head_name(model: PreTrainedModel) -> str | None:
     """The output head's name; None: it is not a separate module."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def linears_of_any_format(model: Any) -> Iterator[tuple[str, nn.Module]]:
+def linears_of_any_format(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Every linear layer but the head and routers, of whatever class a packed format has for it; of
     layers inside one another the outermost. With names, in the model's own order."""
     head, left = model.get_output_embeddings(), router_names(model)
@@ -85,7 +88,11 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def save_simulated(
-    model: Any, source: ModelRef, out: Path, layers: list[LayerReport], notes: tuple[str, ...] = ()
+    model: PreTrainedModel,
+    source: ModelRef,
+    out: Path,
+    layers: list[LayerReport],
+    notes: tuple[str, ...] = (),
 ) -> Artifact:
     """Write the model with its rounded float weights as a normal Hugging Face folder ``out/model``.
 
@@ -115,7 +122,7 @@ def save_simulated(
     )
 
 
-def _embedding_modules(model: Any) -> list[nn.Module]:
+def _embedding_modules(model: PreTrainedModel) -> list[nn.Module]:
     head = model.get_output_embeddings()
     return [m for m in model.modules() if isinstance(m, nn.Embedding)] + ([head] if head else [])
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qeval.core.errors import EngineError, reason
 from qeval.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 UNLIMITED = 2**31
 _TOKENS = 8  # of a window that shows whether a model sees what is to come
@@ -28,10 +33,10 @@ def lean_transformers() -> None:
 def load_model(
     path: Path,
     dtype: str,
-    device: Any,
+    device: torch.device | str,
     trust_remote_code: bool = False,
-    quantization_config: Any = None,
-) -> Any:
+    quantization_config: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
     """A transformers causal LM in eval mode, every weight accounted for. generation_config.json is not
     read: it decides nothing here, and may be invalid.
 
@@ -49,7 +54,9 @@ def load_model(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    more = {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
+    more: dict[str, object] = (
+        {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
+    )
     if quantization_config is not None:
         more["quantization_config"] = quantization_config
     try:
@@ -78,7 +85,9 @@ def load_model(
     return model.eval()
 
 
-def _refuse_mismatched(path: Path, mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+def _refuse_mismatched(
+    path: Path, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
     """Raises EngineError for tensors (name, shape stored, shape wanted) that do not fit the model."""
     if not mismatched:
         return
@@ -102,7 +111,7 @@ def check_shapes(path: Path, dtype: str, trust_remote_code: bool = False) -> Non
     )
 
 
-def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
+def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A folder's architecture without weights: parameters on torch's meta device, buffers as they are
     (rotary frequencies stay float32). For formats that transformers does not load itself.
 
@@ -129,7 +138,7 @@ def empty_model(path: Path, dtype: str, trust_remote_code: bool = False) -> Any:
     return model
 
 
-def _keep_in_float32(model: Any, dtype: Any) -> None:
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Give those parameters and buffers of an empty model float32 that ``from_pretrained`` loads so,
     whatever the dtype (the biases of DeepSeek-V3's routers)."""
     import torch
@@ -148,7 +157,7 @@ def _keep_in_float32(model: Any, dtype: Any) -> None:
                 module._buffers[key] = buffer.float()
 
 
-def check_causal(model: Any) -> None:
+def check_causal(model: PreTrainedModel) -> None:
     """Raises EngineError where another last token changes what a model predicts before it: no causal
     language model, whatever its files say."""
     import torch
@@ -168,7 +177,7 @@ def check_causal(model: Any) -> None:
         )
 
 
-def max_positions(config: Any) -> int:
+def max_positions(config: PretrainedConfig) -> int:
     """The longest sequence that a transformers configuration allows; 2^31 where it names none (ALiBi,
     recurrent models). Most call it max_position_embeddings; MPT and BLOOM do not."""
     text = config.get_text_config()
@@ -179,7 +188,7 @@ def max_positions(config: Any) -> int:
     return UNLIMITED
 
 
-def sliding_window(config: Any) -> int | None:
+def sliding_window(config: PretrainedConfig) -> int | None:
     """How many tokens a layer attends to, itself among them, where a transformers configuration has
     any layer slide a window; None: all attend to everything before."""
     text = config.get_text_config()

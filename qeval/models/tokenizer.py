@@ -12,11 +12,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import ModelError, first_line
 from qeval.models.tokenizer_file import FileReader, read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Where config.json of a model of several modalities has that of its language model.
 _LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
@@ -284,7 +287,7 @@ def _eos_ids(own: int | None, path: Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _named_eos(config: Any) -> Iterator[int]:
+def _named_eos(config: PretrainedConfig) -> Iterator[int]:
     """``eos_token_id``, a number or a list of them, of a configuration and of its language model's."""
     if not isinstance(config, dict):
         return

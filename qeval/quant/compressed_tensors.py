@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,10 @@ from qeval.data.calibration import CalibrationOptions
 from qeval.models.config import read_json
 from qeval.models.weights import read_tensors
 from qeval.quant.base import BuildContext, Method, Packages
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 _OF_EXPERT = re.compile(r"\.experts\.\d+\.(\w+)\.weight$")
 _GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")
@@ -156,14 +160,14 @@ class CompressedTensors(Method[CompressedTensorsOptions]):
         return finish(folder, context, "llmcompressor", drawn.facts if drawn else None)
 
 
-def _left_alone(model: Any) -> list[str]:
+def _left_alone(model: PreTrainedModel) -> list[str]:
     """The output head, and a mixture's routers."""
     from qeval.models.linears import head_name, router_names
 
     return [*filter(None, [head_name(model)]), *sorted(router_names(model))]
 
 
-def _name_experts(model: Any, source: ModelRef) -> None:
+def _name_experts(model: PreTrainedModel, source: ModelRef) -> None:
     """A mixture's experts, of which the library makes linear layers, are saved by the names that they
     have in the source: Mixtral's are w1, w2 and w3.
 
@@ -203,7 +207,7 @@ def _ignore(folder: Path, names: list[str]) -> None:
         file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _recipe(options: CompressedTensorsOptions, model: Any) -> list[Any]:
+def _recipe(options: CompressedTensorsOptions, model: PreTrainedModel) -> list[Any]:
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
@@ -270,7 +274,7 @@ def _data(windows: list[list[int]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_pinning(device: Any) -> Iterator[None]:
+def _no_pinning(device: torch.device) -> Iterator[None]:
     """On the CPU: AWQ pins memory for a GPU (llm-compressor 0.14), and torch refuses without one."""
     from llmcompressor.pipelines.cache import IntermediatesCache
 

@@ -7,7 +7,7 @@ and qmodel.pt).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import BuildError, raise_all
 from qeval.core.options import Options
 from qeval.quant.base import BuildContext, Method, Packages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class HqqOptions(Options):
@@ -76,7 +79,7 @@ class Hqq(Method[HqqOptions]):
         return finish(folder, context, "hqq")
 
 
-def _beside_others(model: Any) -> dict[str, dict[str, Any]]:
+def _beside_others(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """Parameters and saved buffers of modules that hold other modules, too (a mixture's experts), by
     module: the library writes those of the innermost modules only."""
     from itertools import chain

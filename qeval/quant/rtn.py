@@ -27,6 +27,7 @@ from qeval.quant.laboratory.packing import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -110,7 +111,9 @@ class Rtn(Method[RtnOptions]):
         return save_gptq(model, context, gptq, packed, reports)
 
 
-def round_linear(layer: Any, options: RtnOptions, device: Any) -> tuple[LayerReport, dict[str, Tensor]]:
+def round_linear(
+    layer: Any, options: RtnOptions, device: torch.device
+) -> tuple[LayerReport, dict[str, Tensor]]:
     """Round a layer in place: its report, and with ``format: gptq`` what is stored of it."""
     from qeval.formats.affine import dequantize, fit_grid, quantize, stored_bytes
     from qeval.quant.laboratory.gptq_format import pack_gptq

@@ -29,6 +29,9 @@ from qeval.quant.laboratory.packing import (
 )
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from qeval.quant.laboratory.driver import Prepare, Solve
 
 _WITH = {"rtn": "", "gptq": "+GPTQ", "quantease": "+QuantEase"}
@@ -88,7 +91,7 @@ class SmoothQuant(Method[SmoothQuantOptions]):
         activations that are not finite."""
         from qeval.quant.laboratory.transforms.smoothquant import Smoothing, input_maxima
 
-        def transform(model: Any, windows: Any, device: Any) -> Prepare:
+        def transform(model: PreTrainedModel, windows: Any, device: torch.device) -> Prepare:
             maxima = input_maxima(
                 model,
                 windows,

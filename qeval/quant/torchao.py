@@ -6,7 +6,7 @@ output channel (int8wo: or per group), int4wo one scale and zero per group, in t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import model_validator
 
@@ -14,6 +14,9 @@ from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import BuildError, QevalError, UsageError, raise_all
 from qeval.core.options import Options
 from qeval.quant.base import BuildContext, Method, Packages
+
+if TYPE_CHECKING:
+    import torch
 
 _CAPABILITIES = {"int4wo": (8, 0), "fp8dyn": (8, 9)}  # the least, of schemes that need a CUDA GPU
 _INSTEAD = {"int4wo": "int8wo", "fp8dyn": "fp8wo"}  # what runs everywhere
@@ -125,7 +128,7 @@ def refuse_cpu(scheme: str, error: type[QevalError]) -> None:
         raise error(f"{_wanted(scheme)}, the CPU has no kernel of it: use scheme: {_INSTEAD[scheme]}")
 
 
-def check_device(scheme: str, device: Any) -> None:
+def check_device(scheme: str, device: torch.device) -> None:
     """Raises BuildError where ``device`` (a torch.device) has no kernel of the scheme, with its compute
     capability; before the model is loaded."""
     import torch

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from qeval.models.experts import experts_as_linears, is_open
 from qeval.models.linears import linears_of_any_format, widths
 from qeval.tensor_stats.moments import Channels, Moments, Noise, moments, piece
 from qeval.tensor_stats.rows import TOP_CHANNELS, Kind, TensorRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Round = Callable[[Tensor], Tensor]
 _UNIT_ROWS = 256  # unit inputs that a packed layer answers at a time
@@ -312,7 +315,9 @@ def _elsewhere(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) or is_open(module)
 
 
-def _notes(model: Any, layers: dict[str, nn.Module], unread: Sequence[str]) -> Iterator[str]:
+def _notes(
+    model: PreTrainedModel, layers: dict[str, nn.Module], unread: Sequence[str]
+) -> Iterator[str]:
     if unread:
         kernel = type(layers[unread[0]]).__name__
         yield f"{len(unread)} packed weights not read (first {unread[0]}, {kernel})"

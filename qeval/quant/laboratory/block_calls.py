@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from qeval.core.errors import BuildError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -38,7 +41,9 @@ class Enough(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
-def record_calls(model: Any, blocks: Sequence[nn.Module], windows: Sequence[Sequence[int]]) -> Calls:
+def record_calls(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], windows: Sequence[Sequence[int]]
+) -> Calls:
     """Run the model up to its first block on each window, and see what every block is called with."""
     longest, positions = max(map(len, windows)), getattr(model.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:

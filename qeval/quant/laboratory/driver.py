@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from qeval.models.linears import Linear
 from qeval.quant.laboratory.block_calls import Calls, Enough, map_tensors, record_calls
 from qeval.quant.laboratory.solvers.base import Facts, Solution
 from qeval.quant.laboratory.unfinished import Done, Unfinished
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Solve = Callable[[Tensor, Tensor], Solution]
 """weight [out, in] and H [in, in], both float32 -> the quantized layer."""
@@ -74,7 +77,7 @@ class LayerResult:
 
 
 def quantize_blocks(
-    model: Any,
+    model: PreTrainedModel,
     windows: Sequence[Sequence[int]],
     solve: Solve,
     *,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from qeval.formats.recognise import describe_packed
 from qeval.models.architectures import decoder_blocks
 from qeval.models.side_files import copy_side_files
 from qeval.quant.base import BuildContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Parts = dict[str, Tensor]  # qweight, qzeros, scales, g_idx
 
@@ -73,7 +76,7 @@ def pack_ints(values: Tensor, num_bits: int) -> Tensor:
     return words.flatten(0, 1)
 
 
-def check_in_blocks(model: Any, names: Iterable[str]) -> None:
+def check_in_blocks(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Raises BuildError where a linear is not in a decoder block: this format's loaders take all others
     to be floats."""
     inside = {x.name for block in decoder_blocks(model) for x in block.linears}
@@ -85,7 +88,7 @@ def check_in_blocks(model: Any, names: Iterable[str]) -> None:
 
 
 def save_gptq(
-    model: Any,
+    model: PreTrainedModel,
     context: BuildContext,
     config: dict[str, Any],
     packed: Mapping[str, Parts],

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact, CalibrationFacts, Library, ModelRef
 from qeval.core.errors import BuildError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPE = "float16"
 
@@ -43,7 +46,7 @@ def check_architecture(library: str, model: ModelRef, known: Iterator[str]) -> s
     return kind
 
 
-def load(model: ModelRef, scratch: Path) -> Any:
+def load(model: ModelRef, scratch: Path) -> PreTrainedModel:
     """The float model on the CPU, in float16, every weight accounted for.
 
     Raises:
@@ -69,7 +72,9 @@ def load(model: ModelRef, scratch: Path) -> Any:
     return loaded.eval()
 
 
-def save(model: Any, quantization_config: dict[str, Any], source: ModelRef, folder: Path) -> None:
+def save(
+    model: PreTrainedModel, quantization_config: dict[str, Any], source: ModelRef, folder: Path
+) -> None:
     """Weights in ``model.safetensors`` (shards of 4 GB and an index above that), the source's own
     configuration with the quantization in it, and the source's tokenizer and other files.
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where output i of a word lies among its 4-bit fields
 
@@ -58,7 +61,7 @@ def _awq_ints(words: Tensor) -> Tensor:
     return ((words.long()[:, :, None] >> shifts) & 15).flatten(1)
 
 
-def float_twin(folder: Path, dtype: torch.dtype, device: Any = "cpu") -> Any:
+def float_twin(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model of a GPTQ or AWQ folder with its weights unpacked into plain linears, in ``dtype``.
 
     Its logits are what every kernel approximates. For checkpoints without operations that float models

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from qeval.quant.laboratory.block_calls import record_calls
 from qeval.quant.laboratory.driver import BlockRun, Treatment, full_precision
 from qeval.quant.laboratory.transforms.scaling import column_maxima, fold
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SMALLEST = 1e-5
 
 
@@ -35,7 +38,7 @@ def smoothing_scale(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 
 def input_maxima(
-    model: Any,
+    model: PreTrainedModel,
     windows: Sequence[Sequence[int]],
     *,
     device: torch.device,
