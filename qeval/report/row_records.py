@@ -209,8 +209,8 @@ def baselines(rows: Sequence[RowRecords]) -> list[int | None]:
 
 
 def names(rows: Sequence[RowRecords]) -> list[tuple[str, str]]:
-    """Model and quantization as shown. Names that are alike get what makes them differ: the start of
-    the model's content hash, the engine."""
+    """Model and quantization as shown. Names that are alike get what makes them differ: the
+    model's commit or the start of its content hash, the engine."""
     contents: dict[str, set[str]] = {}
     alike: dict[tuple[str, object, str], int] = {}
     for row in rows:
@@ -224,11 +224,17 @@ def names(rows: Sequence[RowRecords]) -> list[tuple[str, str]]:
         several = len(contents[model]) > 1
         out.append(
             (
-                f"{model} ({row.identity[:20]})" if several else model,
+                f"{model} ({_content(row.identity)})" if several else model,
                 f"{label} ({row.engine})" if twin else label,
             )
         )
     return out
+
+
+def _content(identity: str) -> str:
+    """``@`` and the start of the commit of a hub's model, else the start of the hash."""
+    kind, _, name = identity.partition(":")
+    return f"@{name.rpartition('@')[2][:12]}" if kind == "hub" else identity[:20]
 
 
 def order(record: Record, axis: int) -> int:

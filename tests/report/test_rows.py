@@ -330,6 +330,15 @@ def test_two_models_of_one_name_are_told_apart(record, ppl):
     assert table.models == ("org/model (sha256:org/model)", "org/model (sha256:0123456789abc)")
 
 
+def test_two_revisions_of_a_hubs_model_are_told_apart(record, ppl):
+    mine = record(metrics=[ppl([1.0])])
+    records = []
+    for commit in ("01" * 20, "ab" * 20):
+        model = {**mine.cell["model"], "identity": f"hub:organisation/some-model@{commit}"}
+        records.append(replace(mine, key=commit, cell={**mine.cell, "model": model}))
+    assert build_table(records).models == ("org/model (@010101010101)", "org/model (@abababababab)")
+
+
 def test_two_engines_of_one_quantization_are_told_apart(record, ppl):
     mine = record("Q8_0", metrics=[ppl([1.0])])
     other = replace(mine, key="other", cell={**mine.cell, "engine": {"name": "hf"}})
