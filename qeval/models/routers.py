@@ -2,8 +2,8 @@
 much the shared one counts. They are small, they stay floats under every method, and no bpw counts them
 (torch-free; from the names and shapes of a model's weights or of a checkpoint's).
 
-By name where the name says it: ``router`` in it, or a gate with one output. Else by place: a module
-beside experts that is called a gate, or whose outputs are as many as the experts.
+By name where the name says it: ``router`` or ``routing`` in it, or a gate with one output. Else by
+place: a module beside experts that is called a gate, or whose outputs are as many as the experts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-_ROUTER = re.compile(r"(^|_)router")
+_ROUTER = re.compile(r"(^|_)rout(er|ing)")
 _GATE = re.compile(r"(^|_)gate$")
 _GATES = re.compile(r"(moe_)?(gate|gating|wg|switch|classifier)(_(net|network|layer|linear))?")
 _EXPERTS = re.compile(r"experts?(?!\w*gate)")
@@ -38,8 +38,8 @@ def _is_router(name: str, n_out: int, experts: Mapping[str, int], modules: Shape
     parts = name.split(".")
     if any(_ROUTER.search(part) for part in parts) or (n_out == 1 and _GATE.search(parts[-1])):
         return True
-    if any(_EXPERTS.search(part) for part in parts):
-        return False  # of an expert
+    if any(_EXPERTS.search(part) for part in parts[:-1]):
+        return False  # of an expert, where expert_selector is none
     for level in range(1, min(_LEVELS, len(parts) - 1) + 1):
         scope = ".".join(parts[:-level])
         named = _GATES.fullmatch(parts[-level]) is not None

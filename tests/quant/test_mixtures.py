@@ -32,6 +32,8 @@ STACK = {"l.0.mlp.experts.gate_up_proj": (4, 64, 64)}
         ("l.0.mlp.router.classifier", 6, True),
         ("l.0.mlp.router_gate", 8, True),
         ("l.0.mlp.selector", 4, True),  # by its outputs alone
+        ("l.0.mlp.expert_selector", 4, True),
+        ("l.0.mlp.routing.down", 2, True),
         ("l.0.router.proj", 4, True),  # beside the feed-forward
         ("l.0.gate", 4, True),
         ("l.0.gate", 64, False),
