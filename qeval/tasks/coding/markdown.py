@@ -3,8 +3,9 @@
 A fence is three or more backticks or tildes; the line that closes a block has at least as many of the
 same, nothing behind them, and less than four spaces before them (counted from the opening one, so that
 blocks in lists work). Beyond CommonMark: a fence inside a Python docstring closes nothing, however far
-it is indented; code on the opening fence's own line belongs to the block; and tags may follow the
-closing one (``</answer>``, the end of a turn).
+it is indented; code on the opening fence's own line belongs to the block, and so does code before the
+closing one on its line, where that makes it Python; and tags may follow the closing one (``</answer>``,
+the end of a turn).
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def _block(lines: list[str], first: int, opening: re.Match[str]) -> Block:
     same = _SAME_LINE.match(opening["info"] or opening["text"] or "")
     head = [] if same is None else [same[1]]
     codes = [_code([*head, *content[:end]], indent) for end in ends]
+    if not codes or parsed(codes[0]) is None:
+        for n, line in enumerate(content[: ends[0]] if ends else content):
+            if (last := line.rstrip()).endswith(fence) and last != fence:
+                code = _code([*head, *content[:n], last.removesuffix(fence)], indent)
+                if parsed(code) is not None:
+                    return Block(first, first + 1 + n, code)
     if not ends:
         return Block(first, len(lines) - 1, _code([*head, *content], indent), closed=False)
     chosen = 0

@@ -1,10 +1,11 @@
 """What a reasoning model thinks before it answers, which is not part of its answer.
 
 Models mark it by their own tags: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``, ``<reasoning>``,
-``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi), ``<|begin_of_thought|>``,
-``<|START_THINKING|>`` (Cohere), the channels of gpt-oss, the turns of s1, the sentences of Granite and
-Apriel. A tag may be one special token, which plain decoding hides; the chat template may have opened
-it, so that the answer has only its end; and where it is never closed, there is no answer.
+``<analysis>`` and other words for it, ``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi),
+``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), ``<|inner_prefix|>`` (Apertus),
+``<unused94>`` (MedGemma), the channels of gpt-oss, the turns of s1, the sentences of Granite and
+Apriel. A tag may be one special token, which plain decoding hides; the chat template may have opened it,
+so that the answer has only its end; and where it is never closed, there is no answer.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from collections.abc import Iterator, Sequence
 
 from qeval.models.tokenizer import Tokenizer
 
-_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
-_WORD = rf"(?:[a-z0-9]+[_:])?{_THOUGHT}"
+_THOUGHT = (
+    r"(?:think(?:ing|_[a-z]+)?|thoughts?|reason(?:s|ing)?|reflection|scratch_?pad|analysis|rationale"
+    r"|monologue|deliberation|brainstorm(?:ing)?|plan(?:ning)?|draft|cot)"
+)
+_WORD = rf"(?:[a-z0-9]+[_:]|[a-z]+(?=thinking))?{_THOUGHT}"
+_REST = r"[ ]*(?:(?<=[ ])\w+=[^<>\n]*)?"  # attributes
 _TAG = re.compile(
     rf"""(?P<open>
-          <(?P<angle>{_WORD})> | \[(?P<bracket>(?-i:THINK))\] | ◁(?P<kimi>{_WORD})▷
-        | <\|(?:(?:begin_of_|start_)(?P<long>{_THOUGHT})|(?P<short>{_THOUGHT}))\|>
+          <(?P<angle>{_WORD}){_REST}> | \[(?P<bracket>(?-i:THINK))\] | ◁(?P<kimi>{_WORD})▷
+        | <\|(?:(?:begin_of_|start_)(?P<long>{_THOUGHT})|(?P<short>{_THOUGHT})(?:_start)?)\|>
+        | (?P<inner><\|inner_prefix\|>) | (?P<gemma><unused94>)
         | (?P<channel><\|channel\|>(?:analysis|commentary)[^<]*<\|message\|>|<\|channel>thought)
         | (?P<turn><\|im_start\|>think\b)
         | (?P<granite>Here\ is\ my\ thought\ process:) | (?P<apriel>Here\ are\ my\ reasoning\ steps:)
       )|(?P<close>
-          </(?P<angle2>{_WORD})> | \[/(?P<bracket2>(?-i:THINK))\] | ◁/(?P<kimi2>{_WORD})▷
-        | <\|(?:end_of_|end_)(?P<long2>{_THOUGHT})\|> | <\|/(?P<short2>{_THOUGHT})\|>
+          </(?P<angle2>{_WORD}){_REST}> | \[/(?P<bracket2>(?-i:THINK))\] | ◁/(?P<kimi2>{_WORD})▷
+        | <\|(?:end_of_|end_)(?P<long2>{_THOUGHT})\|>
+        | <\|/(?P<short2>{_THOUGHT})\|> | <\|(?P<tail2>{_THOUGHT})_end\|>
+        | (?P<inner2><\|inner_suffix\|>) | (?P<gemma2><unused95>)
         | (?P<channel2><\|channel\|>final[^<]*<\|message\|>|<channel\|>)
         | (?P<turn2><\|im_start\|>answer\b)
         | (?P<granite2>Here\ is\ my\ response:) | (?P<apriel2>\[BEGIN\ FINAL\ RESPONSE\])
@@ -69,17 +77,25 @@ def closing(tag: str) -> str:
     for kind, end in _ENDS.items():
         if _kind(tag) == kind:
             return end
-    for begin, end in (("begin_of_", "end_of_"), ("start_", "end_"), ("START_", "END_")):
+    for begin, end in (
+        ("begin_of_", "end_of_"),
+        ("start_", "end_"),
+        ("START_", "END_"),
+        ("_start", "_end"),
+    ):
         if begin in tag:
             return tag.replace(begin, end)
     mark = 2 if tag.startswith("<|") else 1
-    return f"{tag[:mark]}/{tag[mark:]}"
+    name = re.sub(r"\s[^<>]*>$", ">", tag[mark:])  # attributes are the beginning's
+    return f"{tag[:mark]}/{name}"
 
 
 _ENDS = {
     "turn": "<|im_end|>\n<|im_start|>answer",
     "granite": "Here is my response:",
     "apriel": "[BEGIN FINAL RESPONSE]",
+    "inner": "<|inner_suffix|>",
+    "gemma": "<unused95>",
 }
 _FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
 

@@ -73,6 +73,11 @@ PLAIN = {
     "a block of Markdown": (block(f"# Answer\n\n{block(RIGHT)}", "markdown", "````"), True),
     "no closing fence, text after": (f"```python\n{RIGHT}\nThis adds them up.\n", True),
     "no closing fence, cut off": (f"```python\n{RIGHT}\nassert solve([1", True),
+    "a closing fence behind code": (f"```python\n{RIGHT.rstrip()}```\nDone.", True),
+    "a closing fence behind code, twice": (
+        f"```python\n{RIGHT.rstrip()}```\nUse:\n```python\nprint(solve([1]))```\n",
+        True,
+    ),
     "no closing fence": (f"Here:\n```python\n{RIGHT}", True),
     "only a closing fence": (f"{RIGHT}```\nThis adds them.", True),
     "a fence within a line": (f"Sure! ```python\n{RIGHT}```\nHope it helps", True),
@@ -190,6 +195,23 @@ THOUGHT = {
     "sentences": (f"Here is my thought process:\n{DRAFT}Here is my response:\n{block(RIGHT)}", True),
     "steps": (f"Here are my reasoning steps:\n{DRAFT}[BEGIN FINAL RESPONSE]\n{block(RIGHT)}", True),
     "turns": (f"<|im_start|>think\n{DRAFT}<|im_start|>answer\n{block(RIGHT)}", True),
+    "attributes": (f'<think effort="high">\n{DRAFT}</think>\n{block(RIGHT)}', True),
+    "attributes, never closed": (f'<think effort="high">\n{DRAFT}', False),
+    "a space in the tag": (f"<think >\n{DRAFT}</think >\n{block(RIGHT)}", True),
+    "think_fast": (f"<think_fast>\n{DRAFT}</think_fast>\n{block(RIGHT)}", True),
+    "antThinking": (f"<antThinking>\n{DRAFT}</antThinking>\n{block(RIGHT)}", True),
+    "analysis": (f"<analysis>\n{DRAFT}</analysis>\n<answer>\n{block(RIGHT)}</answer>", True),
+    "monologue": (f"<inner_monologue>\n{DRAFT}</inner_monologue>\n{block(RIGHT)}", True),
+    "rationale, never closed": (f"<rationale>\n{block(RIGHT)}", False),
+    "inner prefix": (f"<|inner_prefix|>{DRAFT}<|inner_suffix|>{block(RIGHT)}", True),
+    "start behind the name": (f"<|thought_start|>{DRAFT}<|thought_end|>{block(RIGHT)}", True),
+    "unused tokens": (f"<unused94>thought\n{DRAFT}<unused95>{block(RIGHT)}", True),
+    "comparisons are no tags": (
+        block(
+            "def solve(xs):\n    plan = draft = 1\n    return sum(xs) if 0 <plan and draft> 0 else 0\n"
+        ),
+        True,
+    ),
     "an index is no tag": (
         block("def solve(xs):\n    think = 0\n    return sum(xs) + [0][think]\n"),
         True,
