@@ -29,7 +29,7 @@ class GgufTokenizer:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self.sha256 = hashlib.sha256(repr(list(zip(texts, ids, strict=True))).encode()).hexdigest()
         self._template = self._model.metadata("tokenizer.chat_template")
-        self.has_chat_template = self._template is not None
+        self.has_chat_template = bool(self._template)
 
     def encode(self, text: str, *, special: bool = True, parse_special: bool = True) -> list[int]:
         return self._model.tokenize(text, special=special, parse_special=parse_special)

@@ -89,7 +89,10 @@ class HfTokenizer:
         self._before, _ = _around(self._reader)
         self.adds_bos = self.bos_id is not None and self._before[:1] == [self.bos_id]
         self.eos_ids = _eos_ids(self._named("eos_token", vocab), model.path)
-        self.has_chat_template = getattr(self._class, "chat_template", None) is not None
+        template = getattr(self._class, "chat_template", None)  # or several, by their names
+        self.has_chat_template = bool(
+            template.get("default") if isinstance(template, dict) else template
+        )
         self.byte_ids = frozenset(i for token, i in vocab.items() if _BYTE.fullmatch(token))
         items = sorted(vocab.items(), key=lambda item: item[1])
         self.sha256 = hashlib.sha256(repr(items).encode()).hexdigest()

@@ -376,3 +376,21 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def test_a_template_that_asks_for_the_date_always_gets_the_same(tmp_path):
     tokenizer = read(save(byte_level(), tmp_path, chat_template=DATED))
     assert tokenizer.chat(MESSAGES) == "hi 26 July 2024 00:00"
+
+
+@pytest.mark.parametrize(
+    ("template", "has"),
+    [
+        ("{{ messages[0].content }}", True),
+        ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": "d"}], True),
+        ([{"name": "tool_use", "template": "x"}], False),
+        ([], False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_of_several_chat_templates_the_default_counts(template, has, tmp_path):
+    tokenizer = read(save(byte_level(), tmp_path, chat_template=template))
+    assert tokenizer.has_chat_template == has
+    if isinstance(template, list) and has:
+        assert tokenizer.chat([{"role": "user", "content": "hello"}]) == "d"

@@ -1,11 +1,12 @@
 """What a reasoning model thinks before it answers, which is not part of its answer.
 
-Models mark it by their own tags: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``, ``<reasoning>``,
-``<analysis>`` and other words for it, ``<seed:think>``, ``[THINK]`` (Magistral), ``◁think▷`` (Kimi),
-``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), ``<|inner_prefix|>`` (Apertus),
-``<unused94>`` (MedGemma), the channels of gpt-oss, the turns of s1, the sentences of Granite and
-Apriel. A tag may be one special token, which plain decoding hides; the chat template may have opened it,
-so that the answer has only its end; and where it is never closed, there is no answer.
+Models mark it by their own tags: ``<think>`` (DeepSeek-R1, Qwen3, ...), ``<thought>``,
+``<reasoning>``, ``<analysis>`` and other words for it, ``<seed:think>``, ``[THINK]`` (Magistral),
+``◁think▷`` (Kimi), ``<|begin_of_thought|>``, ``<|START_THINKING|>`` (Cohere), ``<|inner_prefix|>``
+(Apertus), ``<unused94>`` (MedGemma), the channels of gpt-oss, the turns of s1, the sentences of
+Granite and Apriel. A tag may be one special token, which plain decoding hides; the chat template
+may have opened it, so that the answer has only its end; and where it is never closed, there is no
+answer.
 """
 
 from __future__ import annotations
