@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from qeval.core.errors import StoreError, UsageError
@@ -151,10 +151,8 @@ class Record:
     schema_version: int = SCHEMA_VERSION
     folder: str = field(default="", compare=False, repr=False)
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        del data["folder"]
-        return finite(data)  # type: ignore[no-any-return]
+    def to_json(self) -> dict[str, object]:
+        return {name: finite(value) for name, value in asdict(self).items() if name != "folder"}
 
     @staticmethod
     def from_json(data: dict[str, Any], folder: str = "") -> Record:
@@ -196,12 +194,14 @@ def _memory(data: dict[str, Any], cell: dict[str, Any]) -> MemoryReport:
     return replace(found, rank=_RANKS.get((cell.get("task") or {}).get("name", "")))
 
 
-def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+def _known(
+    cls: type[Record | Metric | MemoryReport | Conditions], data: dict[str, Any]
+) -> dict[str, Any]:
     """Without the keys that a later version may add."""
-    return {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """The same JSON value with every float that is not finite replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -172,10 +172,10 @@ class _Object:
     """An instance of a tensor subclass, or of a class of its options: what it would be made of."""
 
     kind: str
-    args: tuple[Any, ...] = ()
-    state: dict[str, Any] = field(default_factory=dict)
+    args: tuple[object, ...] = ()
+    state: dict[str, object] = field(default_factory=dict)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state if isinstance(state, dict) else {}
 
 
@@ -184,45 +184,70 @@ class _Callable:
 
     __slots__ = ("_make", "name")
 
-    def __init__(self, name: str, make: Callable[..., Any]) -> None:
+    def __init__(self, name: str, make: Callable[..., object]) -> None:
         self.name, self._make = name, make
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> object:
         return self._make(*args)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         raise _NotATensor(f"state for {self.name}")
 
 
-def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *_: Any) -> _TensorRecord:
-    return _checked(storage, storage.dtype, start, shape, stride)
+# What is passed to these comes from the file, and may be anything.
+
+
+def _tensor(storage: object, start: object, shape: object, stride: object, *_: object) -> _TensorRecord:
+    dtype = storage.dtype if isinstance(storage, _Storage) else None
+    return _checked(storage, dtype, start, shape, stride)
 
 
 def _tensor_v3(
-    storage: Any, start: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+    storage: object,
+    start: object,
+    shape: object,
+    stride: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    *_: object,
 ) -> _TensorRecord:
     return _checked(storage, dtype, start, shape, stride)
 
 
-def _checked(storage: Any, dtype: Any, start: Any, shape: Any, stride: Any) -> _TensorRecord:
+def _checked(
+    storage: object, dtype: object, start: object, shape: object, stride: object
+) -> _TensorRecord:
     """Raises ValueError for anything that is not a storage and whole numbers from 0 on."""
-    numbers = (start, *shape, *stride)
-    whole = all(type(n) is int and n >= 0 for n in numbers) and len(shape) == len(stride)
-    if not whole or not isinstance(storage, _Storage) or dtype not in _BYTES:
+    if not isinstance(storage, _Storage) or not isinstance(dtype, str) or dtype not in _BYTES:
         raise ValueError("not a tensor")
-    return _TensorRecord(storage, dtype, start, tuple(shape), tuple(stride))
+    [first], sizes, steps = _whole((start,)), _whole(shape), _whole(stride)
+    if len(sizes) != len(steps):
+        raise ValueError("not a tensor")
+    return _TensorRecord(storage, dtype, first, sizes, steps)
 
 
-def _typed(make: _Callable, kind: Any, args: Any, state: Any) -> Any:
+def _whole(numbers: object) -> tuple[int, ...]:
+    """Raises ValueError for anything but a row of whole numbers from 0 on."""
+    if not isinstance(numbers, tuple | list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("not a tensor")
+    return tuple(numbers)
+
+
+def _typed(make: object, kind: object, args: object, state: object) -> object:
     """``torch._tensor._rebuild_from_type_v2``: a tensor, or a tensor subclass with its attributes."""
+    if not isinstance(make, _Callable) or not isinstance(args, tuple):
+        raise ValueError("not a tensor")
     made = make(*args)
     if isinstance(made, _Object):
         attributes = state[0] if isinstance(state, tuple) else state
+        if not isinstance(kind, _Callable) or not isinstance(attributes, dict):
+            raise ValueError("not a tensor")
         return _Object(kind.name, made.args, dict(attributes))
     return made
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_FUNCTIONS: dict[str, Callable[..., object]] = {
     "collections.OrderedDict": OrderedDict,
     "torch.Size": tuple,
     "torch.device": lambda *args: ":".join(map(str, args)),
@@ -238,7 +263,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def step(self: Any) -> None:
+    def step(self: Any) -> None:  # an _Unpickler, which the stubs take for the one in C
         self.steps += 1
         if self.steps > _MAX_STEPS:
             raise ValueError("too many steps")
@@ -261,7 +286,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(io.BytesIO(data))
         self.steps = 0
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         full = f"{module}.{name}"
         if full in _FUNCTIONS:
             return _Callable(full, _FUNCTIONS[full])
@@ -273,14 +298,16 @@ class _Unpickler(pickle._Unpickler):
             return _Callable(name, lambda *args: _Object(name, args))
         raise _NotATensor(full)
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: object) -> _Storage:
+        if not isinstance(pid, tuple):
+            raise ValueError("not a reference")
         what, dtype, key, _, n = pid
         if what != "storage" or not isinstance(dtype, str) or dtype not in _BYTES:
             raise _NotATensor(f"a reference to {what!r}")
         return _Storage(dtype, str(key), int(n) * _BYTES[dtype])
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """A scalar, or a short row of scalars: what holds other rows may hold itself a billion times."""
     scalar = (str, int, float, bool)
     if isinstance(value, tuple | list):
@@ -288,7 +315,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, scalar)
 
 
-def _walk(name: str, value: Any, seen: list[int], depth: int) -> Iterator[tuple[str, Any]]:
+def _walk(name: str, value: object, seen: list[int], depth: int) -> Iterator[tuple[str, object]]:
     """Tensors and plain values by dotted name. ``seen``: how many values so far."""
     seen[0] += 1
     if seen[0] > _MAX_VALUES or depth > _MAX_DEPTH:

@@ -14,7 +14,7 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class LaneBroken(Exception):
 class Lane:
     """See the module. Close it, or everything in it lives until this process ends."""
 
-    def __init__(self, launch: Launch, limits: Limits, marks: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, launch: Launch, limits: Limits, marks: wire.Marks | None = None) -> None:
         """Start one; with ``marks`` its walls are tried, and ``layers`` holds the outcome.
 
         Raises:
@@ -83,7 +83,7 @@ class Lane:
             self.close()
             raise
 
-    def _start(self, launch: Launch, marks: Mapping[str, Any] | None) -> None:
+    def _start(self, launch: Launch, marks: wire.Marks | None) -> None:
         found = system()
         ours, theirs = socket.socketpair()
         self._stack.callback(ours.close)
@@ -112,8 +112,8 @@ class Lane:
         self._clock = Clock(pid)
 
     def _configuration(
-        self, launch: Launch, found: System, marks: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+        self, launch: Launch, found: System, marks: wire.Marks | None
+    ) -> dict[str, object]:
         limits = self._limits
         resources = {
             "RLIMIT_AS": limits.memory_bytes,
@@ -177,7 +177,7 @@ class Lane:
         before, self._killed_before = self._killed_before, self._group.out_of_memory()
         return self._killed_before > before
 
-    def _request(self, program: Program, limit: float) -> dict[str, Any]:
+    def _request(self, program: Program, limit: float) -> wire.Request:
         return {
             "code": program.code,
             "setup": program.setup,
@@ -237,7 +237,7 @@ def _seed(program: Program) -> int:
 
 
 @contextmanager
-def host_marks() -> Iterator[dict[str, Any]]:
+def host_marks() -> Iterator[wire.Marks]:
     """Things of this machine that no program may reach, for the probes to try (inside/probes.py)."""
     import ctypes
     import secrets

@@ -8,7 +8,7 @@ import os
 import resource
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .seccomp import OWN_PID, lane_filter, program_filter
 from .syscalls import (
@@ -150,7 +150,7 @@ class ProgramFilter:
         make(self._call)
 
 
-def _filter(code: bytes) -> tuple[Any, Callable[[], int]]:
+def _filter(code: bytes) -> tuple[ctypes.Array[ctypes.c_char], Callable[[], int]]:
     """A filter in memory, which must stay there, and the call that installs it: ``struct sock_fprog
     {unsigned short len; struct sock_filter *filter;}``."""
     filter = ctypes.create_string_buffer(code, len(code))

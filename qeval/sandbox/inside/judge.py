@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import CodeType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .values import NotPlain, decode, encode
-from .wire import Closed, Reader, TooLong, WireError, send
+from .wire import Answer, Closed, Reader, Request, TooLong, WireError, send
 
 DETAIL_CHARS = 200
 MAX_REQUEST = 1 << 30
@@ -61,37 +61,38 @@ class Session:
             raise SandboxBroken(broken)
         self._check(self._answer())
 
-    def function(self, name: str) -> Callable[..., Any]:
+    def function(self, name: str) -> Callable[..., object]:
         """The code's function of a name; it is looked up when it is called."""
 
-        def remote(*args: Any, **kwargs: Any) -> Any:
+        def remote(*args: object, **kwargs: object) -> object:
             return self.call(name, args, kwargs)
 
         remote.__name__ = remote.__qualname__ = name
         return remote
 
-    def call(self, target: str | int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def call(self, target: str | int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         forms = [encode(value, self._number_of) for value in args]
         named = {key: encode(value, self._number_of) for key, value in kwargs.items()}
         answer = self._ask({"call": target, "args": forms, "kwargs": named})
         if type(answer.get("args")) is list:
             _merged([*args], self._value(answer["args"]))
-        if type(answer.get("kwargs")) is dict:
-            new = {key: self._value(form) for key, form in answer["kwargs"].items()}
+        named_after = answer.get("kwargs")
+        if type(named_after) is dict:
+            new = {key: self._value(form) for key, form in named_after.items()}
             _merged(dict(kwargs), new)
         self._check(answer)
         return self._value(answer.get("value"))
 
-    def iterator(self, number: int) -> Any:
+    def iterator(self, number: int) -> object:
         return self._value(self._check(self._ask({"iter": number})).get("value"))
 
-    def next(self, number: int) -> Any:
+    def next(self, number: int) -> object:
         answer = self._check(self._ask({"next": number}))
         if "end" in answer:
             raise StopIteration
         return self._value(answer.get("value"))
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, message: dict[str, object]) -> dict[str, object]:
         """The answer to a message. Raises Ended or Gone, and again whenever it is asked after that."""
         if self.end is not None:
             raise self.end
@@ -101,7 +102,7 @@ class Session:
             raise self._over(Gone()) from None
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, object]:
         try:
             answer = self._reader.receive(self._reply_bytes)
         except (Closed, OSError):
@@ -120,24 +121,24 @@ class Session:
         self.end = end
         return end
 
-    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, answer: dict[str, object]) -> dict[str, object]:
         """The answer, unless it is an exception: that is raised."""
         if "error" in answer:
             self._raise(answer)
         return answer
 
-    def _raise(self, answer: dict[str, Any]) -> NoReturn:
+    def _raise(self, answer: dict[str, object]) -> NoReturn:
         name, text = str(answer["error"])[:DETAIL_CHARS], str(answer.get("text", ""))
         detail = f"{name}: {text}"
         if answer.get("final"):
             status = answer.get("status")
-            kept = status if status in ("syntax", "memory") else "failed"
-            raise self._over(Ended(kept, detail))
+            known = isinstance(status, str) and status in ("syntax", "memory")
+            raise self._over(Ended(str(status) if known else "failed", detail))
         err = _exception(name, answer.get("bases"), text)
         self.last = (err, detail)
         raise err
 
-    def _value(self, form: Any) -> Any:
+    def _value(self, form: object) -> object:
         try:
             return decode(form, self._resolve)
         except (NotPlain, RecursionError) as err:
@@ -148,7 +149,7 @@ class Session:
             raise NotPlain("not a reference")
         return self._known.setdefault(number, Reference(self, number))
 
-    def _number_of(self, value: Any) -> int:
+    def _number_of(self, value: object) -> int:
         if isinstance(value, Reference):
             return value.number
         raise NotPlain(f"a test passes a {type(value).__name__}, which is not a plain value")
@@ -160,20 +161,20 @@ class Reference:
     def __init__(self, session: Session, number: int) -> None:
         self._session, self.number = session, number
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self._session.call(self.number, args, kwargs)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Reference:
         found = self._session.iterator(self.number)
         if isinstance(found, Reference):
             return found
         raise TypeError("iter() returned a value that is no iterator")
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return self._session.next(self.number)
 
 
-def _exception(name: str, bases: Any, text: str) -> Exception:
+def _exception(name: str, bases: object, text: str) -> Exception:
     """An exception that a test can catch as it would the code's: by its nearest built-in class."""
     names = bases if isinstance(bases, list) else []
     found = (getattr(builtins, base, None) for base in names if isinstance(base, str))
@@ -186,23 +187,23 @@ def _exception(name: str, bases: Any, text: str) -> Exception:
     return made if isinstance(made, Exception) else Exception(text)
 
 
-def _merged(old: Any, new: Any) -> Any:
+def _merged(old: object, new: object) -> object:
     """``old``, changed in place to what the code has made of it, wherever it can be; else ``new``."""
     if type(old) is not type(new):
         return new
-    if isinstance(old, tuple):
+    if isinstance(old, tuple) and isinstance(new, tuple):
         merged = tuple(map(_merged, old, new))
         return old if len(old) == len(new) and all(map(operator.is_, old, merged)) else new
-    if isinstance(old, list):
+    if isinstance(old, list) and isinstance(new, list):
         old[:] = [*map(_merged, old, new), *new[len(old) :]]
-    elif isinstance(old, dict):
+    elif isinstance(old, dict) and isinstance(new, dict):
         merged_items = {key: _merged(old.get(key), value) for key, value in new.items()}
         old.clear()
         old.update(merged_items)
-    elif isinstance(old, set):
+    elif isinstance(old, set) and isinstance(new, set):
         old.clear()
         old.update(new)
-    elif isinstance(old, bytearray):
+    elif isinstance(old, bytearray) and isinstance(new, bytearray):
         old[:] = new
     else:
         return new
@@ -214,8 +215,8 @@ def _compiled(text: str, name: str) -> CodeType:
     return compile(text, name, "exec", dont_inherit=True)
 
 
-def _run_tests(session: Session, request: dict[str, Any]) -> None:
-    namespace: dict[str, Any] = {"__name__": "tests"}
+def _run_tests(session: Session, request: Request) -> None:
+    namespace: dict[str, object] = {"__name__": "tests"}
     random.seed(request["seed"])  # not the code's own: it would know what the tests draw
     exec(_compiled(request["setup"], "<setup>"), namespace)
     namespace.update({name: session.function(name) for name in request["names"]})
@@ -223,8 +224,8 @@ def _run_tests(session: Session, request: dict[str, Any]) -> None:
     exec(_compiled(request["call"], "<call>"), namespace)
 
 
-def judge(request: dict[str, Any], control: _socket.socket) -> dict[str, Any]:
-    """Run one program: ``{"status", "detail", "cpu"}``, the last in seconds of both processes."""
+def judge(request: Request, control: _socket.socket) -> Answer:
+    """Run one program."""
     started = time.process_time()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]

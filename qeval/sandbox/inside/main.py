@@ -71,13 +71,12 @@ def main() -> None:
 def _move(outside: str, inside: str) -> None:
     """The interpreter's folder has another path from now on: what is imported later is found there."""
 
-    def moved(path: Any) -> Any:
-        if isinstance(path, str) and path.startswith(outside + "/"):
-            return inside + path[len(outside) :]
-        return path
+    def moved(path: str) -> str:
+        return inside + path[len(outside) :] if path.startswith(outside + "/") else path
 
     for name, value in list(vars(sys).items()):
-        setattr(sys, name, moved(value))
+        if isinstance(value, str):
+            setattr(sys, name, moved(value))
     sys.path[:] = map(moved, sys.path)
     sys.path_importer_cache.clear()
     for module in list(sys.modules.values()):

@@ -12,23 +12,23 @@ import errno
 import os
 import resource
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .confine import LaneFilter, ProgramFilter, landlock_version, limit
 from .namespaces import HOSTNAME
 from .syscalls import CLONE_NEWNET, PR_GET_NO_NEW_PRIVS, call, capabilities, make, mount, prctl
 
 if TYPE_CHECKING:
+    from .wire import Marks
     from .zygote import Walls
 
-Marks = dict[str, Any]
 NO_DEVICE = 0o060600  # S_IFBLK | 0600
 
 
 def run(walls: Walls, marks: Marks) -> dict[str, str]:
     """What came of the probe of every wall that this lane should have."""
     probes: dict[str, Callable[[], str]] = {"no new privileges": _no_new_privileges}
-    if marks["walled"]:
+    if marks.get("walled"):
         probes |= {
             "user namespace": _user,
             "mount namespace": lambda: _refused(lambda: os.close(os.open(marks["file"], os.O_RDONLY))),
@@ -70,7 +70,7 @@ def _in_a_child(probe: Callable[[], str]) -> str:
     return found if status == 0 else f"the probe ended with status {status}"
 
 
-def _refused(attempt: Callable[[], Any], *allowed: int) -> str:
+def _refused(attempt: Callable[[], object], *allowed: int) -> str:
     """Empty if the attempt fails, with one of the error numbers if there are any."""
     try:
         attempt()
@@ -93,7 +93,7 @@ def _user() -> str:
 
 
 def _network(marks: Marks) -> str:
-    def connect(family: int, address: Any) -> None:
+    def connect(family: int, address: tuple[str, int] | bytes) -> None:
         probe = _socket.socket(family, _socket.SOCK_STREAM)
         probe.settimeout(1)
         probe.connect(address)

@@ -45,7 +45,7 @@ def spaced(text):
         raise ValueError(f"no word in {text!r}")
     return "-".join(reversed(words))[::-1]
 """
-CALLS: tuple[tuple[str, list[Any], dict[str, Any]], ...] = (
+CALLS: tuple[tuple[str, list[object], dict[str, object]], ...] = (
     ("largest", [[3, 1, 2]], {}),
     ("largest", [[]], {"start": 5}),
     ("spaced", ["a bc d e"], {}),
@@ -85,7 +85,7 @@ def rehearse() -> None:
     del sys.modules["program"]
 
 
-def load(code: str, objects: Objects) -> dict[str, Any]:
+def load(code: str, objects: Objects) -> dict[str, object]:
     """Run the code as the module ``program``: not __main__, since its "main" block is not part of
     it."""
     module = types.ModuleType("program")
@@ -109,18 +109,18 @@ class Objects:
     """The program's names, and the objects that the judge has references to."""
 
     def __init__(self) -> None:
-        self.names: dict[str, Any] = {}
+        self.names: dict[str, Any] = {}  # of whatever type the program likes
         self._kept: list[Any] = []
         self._numbers: dict[int, int] = {}
 
-    def refer(self, value: Any) -> int:
+    def refer(self, value: object) -> int:
         """The number of an object; it stays alive, so its id stays its own."""
         number = self._numbers.setdefault(id(value), len(self._kept))
         if number == len(self._kept):
             self._kept.append(value)
         return number
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> dict[str, object]:
         try:
             if "call" in request:
                 return self._call(**request)
@@ -133,8 +133,10 @@ class Objects:
         except BaseException as err:
             return failure("failed", err)
 
-    def _call(self, call: str | int, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        resolve: Callable[[int], Any] = self._kept.__getitem__
+    def _call(
+        self, call: str | int, args: list[object], kwargs: dict[str, object]
+    ) -> dict[str, object]:
+        resolve: Callable[[int], object] = self._kept.__getitem__
         given = [decode(form, resolve) for form in args]
         named = {key: decode(form, resolve) for key, form in kwargs.items()}
         try:
@@ -148,17 +150,17 @@ class Objects:
                 answer |= {"args": after, "kwargs": after_named}
         return answer
 
-    def _target(self, call: str | int) -> Callable[..., Any]:
+    def _target(self, call: str | int) -> Callable[..., object]:
         if isinstance(call, int):
-            target: Callable[..., Any] = self._kept[call]
+            target: Callable[..., object] = self._kept[call]
             return target
         if call not in self.names:
             raise NameError(f"name {call!r} is not defined")
-        found: Callable[..., Any] = self.names[call]
+        found: Callable[..., object] = self.names[call]
         return found
 
 
-def failure(status: str, err: BaseException) -> dict[str, Any]:
+def failure(status: str, err: BaseException) -> dict[str, object]:
     """What the judge is told of an exception; ``final``: no test may catch it."""
     name = type(err).__name__
     try:

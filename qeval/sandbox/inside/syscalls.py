@@ -6,7 +6,6 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -34,7 +33,7 @@ SECCOMP_MODE_FILTER = 2
 CAP_SYS_ADMIN = 21
 
 
-def call(name: str, *arguments: Any) -> int:
+def call(name: str, *arguments: object) -> int:
     """A function of the C library; raises OSError with its name where it returns -1."""
     result: int = getattr(_libc, name)(*map(_word, arguments))
     if result == -1:
@@ -42,7 +41,7 @@ def call(name: str, *arguments: Any) -> int:
     return result
 
 
-def syscall(number: int, *arguments: Any) -> int:
+def syscall(number: int, *arguments: object) -> int:
     """A system call by number; raises OSError."""
     result: int = _libc.syscall(ctypes.c_long(number), *map(_word, arguments))
     if result == -1:
@@ -50,7 +49,7 @@ def syscall(number: int, *arguments: Any) -> int:
     return result
 
 
-def ready(name: str, *arguments: Any) -> Callable[[], int]:
+def ready(name: str, *arguments: object) -> Callable[[], int]:
     """A call of a function of the C library, put together before a fork; for :func:`make`. A forked
     process touches few pages to make it, and each of them is one for the kernel to copy."""
     return functools.partial(getattr(_libc, name), *map(_word, arguments))
@@ -62,7 +61,7 @@ def make(call: Callable[[], int]) -> None:
         raise _failure(str(call))
 
 
-def _word(argument: Any) -> Any:
+def _word(argument: object) -> object:
     """Integers as 64 bits: a plain int would be passed as 32 of them."""
     return ctypes.c_long(argument) if isinstance(argument, int) else argument
 
@@ -72,7 +71,7 @@ def _failure(what: str) -> OSError:
     return OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def prctl(option: int, *arguments: Any) -> int:
+def prctl(option: int, *arguments: object) -> int:
     return call("prctl", option, *arguments, *(0,) * (4 - len(arguments)))
 
 

@@ -13,9 +13,11 @@ Nothing that is decoded carries code or a comparison of its own: that is what ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+Refer = Callable[[object], int]
+Resolve = Callable[[int], object]
 BIG = 1 << 63
 _AS_THEY_ARE = frozenset({str, bool, float, type(None)})
 
@@ -24,28 +26,27 @@ class NotPlain(Exception):
     """A value without a plain form, or JSON that is not the form of a value."""
 
 
-def encode(value: Any, refer: Callable[[Any], int]) -> Any:
+def encode(value: object, refer: Refer) -> object:
     """The JSON form of a value; ``refer`` gives the number of an object that is not plain (or raises
     NotPlain). A subclass arrives as its base: its own ``__eq__`` stays behind."""
-    kind = type(value)
-    if kind in _AS_THEY_ARE:
+    if type(value) in _AS_THEY_ARE:
         return value
-    if kind is int:
+    if type(value) is int:
         return value if -BIG < value < BIG else {"i": hex(value)}
-    if kind is list:
+    if type(value) is list:
         return _items(value, refer)
-    if kind is tuple:
+    if type(value) is tuple:
         return {"t": _items(value, refer)}
     return _other(value, refer)
 
 
-def _items(values: Any, refer: Callable[[Any], int]) -> list[Any]:
+def _items(values: Collection[object], refer: Refer) -> list[object]:
     if {type(v) for v in values} <= _AS_THEY_ARE:
         return list(values)
     return [encode(v, refer) for v in values]
 
 
-def _other(value: Any, refer: Callable[[Any], int]) -> Any:
+def _other(value: object, refer: Refer) -> object:
     """Containers other than lists and tuples, subclasses of anything plain, and references."""
     if isinstance(value, int):
         return encode(int.__index__(value), refer)
@@ -72,16 +73,15 @@ def _other(value: Any, refer: Callable[[Any], int]) -> Any:
     return {"r": refer(value)}
 
 
-def decode(form: Any, resolve: Callable[[int], Any]) -> Any:
+def decode(form: object, resolve: Resolve) -> object:
     """The value of a JSON form; ``resolve`` gives the object of a reference's number.
 
     Raises:
         NotPlain: not the form of a value.
     """
-    kind = type(form)
-    if kind is list:
+    if type(form) is list:
         return _decoded(form, resolve)
-    if kind is not dict:
+    if type(form) is not dict:
         return form
     if len(form) != 1:
         raise NotPlain("not one key")
@@ -92,17 +92,17 @@ def decode(form: Any, resolve: Callable[[int], Any]) -> Any:
         raise NotPlain(f"{type(err).__name__} in a value of kind {tag[:1]!r}") from err
 
 
-def _decoded(forms: Any, resolve: Callable[[int], Any]) -> list[Any]:
+def _decoded(forms: Collection[object], resolve: Resolve) -> list[Any]:
     if {type(form) for form in forms}.isdisjoint((list, dict)):
         return list(forms)
     return [decode(form, resolve) for form in forms]
 
 
-def _pairs(body: Any, resolve: Callable[[int], Any]) -> Iterable[tuple[Any, Any]]:
+def _pairs(body: Iterable[tuple[object, object]], resolve: Resolve) -> Iterable[tuple[object, object]]:
     return ((decode(key, resolve), decode(value, resolve)) for key, value in body)
 
 
-_BUILD: dict[str, Callable[[Any, Callable[[int], Any]], Any]] = {
+_BUILD: dict[str, Callable[[Any, Resolve], object]] = {  # a body of the wrong type raises
     "t": lambda body, resolve: tuple(_decoded(body, resolve)),
     "s": lambda body, resolve: set(_decoded(body, resolve)),
     "z": lambda body, resolve: frozenset(_decoded(body, resolve)),

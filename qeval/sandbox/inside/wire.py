@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
 
 HEADER = 4
 CHUNK = 1 << 16
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 _read, _write = os.read, os.write
+
+
+class Marks(TypedDict):
+    """Things of the machine that no program may reach: the host's word to the probes."""
+
+    file: str
+    pid: int
+    shm: int
+    port: int
+    abstract: str
+    walled: NotRequired[bool]  # whether the lane has namespaces
+
+
+class Request(TypedDict):
+    """A program, and how the host wants it judged."""
+
+    code: str
+    setup: str
+    names: Sequence[str]
+    test: str
+    call: str
+    timeout_s: float
+    seed: int
+    reply_bytes: int
+
+
+class Answer(TypedDict):
+    """What came of it. ``cpu``: seconds of both processes."""
+
+    status: str
+    detail: str
+    cpu: float
 
 
 class WireError(Exception):
@@ -25,12 +58,12 @@ class Closed(WireError):
     """The other side has closed the socket."""
 
 
-def frame(message: Any) -> bytes:
+def frame(message: object) -> bytes:
     body = _encode(message).encode()
     return len(body).to_bytes(HEADER, "little") + body
 
 
-def send(fd: int, message: Any) -> None:
+def send(fd: int, message: object) -> None:
     """Write one message, whatever its length. Raises OSError when nobody is there to read it."""
     data = frame(message)
     written = _write(fd, data)
