@@ -95,12 +95,12 @@ class Artifact:
     bpw_file: float | None  # the same over all parameters
     layers: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)  # for readers: types, losses, ...
     format: Format | None = None  # of a packed folder
     identity: str | None = None  # content of weights that were found, not built; in the artifact's key
     trust_remote_code: bool = False  # run code that comes with it
     library: Library | None = None
     calibration: CalibrationFacts | None = None
-    details: dict[str, Any] = field(default_factory=dict)  # for readers: types, losses, ...
 
     def to_json(self) -> dict[str, Any]:
         """JSON has the format and _AMONG_DETAILS among the details, as 0.1.0 wrote them."""
