@@ -22,9 +22,10 @@ import torch
 from qeval.core.errors import EngineError
 from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
-from qeval.formats.gptqmodel import BACKENDS, load
+from qeval.formats.base import registered
+from qeval.formats.describe import describe_packed
+from qeval.formats.gptqmodel import OnGptqModel
 from qeval.formats.load import resident_bytes
-from qeval.formats.recognise import describe_packed
 from qeval.quant.libraries.unpack import float_twin
 
 
@@ -41,8 +42,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for folder in args.folders:
         artifact = describe_packed(folder)
-        assert artifact.format is not None
-        name = artifact.format.label
+        found = artifact.format
+        one = registered(found) if found else None
+        if found is None or not isinstance(one, OnGptqModel):
+            raise SystemExit(f"{folder}: neither GPTQ nor AWQ")
+        name = found.label
         torch.manual_seed(0)
         vocab = 512
         ids = torch.randint(0, vocab, (1, args.tokens), device=device)
@@ -55,11 +59,11 @@ def main() -> None:
             took = milliseconds(half, ids)
             print(f"| {name} | none | Linear {args.dtype} | {error:.2e} | | {took:.2f} |")
             del twin, half
-        for kernel in BACKENDS[artifact.format.name]:
+        for kernel in one.backends:
             running = Execution.from_json({"kernel": kernel})
             settings = EngineSettings(device=args.device, dtype=args.dtype, execution=running)
             try:
-                model = load(artifact, settings, device)
+                model = one.load(artifact, settings, device)
             except EngineError as err:
                 reason = str(err).partition(f"{kernel}: ")[2][:150]
                 print(f"| {name} | {kernel} | refused: {reason} | | | |", flush=True)

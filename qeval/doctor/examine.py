@@ -146,7 +146,7 @@ def examine(*, trials: bool = True) -> Report:
     """
     backends = tuple(_tried(kind) for kind in BACKENDS)  # alone: their times are told
     cache = real_path(default_cache_dir())
-    every = libraries.LIBRARIES
+    every = libraries.known()
     found = libraries.examine(every, tell=_tell) if trials else libraries.look(every)
     return Report(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -23,6 +23,7 @@ from qeval.core import guard
 from qeval.core.errors import MissingExtraError
 from qeval.core.extras import require
 from qeval.doctor.probe import Layer
+from qeval.formats.base import Library, formats
 
 TIMEOUT_S = 90.0  # of one library; the slowest import takes 10 to 30 s where the disk is slow
 AT_ONCE = max(2, min(4, (os.cpu_count() or 1) // 2))
@@ -33,31 +34,13 @@ Tell = Callable[[Sequence[str], int, int], None]
 """Called with the names under trial, how many are done, and how many there are."""
 
 
-@dataclass(frozen=True)
-class Library:
-    name: str  # of its trial
-    distribution: str
-    extra: str  # of qeval, that installs it
-    modules: tuple[str, ...]  # that must be there
-
-
-_HF = ("torch", "transformers", "accelerate")
-LIBRARIES = (  # after torch the slowest to import first, so that the last is not waited for alone
-    Library("torch", "torch", "hf", ("torch",)),
-    Library("gptqmodel", "gptqmodel", "gptqmodel", (*_HF, "gptqmodel")),
-    Library(
-        "compressed-tensors",
-        "compressed-tensors",
-        "compressed-tensors",
-        (*_HF, "compressed_tensors", "llmcompressor"),
-    ),
-    Library("auto-round", "auto-round", "auto-round", (*_HF, "auto_round")),
-    Library("quanto", "optimum-quanto", "quanto", (*_HF, "optimum", "optimum.quanto")),
-    Library("torchao", "torchao", "torchao", (*_HF, "torchao")),
-    Library("hqq", "hqq", "hqq", (*_HF, "hqq")),
-    Library("bitsandbytes", "bitsandbytes", "bitsandbytes", (*_HF, "bitsandbytes")),
-    Library("llama.cpp", "llama-cpp-python", "gguf", ("llama_cpp", "gguf")),
-)
+def known() -> list[Library]:
+    """torch, what runs the formats, and llama.cpp."""
+    return [
+        Library("torch", "torch", "hf", ("torch",)),
+        *(one.library for one in formats() if one.library),
+        Library("llama.cpp", "llama-cpp-python", "gguf", ("llama_cpp", "gguf")),
+    ]
 
 
 @dataclass(frozen=True)

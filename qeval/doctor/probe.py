@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 OUT, IN, TOKENS, GROUP = 512, 1024, 16, 128
 BOUNDS = {16: 0.02, 8: 0.05, 4: 0.2}  # largest deviation of a right layer, by the bits of its weights
 CALLS = 5
+
+if TYPE_CHECKING:
+    import torch
 
 Array = NDArray[np.float32]
 
@@ -49,28 +53,21 @@ class Runnable(Protocol):
     def kernel(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Candidate:
-    name: str
-    num_bits: int
-    make: Callable[[], Runnable]
-
-
-def tried(candidate: Candidate) -> Layer:
+def tried(name: str, num_bits: int, make: Callable[[], Runnable]) -> Layer:
     """Make it, run it, compare it; whatever goes wrong is the Layer's error."""
     try:
-        layer = candidate.make()
+        layer = make()
         deviation = _deviation(layer.run(), layer.wanted)
         ms = min(_ms(layer.run) for _ in range(CALLS))
         kernel = layer.kernel()
     except Exception as err:
-        return Layer(candidate.name, first_line(err))
-    bound = BOUNDS[candidate.num_bits]
+        return Layer(name, first_line(err))
+    bound = BOUNDS[num_bits]
     right = deviation <= bound  # not of a NaN
     error = (
         "" if right else f"its product is off by {deviation:.1%}; a right one by {bound:.0%} at most"
     )
-    return Layer(candidate.name, error, kernel, ms, deviation if math.isfinite(deviation) else None)
+    return Layer(name, error, kernel, ms, deviation if math.isfinite(deviation) else None)
 
 
 def _deviation(found: Any, wanted: Array) -> float:
@@ -102,20 +99,45 @@ def problem() -> tuple[Array, Array]:
 
 
 class FloatLayer:
-    """The layer in torch: in 16 bits, on the device that qeval takes."""
+    """The layer in torch, as formats.base has it: in 16 bits, on the device that qeval takes.
 
-    def __init__(self) -> None:
-        import torch
+    torch is imported on first use, after the library: one that does not import is told at once."""
 
+    group_size = GROUP
+
+    @cached_property
+    def device(self) -> torch.device:
         from qeval.models.linears import device_of
 
-        self.device = device_of("auto")
+        return device_of("auto")
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        import torch
+
         old = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 0)
-        self.dtype = torch.float16 if old else torch.bfloat16
+        return torch.float16 if old else torch.bfloat16
+
+    @cached_property
+    def _problem(self) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
         weight, inputs = (torch.from_numpy(values).to(self.dtype) for values in problem())
-        self.weight = weight  # on the CPU, where the libraries pack
-        self.inputs = inputs.to(self.device)
-        self.wanted: Array = (inputs.float() @ weight.float().T).numpy()
+        return weight, inputs
+
+    @property
+    def weight(self) -> torch.Tensor:  # on the CPU, where the libraries pack
+        return self._problem[0]
+
+    @cached_property
+    def inputs(self) -> torch.Tensor:
+        return self._problem[1].to(self.device)
+
+    @cached_property
+    def wanted(self) -> Array:
+        weight, inputs = self._problem
+        product: Array = (inputs.float() @ weight.float().T).numpy()
+        return product
 
     def linear(self, device: torch.device | str = "cpu") -> Any:
         """A new ``nn.Linear`` with the weights."""

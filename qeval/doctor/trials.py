@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import json
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,10 @@ import numpy as np
 
 from qeval.core.files import write_atomic
 from qeval.doctor.probe import (
-    GROUP,
     IN,
     OUT,
     TOKENS,
     Array,
-    Candidate,
     FloatLayer,
     Layer,
     TorchLayer,
@@ -40,8 +37,7 @@ from qeval.doctor.probe import (
     problem,
     tried,
 )
-
-COMPILED = ("marlin", "exllama")  # GPTQModel's kernels that are compiled for minutes on first use
+from qeval.formats.base import Candidate, PackedFormat, formats
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ def torch_() -> Trial:
     import torch
 
     source = FloatLayer()
-    layer = Candidate("float", 16, lambda: source.with_layer(source.linear(source.device)))
+    layer = tried("float", 16, lambda: source.with_layer(source.linear(source.device)))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cuda = torch.version.cuda if gpus else None
     facts = {"cuda": cuda, "gpus": gpus}
-    return Trial([tried(layer)], source.device.type, _gpu_notes(cuda, gpus), facts)
+    return Trial([layer], source.device.type, _gpu_notes(cuda, gpus), facts)
 
 
 def _gpu_notes(cuda: str | None, gpus: list[str]) -> list[str]:
@@ -83,184 +79,6 @@ def _the_driver_sees_one() -> bool:
     return subprocess.run([program, "-L"], capture_output=True, text=True).stdout.startswith("GPU")
 
 
-def gptqmodel() -> Trial:
-    """The kernels that load a 4-bit GPTQ layer here, each by name."""
-    from qeval.formats.gptqmodel import BACKENDS, import_gptqmodel
-    from qeval.formats.limits import KERNELS
-
-    source = FloatLayer()
-    library = import_gptqmodel(1, source.device)
-    order = KERNELS[source.device.type]
-
-    def candidate(kernel: str) -> Candidate:
-        backend = getattr(library.BACKEND, BACKENDS["gptq"][kernel])
-        return Candidate(kernel, 4, lambda: source.with_layer(_gptq_layer(backend, source)))
-
-    layers = [tried(candidate(kernel)) for kernel in order if kernel not in COMPILED]
-    left = [kernel for kernel in order if kernel in COMPILED]
-    note = f"not tried, compiled for minutes on first use: {', '.join(left)}"
-    return Trial(layers, source.device.type, [note] if left else [], {"not_tried": left})
-
-
-def _gptq_layer(backend: Any, source: FloatLayer) -> Any:
-    import torch
-    from gptqmodel.models._const import DEVICE
-    from gptqmodel.quantization import FORMAT, METHOD
-    from gptqmodel.utils.importer import select_quant_linear
-
-    from qeval.formats.affine import fit_grid
-
-    scheme = {"bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}
-    kind = select_quant_linear(
-        **scheme,
-        device=DEVICE(source.device.type),
-        backend=backend,
-        format=FORMAT.GPTQ,
-        quant_method=METHOD.GPTQ,
-        pack_dtype=torch.int32,
-    )
-    layer = kind(**scheme, in_features=IN, out_features=OUT, bias=False, pack_dtype=torch.int32)
-    grid = fit_grid(source.weight, 4, GROUP, symmetric=False)
-    # Writes zero points as they are (format 2), which every kernel here takes. Its hf_pack believes
-    # that they were less one (format 1), and adds one where format 2 is asked for.
-    layer.pack_original(source.linear().float(), grid.scale, grid.zero_point)
-    layer.scales = layer.scales.to(source.dtype)
-    layer = layer.to(source.device).eval()
-    layer.post_init()
-    return layer
-
-
-def compressed_tensors() -> Trial:
-    """Compressed as a checkpoint is, and run as transformers runs it: unpacked by the first call."""
-    importlib.import_module("llmcompressor")  # imports much, and is pinned to narrow versions
-    source = FloatLayer()
-    layer = Candidate("W4A16_ASYM", 4, lambda: source.with_layer(_compressed_layer(source)))
-    notes = [f"llmcompressor {version('llmcompressor')}"]
-    return Trial([tried(layer)], source.device.type, notes)
-
-
-def _compressed_layer(source: FloatLayer) -> Any:
-    import torch
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    linear = source.linear(source.device)
-    model = torch.nn.Sequential(linear)
-    scheme = preset_name_to_scheme("W4A16_ASYM", ["Linear"])
-    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}))
-    groups = linear.weight.unflatten(1, (-1, GROUP))
-    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
-    linear.weight_scale.data.copy_(scale)
-    linear.weight_zero_point.data.copy_(zero)
-    ModelCompressor.from_pretrained_model(model).compress_model(model)
-    return model
-
-
-def auto_round() -> Trial:
-    """The package's own classes; where GPTQModel is installed, loading a model may prefer that's."""
-    importlib.import_module("auto_round")
-    source = FloatLayer()
-    kernels = ("tritonv2", "torch") if source.device.type == "cuda" else ("torch",)
-
-    def candidate(kernel: str) -> Candidate:
-        return Candidate(kernel, 4, lambda: source.with_layer(_auto_round_layer(kernel, source)))
-
-    return Trial([tried(candidate(kernel)) for kernel in kernels], source.device.type)
-
-
-def _auto_round_layer(kernel: str, source: FloatLayer) -> Any:
-    from auto_round.inference.backend import dynamic_import_inference_linear
-
-    from qeval.formats.affine import fit_grid
-
-    scheme = {"bits": 4, "group_size": GROUP, "sym": False}
-    kind = dynamic_import_inference_linear(f"auto_round:{kernel}", scheme)
-    layer = kind(4, GROUP, IN, OUT, False)
-    layer.device = "cpu"  # where it packs, as its export sets it
-    grid = fit_grid(source.weight, 4, GROUP, symmetric=False)
-    layer.pack(source.linear(), grid.scale, grid.zero_point, None, "cpu")
-    layer.scales = layer.scales.to(source.dtype)
-    layer = layer.to(source.device).eval()
-    layer.post_init()
-    return layer
-
-
-def quanto() -> Trial:
-    from optimum.quanto import freeze, qint8, quantize
-
-    source = FloatLayer()
-
-    def make() -> TorchLayer:
-        import torch
-
-        model = torch.nn.Sequential(source.linear(source.device))
-        quantize(model, weights=qint8)
-        freeze(model)
-        return source.with_layer(model)
-
-    return Trial([tried(Candidate("int8", 8, make))], source.device.type)
-
-
-def torchao() -> Trial:
-    import torchao.quantization as q
-
-    source = FloatLayer()
-
-    def candidate(name: str, num_bits: int, config: Callable[[], Any]) -> Candidate:
-        def make() -> TorchLayer:
-            import torch
-
-            model = torch.nn.Sequential(source.linear(source.device))
-            q.quantize_(model, config())
-            return source.with_layer(model)
-
-        return Candidate(name, num_bits, make)
-
-    candidates = [
-        candidate("int8wo", 8, lambda: q.Int8WeightOnlyConfig(granularity=q.PerRow())),
-        candidate("int8dyn", 8, q.Int8DynamicActivationInt8WeightConfig),
-    ]
-    if source.device.type == "cuda":  # the CPU has no kernel of it
-        tiled = "tile_packed_to_4d"
-        candidates.append(
-            candidate("int4wo", 4, lambda: q.Int4WeightOnlyConfig(GROUP, int4_packing_format=tiled))
-        )
-    return Trial([tried(one) for one in candidates], source.device.type)
-
-
-def hqq() -> Trial:
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-    source = FloatLayer()
-
-    def make() -> TorchLayer:
-        config = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-        how = {"compute_dtype": source.dtype, "device": str(source.device)}
-        return source.with_layer(HQQLinear(source.linear(), config, **how))
-
-    return Trial([tried(Candidate("int4", 4, make))], source.device.type)
-
-
-def bitsandbytes() -> Trial:
-    nn: Any = importlib.import_module("bitsandbytes.nn")
-    source = FloatLayer()
-
-    def nf4() -> TorchLayer:
-        layer = nn.Linear4bit(IN, OUT, bias=False, compute_dtype=source.dtype, quant_type="nf4")
-        layer.weight = nn.Params4bit(source.weight.clone(), requires_grad=False, quant_type="nf4")
-        return source.with_layer(layer.to(source.device))  # quantizes
-
-    def int8() -> TorchLayer:
-        layer = nn.Linear8bitLt(IN, OUT, bias=False, has_fp16_weights=False, threshold=6.0)
-        layer.weight = nn.Int8Params(source.weight.clone(), requires_grad=False, has_fp16_weights=False)
-        return source.with_layer(layer.to(source.device))
-
-    candidates = (Candidate("nf4", 4, nf4), Candidate("int8", 8, int8))
-    return Trial([tried(one) for one in candidates], source.device.type)
-
-
 def llama_cpp() -> Trial:
     """Quantize, load and decode, as the method ``gguf`` and its engine do.
 
@@ -272,8 +90,8 @@ def llama_cpp() -> Trial:
     lib = llama.library()
     device = "cuda" if lib.llama_supports_gpu_offload() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        layer = Candidate("Q4_K", 4, lambda: _LlamaLayer(lib, Path(folder), device))
-        return Trial([tried(layer)], device)
+        layer = tried("Q4_K", 4, lambda: _LlamaLayer(lib, Path(folder), device))
+        return Trial([layer], device)
 
 
 class _LlamaLayer:
@@ -357,17 +175,27 @@ def _widest(system_info: str) -> str:
     )
 
 
-TRIALS: dict[str, Callable[[], Trial]] = {
-    "torch": torch_,
-    "gptqmodel": gptqmodel,
-    "compressed-tensors": compressed_tensors,
-    "auto-round": auto_round,
-    "quanto": quanto,
-    "torchao": torchao,
-    "hqq": hqq,
-    "bitsandbytes": bitsandbytes,
-    "llama.cpp": llama_cpp,
-}
+def of_format(one: PackedFormat) -> Trial:
+    """The layers that a format's library makes of the float one."""
+    source = FloatLayer()
+    trial = one.trial(source)
+    layers = [tried(c.name, c.num_bits, partial(_in_place, c, source)) for c in trial.candidates]
+    return Trial(layers, source.device.type, list(trial.notes), dict(trial.facts))
+
+
+def _in_place(candidate: Candidate, source: FloatLayer) -> TorchLayer:
+    return source.with_layer(candidate.make())
+
+
+OWN: dict[str, Callable[[], Trial]] = {"torch": torch_, "llama.cpp": llama_cpp}
+"""Of what the engines run on; the other libraries are those of the formats."""
+
+
+def trial_of(name: str) -> Trial:
+    """What comes of the library ``name``."""
+    if name in OWN:
+        return OWN[name]()
+    return of_format(next(one for one in formats() if one.library and one.library.name == name))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -375,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     name, file = argv
     gc.disable()  # an eighth of the time: imports make a million objects that stay
     try:
-        found: dict[str, Any] = asdict(TRIALS[name]())
+        found: dict[str, Any] = asdict(trial_of(name))
     except Exception as err:
         found = {"error": first_line(err)}
     write_atomic(Path(file), json.dumps(found, allow_nan=False))

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ checkpoints on GPTQModel's kernels.
+"""Checkpoints of packed integers on GPTQModel's kernels.
 
 A kernel is named, never left to the library: its own choice may download a compiler's sources on first
 use. ``auto`` takes the first of a fixed order that accepts the weights, and says why it passed over the
@@ -11,17 +11,18 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from qeval.core.artifact import Artifact
+from qeval.core.artifact import Artifact, Format, ModelRef
 from qeval.core.cores import threads
 from qeval.core.errors import EngineError
 from qeval.core.settings import EngineSettings
-from qeval.formats.limits import KERNELS
+from qeval.formats.base import PackedFormat
+from qeval.formats.limits import KERNELS, check_half_precision
 from qeval.models.side_files import copy_side_files
 from qeval.models.weights import weight_files
 
@@ -29,46 +30,43 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-BACKENDS = {
-    "gptq": {
-        "marlin": "GPTQ_MARLIN",
-        "exllama": "GPTQ_EXLLAMA_V2",
-        "triton": "GPTQ_TRITON",
-        "aten": "GPTQ_TORCH_ATEN",
-        "torch": "GPTQ_TORCH",
-    },
-    "awq": {
-        "marlin": "AWQ_MARLIN",
-        "exllama": "AWQ_EXLLAMA_V2",
-        "triton": "AWQ_GEMM_TRITON",
-        "aten": "AWQ_TORCH_ATEN",
-        "torch": "AWQ_TORCH",
-    },
-}
 
+class OnGptqModel(PackedFormat):
+    """A format that runs on them."""
 
-def load(artifact: Artifact, settings: EngineSettings, device: torch.device) -> PreTrainedModel:
-    """The transformers model inside; its ``kernel_facts`` say which kernel, and what the others said.
+    extra: ClassVar[str] = "gptqmodel"
+    modules: ClassVar[tuple[str, ...]] = ("gptqmodel",)
+    suffixes: ClassVar[tuple[str, ...]] = (".qweight",)
+    unmistakable: ClassVar[tuple[str, ...]] = (".qweight",)
+    takes_kernel: ClassVar[bool] = True
+    backends: ClassVar[Mapping[str, str]]  # the library's name of each kernel (core.execution.Kernel)
 
-    Raises:
-        EngineError: no kernel takes the weights, or the model lacks some of them.
-    """
-    assert artifact.format is not None
-    kind = artifact.format.name
-    asked = settings.execution.kernel or "auto"
-    candidates = KERNELS[device.type] if asked == "auto" else (asked,)
-    library = import_gptqmodel(settings.n_threads, device)
-    with _safetensors(artifact.path) as folder:
-        model, facts = _on_a_kernel(library, kind, candidates, folder, settings, device)
-    check_whole(model, artifact)
-    model.kernel_facts = facts
-    return model.eval()
+    def check_model(self, found: Format, model: ModelRef) -> None:
+        check_half_precision(found.label, model)
+
+    def load(
+        self, artifact: Artifact, settings: EngineSettings, device: torch.device
+    ) -> PreTrainedModel:
+        """The transformers model inside; its ``kernel_facts`` say which kernel, and what the others
+        said.
+
+        Raises:
+            EngineError: no kernel takes the weights, or the model lacks some of them.
+        """
+        asked = settings.execution.kernel or "auto"
+        candidates = KERNELS[device.type] if asked == "auto" else (asked,)
+        library = import_gptqmodel(settings.n_threads, device)
+        backends: dict[str, str] = {kernel: self.backends[kernel] for kernel in candidates}
+        with _safetensors(artifact.path) as folder:
+            model, facts = _on_a_kernel(library, backends, folder, settings, device)
+        check_whole(model, artifact)
+        model.kernel_facts = facts
+        return model.eval()
 
 
 def _on_a_kernel(
     library: ModuleType,
-    kind: str,
-    candidates: tuple[str, ...],
+    backends: Mapping[str, str],
     folder: Path,
     settings: EngineSettings,
     device: torch.device,
@@ -77,11 +75,11 @@ def _on_a_kernel(
     import torch
 
     refused: dict[str, str] = {}
-    for kernel in candidates:
+    for kernel, backend in backends.items():
         try:
             loaded = library.GPTQModel.load(
                 str(folder),
-                backend=getattr(library.BACKEND, BACKENDS[kind][kernel]),
+                backend=getattr(library.BACKEND, backend),
                 device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
                 dtype=getattr(torch, settings.dtype),
                 trust_remote_code=settings.trust_remote_code,
@@ -110,7 +108,7 @@ def _safetensors(folder: Path) -> Iterator[Path]:
     import torch
     from safetensors.torch import save_file
 
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in files:
         tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     with tempfile.TemporaryDirectory(prefix="qeval-safetensors-") as made:

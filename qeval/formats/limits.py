@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from qeval.core.artifact import ModelRef
-from qeval.core.devices import cpu_flags
 from qeval.core.errors import UsageError
 from qeval.core.execution import Kernel
 from qeval.models.weights import linear_shapes, turned_linears
@@ -88,17 +87,6 @@ def check_widths(
         needs + f", outputs of {outputs_of}" * (outputs_of > 1),
         f"group_size {groups[0]} fits" if fits else otherwise or "this format cannot hold them",
     )
-
-
-def check_4bit_on_cpu(method: str, shapes: Shapes) -> None:
-    """Raises UsageError for linears that bitsandbytes cannot compute with in 4 bits on this processor.
-    Where it has AVX512-BF16 the library (0.50) repacks every weight for a kernel that takes whole
-    blocks of 64 inputs and of 32 outputs, and dies at others; elsewhere it takes all."""
-    if "avx512_bf16" not in cpu_flags():
-        return
-    wrong = {n: s for n, s in shapes.items() if s[0] % 32 or s[1] % 64}
-    needs = "on a CPU with AVX512-BF16 inputs that are multiples of 64, outputs of 32"
-    refuse_shapes(method, wrong, needs, "use a GPU, or bitsandbytes with num_bits: 8")
 
 
 def refuse_shapes(method: str, wrong: Shapes, needs: str, fix: str) -> None:

@@ -1,13 +1,7 @@
-"""Loading packed checkpoints, each format by the library that runs it, and what that library chose.
-
-``artifact.format`` names the format (recognise.py); ``settings.execution`` says what the
-spec does on how it runs (a kernel). A loader returns a transformers model on the device, in eval
-mode.
-"""
+"""Loading a model folder, packed ones by their format, and what the library that runs it chose."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qeval.core.artifact import Artifact
 from qeval.core.settings import EngineSettings
 from qeval.core.units import human_bytes
+from qeval.formats.base import registered
 from qeval.models.loading import load_model
 from qeval.models.weights import read_tensors
 
@@ -23,18 +18,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# Formats that transformers does not load right by itself: "module:function" with load()'s signature.
-LOADERS = {
-    "gptq": "qeval.formats.gptqmodel:load",
-    "awq": "qeval.formats.gptqmodel:load",
-    "hqq": "qeval.formats.hqq:load",
-    "quanto": "qeval.formats.quanto:load",
-}
 _UNPACKED = 1.25  # resident over stored bytes from which a row says so; tables and padding stay below
 
 
-def load(artifact: Artifact, settings: EngineSettings, device: torch.device | str) -> PreTrainedModel:
-    """The model of a folder, packed or float.
+def load(artifact: Artifact, settings: EngineSettings, device: torch.device) -> PreTrainedModel:
+    """The model of a folder, packed or float: a transformers model on the device, in eval mode.
 
     Raises:
         ModelError: a file is damaged; libraries each say so in words of their own, or not at all.
@@ -43,10 +31,8 @@ def load(artifact: Artifact, settings: EngineSettings, device: torch.device | st
     read_tensors(artifact.path)
     if artifact.trust_remote_code:
         settings = replace(settings, trust_remote_code=True)
-    name = artifact.format.name if artifact.format else None
-    if name in LOADERS:
-        module, _, function = LOADERS[name].partition(":")
-        return getattr(importlib.import_module(module), function)(artifact, settings, device)
+    if artifact.format is not None:
+        return registered(artifact.format).load(artifact, settings, device)
     return load_model(artifact.path, settings.dtype, device, settings.trust_remote_code)
 
 

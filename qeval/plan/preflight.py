@@ -173,19 +173,17 @@ def artifact(
     where: str, made: Artifact, model: ModelRef, execution: Execution, device: str | None
 ) -> Findings:
     """What weights that are there need to run: packages, a dtype, a kernel that the device has."""
-    from qeval.formats.limits import check_4bit_on_cpu, check_kernel
-    from qeval.formats.recognise import check_runs
+    from qeval.formats.limits import check_kernel
+    from qeval.formats.recognise import check_device, check_runs
 
-    packed = made.format
-    kernel, label = execution.kernel or "auto", packed.label if packed else ""
+    kernel, label = execution.kernel or "auto", made.format.label if made.format else ""
 
-    def check_device() -> None:
+    def check_place() -> None:
         if device is not None:
             check_kernel(label, kernel, device)
-        if device == "cpu" and packed and packed.name == "bitsandbytes" and packed.num_bits == 4:
-            check_4bit_on_cpu(label, {r.name: (r.shape[0], r.shape[1]) for r in made.layers})
+            check_device(made, device)
 
-    return ask(where, lambda: check_runs(made, model), check_device)
+    return ask(where, lambda: check_runs(made, model), check_place)
 
 
 def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:

@@ -61,7 +61,7 @@ class BitsAndBytes(Method[BitsAndBytesOptions]):
         return (Packages("bitsandbytes", ("torch", "transformers", "accelerate", "bitsandbytes")),)
 
     def check_device(self, options: BitsAndBytesOptions, model: ModelRef, device: str) -> None:
-        from qeval.formats.limits import check_4bit_on_cpu
+        from qeval.formats.bitsandbytes import check_4bit_on_cpu
         from qeval.models.weights import linear_shapes
 
         if options.num_bits == 4 and device == "cpu" and model.path.is_dir():

@@ -14,9 +14,9 @@ from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
+from qeval.formats.base import registered
 from qeval.formats.describe import describe_folder
 from qeval.formats.limits import check_kernel
-from qeval.formats.recognise import KERNELS_FOR
 from qeval.models.resolve import resolve_model
 from qeval.quant.base import Method
 
@@ -65,7 +65,7 @@ class Checkpoint(Method[CheckpointOptions]):
         )
         artifact = describe_folder(found.path, found.dtype)
         packed = artifact.format
-        if options.kernel != "auto" and (packed is None or packed.name not in KERNELS_FOR):
+        if options.kernel != "auto" and not (packed and registered(packed).takes_kernel):
             raise UsageError(
                 f"checkpoint {options.path}: kernel: {options.kernel} is for GPTQ and AWQ, "
                 f"and this is {packed.label if packed else 'float'}: leave it out"

@@ -10,7 +10,7 @@ import pytest
 
 from qeval.core.errors import SandboxError
 from qeval.doctor import examine as doctor
-from qeval.doctor.libraries import LIBRARIES, Found
+from qeval.doctor.libraries import Found, known
 from qeval.doctor.probe import Layer
 from qeval.envs.build import EnvState
 from qeval.sandbox.weak import WeakSandbox
@@ -54,7 +54,7 @@ def test_text_and_json_say_the_same(report):
 
 
 def test_without_trials_nothing_is_tried(report):
-    assert [found.name for found in report.libraries] == [library.name for library in LIBRARIES]
+    assert [found.name for found in report.libraries] == [library.name for library in known()]
     assert {found.state for found in report.libraries} <= {"not tried", "missing"}
     assert not any(found.layers for found in report.libraries)
 

@@ -17,7 +17,8 @@ import pytest
 
 from qeval.core.errors import MissingExtraError
 from qeval.doctor import libraries, trials
-from qeval.doctor.libraries import LIBRARIES, Found, Library
+from qeval.doctor.libraries import Found, Library, known
+from qeval.formats.base import formats
 
 REPO = Path(__file__).parents[2]
 
@@ -100,7 +101,7 @@ def test_a_library_whose_layer_is_wrong_is_broken(fake):
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama-cpp-python")
 def test_llama_cpp_quantizes_and_runs_a_layer_here():
-    library = next(library for library in LIBRARIES if library.name == "llama.cpp")
+    library = next(library for library in known() if library.name == "llama.cpp")
     states: list[tuple[list[str], int, int]] = []
     (found,) = libraries.examine([library], tell=lambda *state: states.append(state))
     assert (found.state, found.error) == ("works", "")
@@ -176,9 +177,10 @@ def _wait_for(what, seconds=20.0):
 
 
 def test_every_library_has_a_trial_and_an_extra_that_installs_it():
-    assert {library.name for library in LIBRARIES} == trials.TRIALS.keys()
+    of_formats = {one.library.name for one in formats() if one.library}
+    assert {library.name for library in known()} == trials.OWN.keys() | of_formats
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for library in LIBRARIES:
+    for library in known():
         installed = [re.split(r"[<>=]", line)[0] for line in extras[library.extra]]
         assert library.distribution in installed

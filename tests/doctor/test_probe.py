@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qeval.doctor.probe import BOUNDS, GROUP, OUT, TOKENS, Candidate, problem, tried
+from qeval.doctor.probe import BOUNDS, GROUP, OUT, TOKENS, problem, tried
 from qeval.formats.affine import Grid, dequantize, fit_grid, quantize
 
 
@@ -35,7 +35,7 @@ def quantized(num_bits, group_size, change=lambda grid: grid):
 
 @pytest.mark.parametrize(("num_bits", "group_size"), [(4, GROUP), (8, -1)])
 def test_a_right_layer_passes_with_room(num_bits, group_size):
-    found = tried(Candidate("x", num_bits, lambda: Product(quantized(num_bits, group_size))))
+    found = tried("x", num_bits, lambda: Product(quantized(num_bits, group_size)))
     assert (found.error, found.kernel) == ("", "numpy")
     assert 0 < found.deviation < 0.6 * BOUNDS[num_bits]
     assert found.ms > 0
@@ -71,7 +71,7 @@ def lost_group(grid: Grid) -> Grid:
 )
 def test_a_wrong_layer_misses_the_bound_by_far(num_bits, group_size, change):
     weight = quantized(num_bits, group_size, change)
-    found = tried(Candidate("x", num_bits, lambda: Product(weight)))
+    found = tried("x", num_bits, lambda: Product(weight))
     assert found.deviation > 1.6 * BOUNDS[num_bits]
     assert found.error == (
         f"its product is off by {found.deviation:.1%}; a right one by {BOUNDS[num_bits]:.0%} at most"
@@ -81,13 +81,13 @@ def test_a_wrong_layer_misses_the_bound_by_far(num_bits, group_size, change):
 def test_a_product_that_is_not_finite_is_wrong():
     weight = quantized(4, GROUP)
     weight[0, 0] = np.nan
-    found = tried(Candidate("x", 4, lambda: Product(weight)))
+    found = tried("x", 4, lambda: Product(weight))
     assert found.error.startswith("its product is off by nan%")
     assert found.deviation is None
 
 
 def test_a_product_of_another_shape_is_wrong():
-    found = tried(Candidate("x", 4, lambda: Product(quantized(4, GROUP)[:1])))
+    found = tried("x", 4, lambda: Product(quantized(4, GROUP)[:1]))
     assert (
         found.error == f"ValueError: its product has the shape ({TOKENS}, 1), not ({TOKENS}, {OUT})"
     )  # which numpy would broadcast
@@ -97,5 +97,5 @@ def test_an_exception_is_its_first_line():
     def make():
         raise RuntimeError("no kernel image\nCUDA kernel errors might be reported elsewhere")
 
-    found = tried(Candidate("x", 4, make))
+    found = tried("x", 4, make)
     assert (found.error, found.ms, found.kernel) == ("RuntimeError: no kernel image", None, "")

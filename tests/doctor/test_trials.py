@@ -12,7 +12,7 @@ from qeval.doctor.probe import Layer
 
 def test_main_writes_what_came_of_it(tmp_path, monkeypatch):
     trial = trials.Trial([Layer("nf4", "", "Linear4bit", 1.5, 0.09)], "cpu", ["a note"])
-    monkeypatch.setitem(trials.TRIALS, "fine", lambda: trial)
+    monkeypatch.setitem(trials.OWN, "fine", lambda: trial)
     assert trials.main(["fine", str(tmp_path / "r.json")]) == 0
     assert json.loads((tmp_path / "r.json").read_text()) == {
         "layers": [{"name": "nf4", "error": "", "kernel": "Linear4bit", "ms": 1.5, "deviation": 0.09}],
@@ -26,7 +26,7 @@ def test_main_writes_the_first_line_of_an_error(tmp_path, monkeypatch):
     def fails():
         raise OSError("libcudart.so.13: cannot open shared object file\nmore")
 
-    monkeypatch.setitem(trials.TRIALS, "fails", fails)
+    monkeypatch.setitem(trials.OWN, "fails", fails)
     assert trials.main(["fails", str(tmp_path / "r.json")]) == 1
     error = "OSError: libcudart.so.13: cannot open shared object file"
     assert json.loads((tmp_path / "r.json").read_text()) == {"error": error}

@@ -13,6 +13,10 @@ from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import ModelError
 from qeval.core.settings import EngineSettings
 from qeval.formats import load as packed
+from qeval.formats.base import FORMATS
+from qeval.formats.gptqmodel import OnGptqModel
+from qeval.formats.hqq import Hqq
+from qeval.formats.quanto import Quanto
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -121,15 +125,18 @@ def whole(monkeypatch):
     monkeypatch.setattr(packed, "read_tensors", lambda folder: [])
 
 
-@pytest.mark.parametrize(("name", "loader"), [*packed.LOADERS.items(), ("torchao", None), (None, None)])
-def test_each_format_is_loaded_by_the_library_that_runs_it(monkeypatch, whole, name, loader):
+@pytest.mark.parametrize("name", [*FORMATS, None])
+def test_each_format_is_loaded_by_the_library_that_runs_it(monkeypatch, whole, name):
+    """GPTQModel, hqq and quanto load their own; transformers the rest, and floats."""
     settings = EngineSettings(dtype="bfloat16")
-    module, _, function = (loader or "qeval.formats.load:load_model").partition(":")
-    monkeypatch.setattr(f"{module}.{function}", lambda *args: args)
+    monkeypatch.setattr(packed, "load_model", lambda *args: args)
+    monkeypatch.setattr("qeval.models.loading.load_model", lambda *args: args)
+    for own in (OnGptqModel, Hqq, Quanto):
+        monkeypatch.setattr(own, "load", lambda self, *args: (self.name, *args))
     found = Format(name, "hf", (), name, 4, 128, True) if name else None
     artifact = replace(ARTIFACT, format=found)
-    if loader:
-        assert packed.load(artifact, settings, "cpu") == (artifact, settings, "cpu")
+    if name in ("gptq", "awq", "hqq", "quanto"):
+        assert packed.load(artifact, settings, "cpu") == (name, artifact, settings, "cpu")
     else:
         assert packed.load(artifact, settings, "cpu") == (artifact.path, "bfloat16", "cpu", False)
 

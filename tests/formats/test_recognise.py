@@ -14,14 +14,8 @@ import pytest
 
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import MissingExtraError, ModelError, UsageError
-from qeval.formats.describe import describe_folder
-from qeval.formats.recognise import (
-    check_float,
-    check_runs,
-    describe_packed,
-    recognise,
-    rounds_activations,
-)
+from qeval.formats.describe import describe_folder, describe_packed
+from qeval.formats.recognise import check_float, check_runs, recognise, rounds_activations
 from qeval.models.weights import read_tensors, weight_files
 
 REPO = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from qeval.core.errors import (
     raise_all,
 )
 from qeval.core.units import human_bytes
-from qeval.formats.limits import check_4bit_on_cpu
+from qeval.formats.bitsandbytes import check_4bit_on_cpu
 from qeval.models.weights import read_tensors
 from qeval.plan.preflight import Findings, Problem, ask, report, space
 from qeval.quant.base import METHODS
@@ -49,7 +49,7 @@ def spec(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "gpus", lambda: ())
     monkeypatch.setattr(devices, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr("qeval.formats.limits.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("qeval.formats.bitsandbytes.cpu_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
@@ -401,9 +401,9 @@ OPTIONS = {
 def test_four_bits_of_bitsandbytes_on_processors(monkeypatch):
     shapes = {"a.q": (32, 64)}
     wrong = {"b.q": (48, 64), "c.q": (32, 96)}
-    monkeypatch.setattr("qeval.formats.limits.cpu_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr("qeval.formats.bitsandbytes.cpu_flags", lambda: frozenset({"avx512f"}))
     check_4bit_on_cpu("NF4", shapes | wrong)
-    monkeypatch.setattr("qeval.formats.limits.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("qeval.formats.bitsandbytes.cpu_flags", lambda: frozenset({"avx512_bf16"}))
     check_4bit_on_cpu("NF4", shapes)
     with pytest.raises(
         UsageError, match=r"2 linears are not: b.q \[48, 64\], c.q \[32, 96\]: use a GPU"

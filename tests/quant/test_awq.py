@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from qeval.core import extras
 from qeval.core.artifact import Library
 from qeval.core.errors import MissingExtraError, SeveralErrors, UsageError
-from qeval.formats.recognise import describe_packed
+from qeval.formats.describe import describe_packed
 from qeval.models.weights import read_data, read_tensors
 from qeval.quant.awq import Awq, AwqOptions
 

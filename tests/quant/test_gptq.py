@@ -15,7 +15,7 @@ from qeval.cli.run import run_spec
 from qeval.core import extras
 from qeval.core.artifact import Library
 from qeval.core.errors import ModelError, PreflightError, UsageError
-from qeval.formats.recognise import describe_packed
+from qeval.formats.describe import describe_packed
 from qeval.quant.gptq import Gptq, GptqOptions
 from qeval.quant.libraries.gptqmodel import _with_log
 from qeval.store.artifacts import ArtifactCache

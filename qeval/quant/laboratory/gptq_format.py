@@ -28,7 +28,7 @@ from torch import Tensor
 from qeval.core.artifact import Artifact, LayerReport
 from qeval.core.errors import BuildError
 from qeval.formats.affine import Grid
-from qeval.formats.recognise import describe_packed
+from qeval.formats.describe import describe_packed
 from qeval.models.architectures import decoder_blocks
 from qeval.models.side_files import copy_side_files
 from qeval.quant.base import BuildContext

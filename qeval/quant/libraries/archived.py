@@ -109,7 +109,7 @@ def save(
 
 def describe(folder: Path, package: str, facts: CalibrationFacts) -> Artifact:
     """The artifact of a saved folder, with the library and the calibration in its details."""
-    from qeval.formats.recognise import describe_packed
+    from qeval.formats.describe import describe_packed
 
     artifact = describe_packed(folder)
     details = {**artifact.details, "dtype": DTYPE}

@@ -22,7 +22,7 @@ def finish(
     Raises:
         BuildError: nothing in it is quantized (the library skipped linears of an unusual class).
     """
-    from qeval.formats.recognise import describe_packed
+    from qeval.formats.describe import describe_packed
     from qeval.models.side_files import copy_side_files
 
     copy_side_files(context.model.path, folder)

@@ -12,7 +12,7 @@ from quantized import LABORATORY
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import BuildError, MissingExtraError, UsageError
 from qeval.formats.affine import fit_grid
-from qeval.formats.recognise import describe_packed
+from qeval.formats.describe import describe_packed
 from qeval.models.loading import load_model
 from qeval.quant.awq import Awq, AwqOptions
 from qeval.quant.base import BuildContext
