@@ -2,7 +2,7 @@
 
 docs/protocols.md. ``base``: the model continues the prompt and is cut at the first stop.
 ``instruct``: it answers in its own words and the code is extracted. ``instruct-prefill``: it continues
-inside a fenced block that repeats the prompt, cut at the closing fence.
+inside a fenced block that repeats the prompt, cut at the closing fence and where the function ends.
 """
 
 from __future__ import annotations
@@ -44,6 +44,18 @@ def cut(text: str, stops: Sequence[str], first: str | None = None) -> str:
         return ""
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
     return text[: min(found)] if found else text
+
+
+def function_alone(head: str, text: str) -> str:
+    """``text`` up to where the function is over that ``head`` begins and ``text`` continues: the first
+    line at the margin behind which the program is complete. Calls, loops and tests of the model's own
+    may follow, and are not run."""
+    lines = text.split("\n")
+    for n in range(1, len(lines)):
+        before = "\n".join(lines[:n])
+        if lines[n][:1].strip() and before.strip() and parsed(f"{head}{before}\n") is not None:
+            return before
+    return text
 
 
 class StopScanner:

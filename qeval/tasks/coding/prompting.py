@@ -13,7 +13,15 @@ from typing import Protocol
 from qeval.engines.base import Stop
 from qeval.models.tokenizer import Tokenizer
 from qeval.tasks.coding import reasoning
-from qeval.tasks.coding.codegen import FENCE, PREFILL_STOPS, StopScanner, cut, extract, stop_ids
+from qeval.tasks.coding.codegen import (
+    FENCE,
+    PREFILL_STOPS,
+    StopScanner,
+    cut,
+    extract,
+    function_alone,
+    stop_ids,
+)
 from qeval.tasks.coding.samples import Problem
 
 Text = Callable[[Problem], str]
@@ -113,8 +121,8 @@ class ChatPrefill:
 
     def answer(self, problem: Problem, prompt: Ids, ids: Ids) -> Answer:
         prefix = None if self._prefix is None else self._prefix(problem)
-        text = self._tokenizer.decode(ids, after=prompt)
-        return Answer(cut(text, PREFILL_STOPS, FENCE), prefix)
+        text = cut(self._tokenizer.decode(ids, after=prompt), PREFILL_STOPS, FENCE)
+        return Answer(function_alone(self._prompt(problem), text), prefix)
 
 
 def chat(tokenizer: Tokenizer, request: str, opening: str = "") -> list[int]:

@@ -1,5 +1,6 @@
 """Stops of a continuation, and what comes before the function that is asked for."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from qeval.tasks.coding.codegen import (
     PREFILL_STOPS,
     StopScanner,
     cut,
+    function_alone,
     preamble,
     stop_ids,
 )
@@ -92,3 +94,35 @@ def test_preamble_is_what_comes_before_the_entry_point():
     assert before == "from typing import List\n\ndef helper(x):\n    return x\n\n"
     assert PROMPT.startswith(before)
     assert preamble(PROMPT, "solv") == ""
+
+
+HEAD = 'def solve(xs):\n    """Add."""\n'
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        *("assert solve([]) == 2", "solve([1])", "print(solve([]))", "tests = [solve([])]", "1/0"),
+        *("for x in [1]:\n    solve(x)", "try:\n    solve(1)\nfinally:\n    pass", "import unittest"),
+        *("while True:\n    pass", '"""\nExamples', "with open('x') as f:\n    pass", "That is all."),
+    ],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            "    return sum(xs)",
+            "\n    # adds\n    return sum(\n        xs\n    )",
+            "    if xs:\n\n        return 1",
+        ),
+        *(
+            '    s = """\nflush left\n"""\n    return s',
+            "    return sum(\nxs\n)",
+            "def solve(xs):\n    return 1",
+        ),
+    ],
+)
+def test_a_prefilled_function_is_left_alone(body, after):
+    assert function_alone(HEAD, f"{body}\n\n{after}\n") == f"{body}\n"
+    assert function_alone(HEAD, f"{body}\n{after}") == body
+    assert function_alone(HEAD, body) == body
