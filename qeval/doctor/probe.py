@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Runnable(Protocol):
 
     wanted: Array  # [TOKENS, OUT]
 
-    def run(self) -> Any: ...  # [TOKENS, OUT]: an array or a torch tensor
+    def run(self) -> Array | torch.Tensor: ...  # [TOKENS, OUT]
 
     def kernel(self) -> str: ...
 
@@ -70,14 +70,14 @@ def tried(name: str, num_bits: int, make: Callable[[], Runnable]) -> Layer:
     return Layer(name, error, kernel, ms, deviation if math.isfinite(deviation) else None)
 
 
-def _deviation(found: Any, wanted: Array) -> float:
+def _deviation(found: Array | torch.Tensor, wanted: Array) -> float:
     values = found if isinstance(found, np.ndarray) else found.float().cpu().numpy()
     if values.shape != wanted.shape:
         raise ValueError(f"its product has the shape {values.shape}, not {wanted.shape}")
     return float(np.linalg.norm(values - wanted) / np.linalg.norm(wanted))
 
 
-def _ms(run: Callable[[], Any]) -> float:
+def _ms(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) * 1000
@@ -139,7 +139,7 @@ class FloatLayer:
         product: Array = (inputs.float() @ weight.float().T).numpy()
         return product
 
-    def linear(self, device: torch.device | str = "cpu") -> Any:
+    def linear(self, device: torch.device | str = "cpu") -> torch.nn.Linear:
         """A new ``nn.Linear`` with the weights."""
         import torch
 
@@ -147,23 +147,23 @@ class FloatLayer:
         made.weight.data.copy_(self.weight)
         return made.requires_grad_(False).to(device)
 
-    def with_layer(self, layer: Any) -> TorchLayer:
+    def with_layer(self, layer: torch.nn.Module) -> TorchLayer:
         return TorchLayer(layer, self)
 
 
 class TorchLayer:
     """A module that takes the float layer's place."""
 
-    def __init__(self, layer: Any, source: FloatLayer) -> None:
+    def __init__(self, layer: torch.nn.Module, source: FloatLayer) -> None:
         self._layer, self._inputs = layer, source.inputs
         self._on_gpu = source.device.type == "cuda"
         self.wanted = source.wanted
 
-    def run(self) -> Any:
+    def run(self) -> torch.Tensor:
         import torch
 
         with torch.no_grad():  # quanto's int4 refuses inference mode
-            out = self._layer(self._inputs)
+            out: torch.Tensor = self._layer(self._inputs)
         if self._on_gpu:
             torch.cuda.synchronize()
         return out

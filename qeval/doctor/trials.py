@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ class Trial:
     layers: list[Layer]
     device: str  # "cpu", "cuda"
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def torch_() -> Trial:
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     name, file = argv
     gc.disable()  # an eighth of the time: imports make a million objects that stay
     try:
-        found: dict[str, Any] = asdict(trial_of(name))
+        found: dict[str, object] = asdict(trial_of(name))
     except Exception as err:
         found = {"error": first_line(err)}
     write_atomic(Path(file), json.dumps(found, allow_nan=False))

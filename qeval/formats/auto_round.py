@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast, final
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, cast, final
 
 from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
@@ -46,7 +46,7 @@ class AutoRound(PackedFormat):
         "auto-round", "auto-round", "auto-round", (*HF, "auto_round")
     )
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         bits = whole_number(file, config, "bits", known=range(2, 9))
         group = group_size(file, config, "group_size")
         packing = str(config.get("packing_format", "auto_round:gptq"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
@@ -26,7 +26,7 @@ class Awq(OnGptqModel):
         "torch": "AWQ_TORCH",
     }
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         bits = whole_number(file, config, "bits", "w_bit", known=(4, 8))
         group = group_size(file, config, "group_size", "q_group_size")
         layouts = (config.get(key) for key in ("version", "checkpoint_format", "format"))

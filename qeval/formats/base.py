@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qeval.core.artifact import Artifact, Format, LayerReport, ModelRef
 from qeval.core.errors import ModelError
@@ -43,10 +43,11 @@ class PackedFormat(Protocol):
     suffixes: ClassVar[tuple[str, ...]]
     unmistakable: ClassVar[tuple[str, ...]] = ()  # those of them that no float model has
 
+    keeps_tensors: ClassVar[tuple[str, ...]] = ()  # packages whose objects hold tensors of its layers
     takes_kernel: ClassVar[bool] = False  # a spec may name its kernel (core.execution.Kernel)
     library: ClassVar[Library | None] = None  # for `qeval doctor`, which tries what ``trial`` gives
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         """The format with its numbers. ``file`` says them: its quantization_config is ``config``; {}
         where it is the format's own (``PackedFormat.file``). The other files lie beside it.
 
@@ -178,14 +179,14 @@ class Candidate:
 class Trial:
     candidates: Sequence[Candidate]
     notes: Sequence[str] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 # -- reading a configuration --------------------------------------------------------------------
 
 
 def whole_number(
-    file: Path, config: Mapping[str, Any], *keys: str, known: Iterable[int] | None = None
+    file: Path, config: Mapping[str, object], *keys: str, known: Iterable[int] | None = None
 ) -> int:
     """The first of ``keys`` that is there, a whole number.
 
@@ -202,12 +203,17 @@ def whole_number(
     return value
 
 
-def group_size(file: Path, config: Mapping[str, Any], *keys: str) -> int:
+def group_size(file: Path, config: Mapping[str, object], *keys: str) -> int:
     """The first of ``keys``, positive or -1. Raises ModelError for anything else."""
     value = whole_number(file, config, *keys)
     if value < 1 and value != -1:
         raise ModelError(f"{file}: quantization_config.{keys[0]} is {value}: must be positive, or -1")
     return value
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """A value that should be a mapping; {} where it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def wide(bits: int | str, group: int | None, activations: int = 16) -> str:

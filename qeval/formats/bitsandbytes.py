@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from qeval.core.artifact import Format, LayerReport
 from qeval.core.devices import cpu_flags
@@ -30,18 +30,19 @@ class BitsAndBytes(PackedFormat):
     quant_methods: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     suffixes: ClassVar[tuple[str, ...]] = (".SCB", ".weight.absmax")
     unmistakable: ClassVar[tuple[str, ...]] = (".SCB", ".weight.absmax")
+    keeps_tensors: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     library: ClassVar[Library | None] = Library(
         "bitsandbytes", "bitsandbytes", "bitsandbytes", (*HF, "bitsandbytes")
     )
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         eight, four = bool(config.get("load_in_8bit")), bool(config.get("load_in_4bit"))
         if eight == four:
             both = "both" if eight else "neither"
             raise ModelError(f"{file}: quantization_config has {both} of load_in_4bit and load_in_8bit")
         if eight:
             return self.found(_INT8, 8, -1, True, {"threshold": config.get("llm_int8_threshold", 6.0)})
-        kind = config.get("bnb_4bit_quant_type", "fp4")
+        kind = str(config.get("bnb_4bit_quant_type", "fp4"))
         double = bool(config.get("bnb_4bit_use_double_quant"))
         if kind not in ("nf4", "fp4"):
             raise ModelError(f"{file}: quantization_config.bnb_4bit_quant_type is {kind!r}: nf4 or fp4")
@@ -70,7 +71,7 @@ class BitsAndBytes(PackedFormat):
             check_4bit_on_cpu(found.label, shapes)
 
     def trial(self, source: FloatLayer) -> Trial:
-        nn: Any = importlib.import_module("bitsandbytes.nn")
+        nn = importlib.import_module("bitsandbytes.nn")
         n_out, n_in = source.weight.shape
 
         def nf4() -> torch.nn.Module:

@@ -18,6 +18,7 @@ from qeval.formats.base import (
     Library,
     PackedFormat,
     Trial,
+    mapping,
     whole_number,
     wide,
 )
@@ -52,25 +53,25 @@ class CompressedTensors(PackedFormat):
         (*HF, "compressed_tensors", "llmcompressor"),
     )
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         groups = config.get("config_groups")
         if not isinstance(groups, dict) or not groups:
             raise ModelError(f"{file}: quantization_config.config_groups names no weights")
         layout = str(config.get("format"))
-        sparse = (config.get("sparsity_config") or {}).get("format", "dense") not in ("dense", None)
-        if sparse or "24" in layout or "sparse" in layout:
+        sparsity = mapping(config.get("sparsity_config")).get("format", "dense")
+        if sparsity not in ("dense", None) or "24" in layout or "sparse" in layout:
             raise ModelError(
                 f"{file}: quantization_config.format {layout!r} is sparse: qeval runs dense ones"
             )
-        weights = [g.get("weights") or {} for g in groups.values()]
-        inputs = [g.get("input_activations") or {} for g in groups.values()]
+        weights = [mapping(mapping(g).get("weights")) for g in groups.values()]
+        inputs = [mapping(mapping(g).get("input_activations")) for g in groups.values()]
         bits = sorted({whole_number(file, w, "num_bits") for w in weights})
         sizes = {_inputs_of_a_scale(w) for w in weights}
-        blocks = {"x".join(map(str, w.get("block_structure") or ())) for w in weights}
+        blocks = {_block(w) for w in weights}
         kinds = {_float_kind(w) for w in weights}
         symmetric = {bool(w.get("symmetric", True)) for w in weights}
         group = next(iter(sizes)) if len(sizes) == 1 else None
-        activations = min((a.get("num_bits") or 16) for a in inputs)
+        activations = min(_positive(a, "num_bits") or 16 for a in inputs)
         kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
         shown = None if kind.startswith(("NV", "MX")) else group  # their groups go with their names
         widths = wide("/".join(map(str, bits)), shown, activations)
@@ -118,14 +119,25 @@ class CompressedTensors(PackedFormat):
         return Trial([layer], [f"llmcompressor {version('llmcompressor')}"])
 
 
-def _inputs_of_a_scale(weights: dict[str, Any]) -> int | None:
+def _positive(scheme: Mapping[str, object], key: str) -> int | None:
+    value = scheme.get(key)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _block(weights: Mapping[str, object]) -> str:
+    """``128x128``: the outputs and inputs that share a scale; "" where these are no blocks."""
+    block = weights.get("block_structure")
+    return "x".join(map(str, block)) if isinstance(block, list) else ""
+
+
+def _inputs_of_a_scale(weights: Mapping[str, object]) -> int | None:
     """The group size; -1 for a scale an output channel, None for one a block or tensor."""
     if weights.get("strategy") in ("block", "tensor"):
         return None
-    return weights.get("group_size") or -1
+    return _positive(weights, "group_size") or -1
 
 
-def _float_kind(weights: dict[str, Any]) -> str:
+def _float_kind(weights: Mapping[str, object]) -> str:
     """ "" for integers, else FP8, NVFP4, MXFP4, ..."""
     if weights.get("type", "int") != "float":
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from qeval.core.artifact import Format
 from qeval.formats.base import HF, PackedFormat
@@ -19,10 +19,10 @@ class Fp8(PackedFormat):
     quant_methods: ClassVar[tuple[str, ...]] = ("fp8",)
     suffixes: ClassVar[tuple[str, ...]] = (".weight_scale_inv",)
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         block = config.get("weight_block_size")
         activations = config.get("activation_scheme", "dynamic")
-        label = "FP8 W8A8" + (f" {block[0]}x{block[1]}" if block else "")
+        label = "FP8 W8A8" + (f" {'x'.join(map(str, block))}" if isinstance(block, list) else "")
         return self.found(label, 8, None, True, {"block": block, "activations": activations})
 
     def linear(self, module: Module) -> Stored | None:

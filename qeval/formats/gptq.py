@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
@@ -46,7 +46,7 @@ class Gptq(OnGptqModel):
         "gptqmodel", "gptqmodel", "gptqmodel", (*HF, "gptqmodel")
     )
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         bits = whole_number(file, config, "bits", known=(2, 3, 4, 8))
         group = group_size(file, config, "group_size")
         layout = config.get("checkpoint_format") or config.get("format") or "gptq"
@@ -83,7 +83,7 @@ class Gptq(OnGptqModel):
         return Trial(tried, [note] if left else [], {"not_tried": left})
 
 
-def _layer(backend: Any, source: FloatLayer) -> torch.nn.Module:
+def _layer(backend: object, source: FloatLayer) -> torch.nn.Module:
     import torch
     from gptqmodel.models._const import DEVICE
     from gptqmodel.quantization import FORMAT, METHOD

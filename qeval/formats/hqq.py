@@ -6,9 +6,9 @@ dtype, which moves every logit of a bfloat16 model, and says nothing of weights 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, cast, final
 
 from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import EngineError
@@ -34,13 +34,14 @@ class Hqq(PackedFormat):
     unmistakable: ClassVar[tuple[str, ...]] = (".W_q",)
     library: ClassVar[Library | None] = Library("hqq", "hqq", "hqq", (*HF, "hqq"))
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         """From the layers themselves: nbits and group_size of each are in the file."""
         facts = read_contents(file.parent).facts
 
-        def all_of(key: str) -> Any:
+        def all_of(key: str) -> int | None:
             values = {v for name, v in facts.items() if name.rpartition(".")[2] == key}
-            return next(iter(values)) if len(values) == 1 else None
+            one = next(iter(values)) if len(values) == 1 else None
+            return one if isinstance(one, int) else None
 
         bits, group, axis = all_of("nbits"), all_of("group_size"), all_of("axis")
         label = "HQQ " + (wide(bits, group) if bits else "mixed") + " axis 0" * (axis == 0)
@@ -48,7 +49,7 @@ class Hqq(PackedFormat):
 
     def linear(self, module: Module) -> Stored:
         bits = module.facts[f"{module.name}.nbits"]
-        return tuple(module.facts[f"{module.name}.shape"]), f"int{bits}"
+        return tuple(cast(Sequence[int], module.facts[f"{module.name}.shape"])), f"int{bits}"
 
     def load(
         self, artifact: Artifact, settings: EngineSettings, device: torch.device
@@ -95,14 +96,14 @@ class Hqq(PackedFormat):
         return Trial([Candidate("int4", 4, make)])
 
 
-def _place(module: Any, key: str, tensor: Any, otherwise: str) -> None:
+def _place(module: torch.nn.Module, key: str, tensor: torch.Tensor, otherwise: str) -> None:
     """Give a module its parameter or saved buffer, in the dtype that it has there."""
     import torch
 
     if (old := module._parameters.get(key)) is not None:
         module._parameters[key] = torch.nn.Parameter(tensor.to(old.dtype), requires_grad=False)
-    elif (old := module._buffers.get(key)) is not None:
-        module._buffers[key] = tensor.to(old.dtype)
+    elif (kept := module._buffers.get(key)) is not None:
+        module._buffers[key] = tensor.to(kept.dtype)
     else:
         raise EngineError(otherwise)
 
@@ -117,8 +118,10 @@ def _buffers(model: PreTrainedModel) -> Iterator[str]:
                 yield f"{name}.{key}"
 
 
-def _in_dtype(state: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def _in_dtype(state: Mapping[str, object], dtype: torch.dtype) -> dict[str, object]:
     """A layer's state with its scales, zeros and bias in the dtype that the row asks for."""
+    import torch
+
     floats = ("scale", "zero", "bias")
-    cast = {k: state[k].to(dtype) for k in floats if state.get(k) is not None}
-    return {**state, **cast, "compute_dtype": dtype}
+    given = {k: v.to(dtype) for k in floats if isinstance(v := state.get(k), torch.Tensor)}
+    return {**state, **given, "compute_dtype": dtype}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qeval.core.artifact import Artifact
 from qeval.core.settings import EngineSettings
 from qeval.core.units import human_bytes
-from qeval.formats.base import registered
+from qeval.formats.base import formats, registered
 from qeval.models.loading import load_model
 from qeval.models.weights import read_tensors
 
@@ -50,7 +50,7 @@ def kernels(model: PreTrainedModel) -> dict[str, int]:
     return dict(found)
 
 
-def _kernel(module: Any) -> str | None:
+def _kernel(module: torch.nn.Module) -> str | None:
     import torch
     from torch import nn
 
@@ -94,10 +94,10 @@ def nonfinite(model: PreTrainedModel) -> list[str]:
     return [name for name, tensor in _stored(model) if not _is_finite(tensor)]
 
 
-def _stored(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+def _stored(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Float tensors that come from files, by their parameter or module; what several names share once.
     Buffers that are not stored (masks with -inf, scratch space) are left out."""
-    seen: set[int] = set()
+    walk = _Walk()
     for name, module in model.named_modules():
         unsaved = module._non_persistent_buffers_set
         held = {k: v for k, v in module._buffers.items() if k not in unsaved}
@@ -107,12 +107,12 @@ def _stored(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
             "meta": getattr(module, "meta", None),
         }  # meta: HQQ's scales
         for key, value in held.items():
-            for tensor in _within(value, seen):
+            for tensor in walk.within(value):
                 if tensor.is_floating_point():
                     yield f"{name}.{key}", tensor
 
 
-def _is_finite(tensor: Any) -> bool:
+def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.numel():
         return True
     if tensor.element_size() == 1:  # float8 has no order in torch
@@ -121,41 +121,50 @@ def _is_finite(tensor: Any) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[Any]:
+def _tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
     """Every tensor that a module holds: as a parameter or buffer, as an attribute, in a dictionary
     (HQQ's scales), or on another object (bitsandbytes' states)."""
-    seen: set[int] = set()
+    walk = _Walk()
     for module in model.modules():
         for holder in (module._parameters, module._buffers):
-            yield from _within(holder, seen)
+            yield from walk.within(holder)
         others = {
             k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")
         }
-        yield from _within(others, seen)
+        yield from walk.within(others)
 
 
-def _within(value: Any, seen: set[int]) -> Iterator[Any]:
-    import torch
+class _Walk:
+    """Gives every tensor once, wherever a value keeps it."""
 
-    if isinstance(value, str | int | float | bool | type | torch.nn.Module) or id(value) in seen:
-        return
-    if isinstance(value, torch.Tensor):
-        seen.add(id(value))
-        yield from _plain(value)
-        if state := getattr(value, "quant_state", None):  # bitsandbytes: scales of a 4-bit weight
-            yield from _within(vars(state), seen)
-    elif isinstance(value, Mapping):  # compressed-tensors keeps parameters in one of its own
-        for inner in list(value.values()):
-            yield from _within(inner, seen)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _within(inner, seen)
-    elif type(value).__module__.startswith("bitsandbytes"):
-        seen.add(id(value))
-        yield from _within(vars(value), seen)
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._packages = tuple(package for one in formats() for package in one.keeps_tensors)
+
+    def within(self, value: object) -> Iterator[torch.Tensor]:
+        import torch
+
+        if isinstance(value, str | int | float | bool | type | torch.nn.Module):
+            return
+        if id(value) in self._seen:
+            return
+        if isinstance(value, torch.Tensor):
+            self._seen.add(id(value))
+            yield from _plain(value)
+            if state := getattr(value, "quant_state", None):  # bitsandbytes: scales of a 4-bit weight
+                yield from self.within(vars(state))
+        elif isinstance(value, Mapping):  # compressed-tensors keeps parameters in one of its own
+            for inner in list(value.values()):
+                yield from self.within(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                yield from self.within(inner)
+        elif type(value).__module__.startswith(self._packages):
+            self._seen.add(id(value))
+            yield from self.within(vars(value))
 
 
-def _plain(tensor: Any) -> Iterator[Any]:
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors inside a tensor subclass (torchao, quanto), or the tensor itself."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None and type(tensor).__name__ not in ("Tensor", "Parameter"):

@@ -49,7 +49,7 @@ class Quanto(PackedFormat):
         "quanto", "optimum-quanto", "quanto", (*HF, "optimum", "optimum.quanto")
     )
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         layers = [v for v in read_json(file).values() if isinstance(v, dict)]
         kinds = Counter(str(v.get("weights")) for v in layers)
         wrong = [k for k in kinds if k not in _BITS]
@@ -89,7 +89,7 @@ class Quanto(PackedFormat):
         from qeval.models.loading import empty_model
         from qeval.models.weights import weight_files
 
-        state: dict[str, Any] = {}
+        state: dict[str, torch.Tensor] = {}
         for file in weight_files(artifact.path):
             with safe_open(file, "pt") as tensors:
                 state |= {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118

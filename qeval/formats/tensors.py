@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from qeval.core.artifact import Format
 from qeval.models.tensors import Tensor
@@ -26,7 +25,7 @@ class Module:
 
     name: str
     parts: Mapping[str, Tensor]  # all its tensors but the bias, by the rest of their names
-    facts: Mapping[str, Any]  # of the whole checkpoint (models.tensors.Contents)
+    facts: Mapping[str, object]  # of the whole checkpoint (models.tensors.Contents)
     format: Format
 
     def check_bits(self, bits: int) -> int:

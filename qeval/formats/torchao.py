@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, cast, final
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast, final
 
 from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
-from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial
+from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial, mapping
 from qeval.formats.tensors import Module, Stored, element_kind
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SCHEMES = {  # class of its configuration -> the name of the scheme, bits
 
 class Details(TypedDict):
     type: str  # the class of its configuration
-    granularity: str | None
+    granularity: object  # the name of a class, or None
 
 
 @final
@@ -40,23 +40,23 @@ class TorchAo(PackedFormat):
     unmistakable: ClassVar[tuple[str, ...]] = ("._weight_qdata",)
     library: ClassVar[Library | None] = Library("torchao", "torchao", "torchao", (*HF, "torchao"))
 
-    def read(self, file: Path, config: Mapping[str, Any]) -> Format:
+    def read(self, file: Path, config: Mapping[str, object]) -> Format:
         quant_type = config.get("quant_type")
-        inner = quant_type.get("default", quant_type) if isinstance(quant_type, dict) else {}
-        kind, data = inner.get("_type"), inner.get("_data") or {}
+        inner = mapping(mapping(quant_type).get("default", quant_type))
+        kind, data = inner.get("_type"), mapping(inner.get("_data"))
         if not isinstance(kind, str):
             raise ModelError(
                 f"{file}: quantization_config.quant_type is {quant_type!r}: from before torchao's "
                 "configurations; save the model again with torchao 0.10 or later"
             )
         scheme, bits = _SCHEMES.get(kind, (kind.removesuffix("Config"), None))
-        named = data.get("weight_dtype")
-        named = named.get("_data", "") if isinstance(named, dict) else ""
+        named = str(mapping(data.get("weight_dtype")).get("_data", ""))
         if bits is None and named.startswith(("int", "uint")):
             bits = int(named.lstrip("uint"))
             scheme = f"{scheme} {named}"
-        grain = (data.get("granularity") or {}) if isinstance(data.get("granularity"), dict) else {}
-        group = data.get("group_size") or (grain.get("_data") or {}).get("group_size") or -1
+        grain = mapping(data.get("granularity"))
+        groups = (data.get("group_size"), mapping(grain.get("_data")).get("group_size"))
+        group = next((g for g in groups if isinstance(g, int) and g), -1)
         label = f"torchao {scheme}" + (f" g{group}" if group > 0 else "")
         details: Details = {"type": kind, "granularity": grain.get("_type")}
         return self.found(label, bits, group, None, details)
@@ -64,9 +64,10 @@ class TorchAo(PackedFormat):
     def linear(self, module: Module) -> Stored:
         """_weight_qdata [out, in]; where it is packed, the shape is in the metadata."""
         data = module.parts["_weight_qdata"]
-        said = module.facts.get(f"{module.name}.weight", {})
-        said = (json.loads(said) if isinstance(said, str) else said).get("_data", {})
-        shape = tuple(said.get("shape") or data.shape)
+        said = module.facts.get(f"{module.name}.weight")
+        said = json.loads(said) if isinstance(said, str) else said
+        written = mapping(mapping(said).get("_data")).get("shape")
+        shape = tuple(cast(Sequence[int], written)) if written else data.shape
         if shape == data.shape:
             return shape, element_kind(data)
         bits = module.format.num_bits or 8 * data.n_bytes // math.prod(shape)
@@ -78,7 +79,7 @@ class TorchAo(PackedFormat):
     def trial(self, source: FloatLayer) -> Trial:
         import torchao.quantization as q
 
-        def candidate(name: str, num_bits: int, config: Callable[[], Any]) -> Candidate:
+        def candidate(name: str, num_bits: int, config: Callable[[], object]) -> Candidate:
             def make() -> torch.nn.Module:
                 import torch
 
