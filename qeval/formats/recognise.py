@@ -35,7 +35,7 @@ def recognise(folder: Path) -> Format | None:
         return None
     name = config.get("quant_method")
     of = {method: one for one in reversed(known) for method in one.quant_methods}
-    if name not in of:
+    if not isinstance(name, str) or name not in of:
         raise ModelError(
             f"{file}: quant_method {name!r} is none that qeval runs{did_you_mean(str(name), of)}"
         )

@@ -315,6 +315,7 @@ def test_linears_left_as_floats_are_a_note(tmp_path):
     [
         ({"quant_method": "gptqq"}, r"quant_method 'gptqq' .*did you mean 'gptq'"),
         ({"bits": 4}, r"quant_method None .*known: auto-round, awq"),
+        ({"quant_method": ["gptq"]}, r"quant_method \['gptq'\] is none that qeval runs"),
         ({**GPTQ4, "bits": 5}, r"quantization_config.bits is 5: must be one of 2, 3, 4, 8"),
         ({**GPTQ4, "bits": "4"}, r"quantization_config.bits is '4'"),
         ({**GPTQ4, "group_size": 0}, r"group_size is 0: must be positive, or -1"),
@@ -326,7 +327,12 @@ def test_linears_left_as_floats_are_a_note(tmp_path):
         ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": False}, r"neither of load_in_4bit"),
         ({"quant_method": "compressed-tensors"}, r"config_groups names no weights"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": 3}},
+            r"quantization_config\.num_bits is None",
+        ),
         ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, r"save the model again"),
+        ({"quant_method": "torchao", "quant_type": {"default": 8}}, r"save the model again"),
         (
             {
                 "quant_method": "auto-round",
