@@ -72,7 +72,8 @@ class Format:
     num_bits: float | None
     group_size: int | None  # inputs that share a scale; -1: one scale per output channel
     symmetric: bool | None
-    details: Mapping[str, Any] = field(default_factory=dict)  # its own facts, as JSON has them
+    # Its own facts, as JSON has them; ``mixed``: layers may have other bits than num_bits.
+    details: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "modules": list(self.modules)}

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
 
-from qeval.core.errors import UsageError, did_you_mean
+from qeval.core.errors import UsageError, did_you_mean, with_class
 
 T = TypeVar("T")
 
@@ -38,13 +38,22 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """
         Raises:
-            UsageError: no such name; the message suggests the closest one.
+            UsageError: no such name; the message suggests the closest one. Or another package's, which
+                does not import.
         """
         targets = self._targets()
         if name not in targets:
             raise UsageError(f"unknown {self.kind} {name!r}{did_you_mean(name, targets)}")
         module, _, attribute = targets[name].partition(":")
-        return cast(T, getattr(importlib.import_module(module), attribute))
+        try:
+            return cast(T, getattr(importlib.import_module(module), attribute))
+        except Exception as err:  # whatever another package's code does
+            if name in self.built_in:
+                raise
+            raise UsageError(
+                f"{self.kind} {name!r} ({targets[name]}) does not import: {with_class(err)}: mend the "
+                "package that registers it, or uninstall it"
+            ) from err
 
     def _targets(self) -> dict[str, str]:
         return {**from_outside(f"qeval.{self.kind}s"), **self.built_in}

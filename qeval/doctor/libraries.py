@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qeval.core import guard
-from qeval.core.errors import MissingExtraError
+from qeval.core.errors import MissingExtraError, with_class
 from qeval.core.extras import require
 from qeval.doctor.probe import Layer
 from qeval.formats.base import Library, formats
@@ -77,7 +77,7 @@ def _looked(library: Library) -> Found:
     except MissingExtraError as err:
         return replace(found, state="missing", error=str(err))
     except Exception as err:  # a package that a module lies in does not import
-        return replace(found, state="broken", error=f"{type(err).__name__}: {err}".splitlines()[0])
+        return replace(found, state="broken", error=with_class(err))
     return found
 
 

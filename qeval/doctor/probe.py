@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qeval.core.errors import with_class
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,7 +63,7 @@ def tried(name: str, num_bits: int, make: Callable[[], Runnable]) -> Layer:
         ms = min(_ms(layer.run) for _ in range(CALLS))
         kernel = layer.kernel()
     except Exception as err:
-        return Layer(name, first_line(err))
+        return Layer(name, with_class(err))
     bound = BOUNDS[num_bits]
     right = deviation <= bound  # not of a NaN
     error = (
@@ -81,12 +83,6 @@ def _ms(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) * 1000
-
-
-def first_line(err: BaseException) -> str:
-    """``ImportError: cannot import name 'x'``: the class, and the first line of what it says."""
-    said = (str(err).strip().splitlines() or [""])[0]
-    return f"{type(err).__name__}: {said}" if said else type(err).__name__
 
 
 def problem() -> tuple[Array, Array]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from qeval.core.errors import with_class
 from qeval.core.files import write_atomic
 from qeval.doctor.probe import (
     IN,
@@ -33,7 +34,6 @@ from qeval.doctor.probe import (
     FloatLayer,
     Layer,
     TorchLayer,
-    first_line,
     problem,
     tried,
 )
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         found: dict[str, object] = asdict(trial_of(name))
     except Exception as err:
-        found = {"error": first_line(err)}
+        found = {"error": with_class(err)}
     write_atomic(Path(file), json.dumps(found, allow_nan=False))
     return 1 if "error" in found else 0
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qeval.core.artifact import Artifact, Format, ModelRef
 from qeval.core.cores import threads
-from qeval.core.errors import EngineError
+from qeval.core.errors import EngineError, first_line
 from qeval.core.settings import EngineSettings
 from qeval.formats.base import PackedFormat
 from qeval.formats.limits import KERNELS, check_half_precision
@@ -184,8 +184,3 @@ def import_gptqmodel(n_threads: int | None, device: torch.device) -> ModuleType:
     package = importlib.import_module("gptqmodel")
     importlib.import_module("gptqmodel.quantization")
     return package
-
-
-def first_line(err: BaseException) -> str:
-    """The first line of an error, or its class where it says nothing."""
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]

@@ -6,10 +6,11 @@ from qeval.core import registry
 from qeval.core.errors import UsageError
 from qeval.core.registry import Registry
 from qeval.engines.base import ENGINES
+from qeval.formats.base import FORMATS
 from qeval.quant.base import METHODS
 from qeval.tasks.base import TASKS
 
-ALL = [METHODS, ENGINES, TASKS]
+ALL = [METHODS, ENGINES, TASKS, FORMATS]
 
 
 @pytest.mark.parametrize("found", ALL, ids=lambda found: found.kind)
@@ -37,6 +38,13 @@ def test_an_unknown_name_is_one_line_with_the_closest(plugin):
     with pytest.raises(UsageError, match=r"^unknown engine 'lamacpp'.*llamacpp"):
         ENGINES["lamacpp"]
     assert "lamacpp" not in ENGINES
+
+
+@pytest.mark.parametrize("target", ["no_such_module:X", "math:no_such_function"])
+def test_another_packages_module_that_does_not_import_is_one_line(monkeypatch, target):
+    monkeypatch.setattr(registry, "from_outside", lambda group: {"theirs": target})
+    with pytest.raises(UsageError, match=rf"^thing 'theirs' \({target}\) does not import: \w+Error"):
+        Registry("thing", {})["theirs"]
 
 
 def test_every_method_finds_weights_or_makes_them():

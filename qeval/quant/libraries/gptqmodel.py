@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from qeval.core.artifact import Artifact, CalibrationFacts, LayerReport
-from qeval.core.errors import BuildError
+from qeval.core.errors import BuildError, with_class
 from qeval.data.calibration import Calibration, CalibrationOptions
-from qeval.formats.gptqmodel import first_line, import_gptqmodel
+from qeval.formats.gptqmodel import import_gptqmodel
 from qeval.quant.base import BuildContext
 
 _SHORTEST = 11  # tokens of a window: quantize()'s own argument for it does nothing (7.6)
@@ -73,8 +73,7 @@ def quantize(
             )
         model.save(str(folder))
     except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
-        reason = f"{type(err).__name__}: {first_line(err)}"
-        raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {reason}") from err
+        raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {with_class(err)}") from err
     shutil.rmtree(context.out / "logs", ignore_errors=True)
     facts, cut = _as_used(drawn, getattr(model.model.config, "max_position_embeddings", None))
     artifact = finish(folder, context, "gptqmodel", facts)
