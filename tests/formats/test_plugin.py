@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,32 @@ def test_a_built_in_format_is_asked_first(plugin, monkeypatch, tmp_path):
     monkeypatch.setattr(Offset8, "quant_methods", ("fp8",))
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
     assert recognise(tmp_path).name == "fp8"
+
+
+@pytest.mark.real
+def test_a_row_of_a_table_has_its_label_and_the_number_of_its_float_twin(
+    packed, tiny_llama, tmp_path, monkeypatch
+):
+    """In processes of their own, which know the format by its entry point alone."""
+    from safetensors.torch import save_file
+
+    from qeval.cli.run import run_spec
+    from qeval.report.rows import build_table
+
+    folder, floats = packed
+    twin = shutil.copytree(tiny_llama, tmp_path / "twin")
+    save_file(floats, twin / "model.safetensors", {"format": "pt"})
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"name: mine\nmodels: [{tiny_llama}]\ndtype: float32\nn_threads: 1\n"
+        f"quantizations: [{{checkpoint: {folder}}}, {{checkpoint: {twin}}}]\n"
+        f"tasks: [perplexity: {{dataset: 'file:{tmp_path / 'text.txt'}', seq_len: 32, limit: 2}}]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    outcome = run_spec(spec)
+    assert outcome.exit_code == 0
+    found, wanted = (r.metrics[0].values for r in outcome.records if r.kind == "eval")
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    labels = [row.quantization for row in build_table(outcome.records).rows]
+    assert labels == ["packed (Offset W8A16)", "twin"]
