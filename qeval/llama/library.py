@@ -11,13 +11,13 @@ there.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 from collections import deque
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import ModuleType, TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ _log: deque[str] = deque(maxlen=40)
 _log_level = 0
 
 
-def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+def _on_log(level: int, text: bytes, _user_data: object) -> None:
     """llama.cpp's log callback: keep warnings and errors, print nothing."""
     global _log_level
     if level != _LEVEL_CONTINUE:
@@ -52,7 +52,7 @@ _callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_
 
 
 @cache
-def library() -> Any:
+def library() -> ModuleType:
     """The ``llama_cpp`` module, initialised and silent.
 
     Raises:
@@ -60,14 +60,14 @@ def library() -> Any:
         EngineError: it is, but its shared library does not load.
     """
     try:
-        import llama_cpp
+        package = importlib.import_module("llama_cpp")
     except ImportError as err:
         raise MissingExtraError("llama-cpp-python", "gguf") from err
     except (RuntimeError, OSError) as err:
         raise EngineError(f"llama-cpp-python does not load ({err}): reinstall it here") from err
-    llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    return llama_cpp
+    package.llama_log_set(_callback, ctypes.c_void_p(0))
+    package.llama_backend_init()
+    return package
 
 
 def place(device: str) -> tuple[str, str]:
@@ -80,11 +80,12 @@ def place(device: str) -> tuple[str, str]:
     return f"cuda:{','.join(map(str, used))}", ", ".join(dict.fromkeys(names[i] for i in used))
 
 
-def _ggml() -> Any:
+def _ggml() -> ctypes.CDLL:
     """ggml through libllama, which links to it: builds name ggml's own files differently."""
     from llama_cpp import llama_cpp
 
-    return llama_cpp._lib
+    found: ctypes.CDLL = llama_cpp._lib
+    return found
 
 
 def _gpus() -> list[str]:
@@ -307,7 +308,7 @@ def _check_magic(path: Path) -> None:
         raise EngineError(f"{path}: {what}; make one with the method 'gguf' or download it again")
 
 
-def _model_params(lib: Any, device: str, vocab_only: bool) -> tuple[Any, Any]:
+def _model_params(lib: ModuleType, device: str, vocab_only: bool) -> tuple[ctypes.Structure, object]:
     """llama_model_params for a device, and the object they point to."""
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only

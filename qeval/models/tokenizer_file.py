@@ -16,9 +16,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qeval.models import config as config_files
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.processors import PostProcessor
 
 _LONGEST = 2**28  # bytes of a tokenizer.json, which holds the vocabulary and its merges
 
@@ -55,7 +59,7 @@ class FileReader:
         from tokenizers import Tokenizer
 
         try:
-            self.backend: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as err:  # the library has no class of its own
             raise ValueError(f"tokenizer.json: {err}") from err
         self.backend.no_truncation()
@@ -88,7 +92,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _add_tokens(backend: Any, config: Mapping[str, Any], older: Mapping[str, int]) -> None:
+def _add_tokens(backend: Tokenizer, config: Mapping[str, Any], older: Mapping[str, int]) -> None:
     """As both transformers do: what the configuration describes differently from the file, by id, then
     special tokens that are not added tokens yet. Not those without an id anywhere: the model has no
     such token, and a new id would be outside its vocabulary."""
@@ -107,19 +111,19 @@ def _add_tokens(backend: Any, config: Mapping[str, Any], older: Mapping[str, int
     backend.add_special_tokens([_added(token, special=True) for token in known_ids])
 
 
-def _special_tokens(config: Mapping[str, Any]) -> Iterator[Any]:
+def _special_tokens(config: Mapping[str, Any]) -> Iterator[object]:
     yield from (config[key] for key in NAMED if config.get(key))
     for key in EXTRA:
         extra = config.get(key) or []
         yield from extra.values() if isinstance(extra, dict) else extra
 
 
-def _content(token: Any) -> str:
+def _content(token: object) -> str:
     """A token is written as its text or as a table with its text in it."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def _added(token: Any, *, special: bool = False) -> Any:
+def _added(token: object, *, special: bool = False) -> AddedToken:
     from tokenizers import AddedToken
 
     flags = dict(token) if isinstance(token, dict) else {}
@@ -131,11 +135,11 @@ def _added(token: Any, *, special: bool = False) -> Any:
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
-def _state(token: Any) -> tuple[Any, ...]:
+def _state(token: AddedToken) -> tuple[object, ...]:
     return (token.content, *(getattr(token, flag) for flag in _FLAGS))
 
 
-def _set_prefix_space(backend: Any, config: Mapping[str, Any]) -> None:
+def _set_prefix_space(backend: Tokenizer, config: Mapping[str, Any]) -> None:
     """transformers 4 follows the configuration here; where it is silent, the file."""
     from tokenizers import pre_tokenizers
 
@@ -145,7 +149,7 @@ def _set_prefix_space(backend: Any, config: Mapping[str, Any]) -> None:
 
 
 def _set_template(
-    backend: Any, config: Mapping[str, Any], names: Mapping[str, str], flagged: Flagged | None
+    backend: Tokenizer, config: Mapping[str, Any], names: Mapping[str, str], flagged: Flagged | None
 ) -> None:
     """Which special tokens go before and behind a text, where that is not for the file to say."""
     from tokenizers.processors import TemplateProcessing
@@ -165,15 +169,15 @@ def _set_template(
     )
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _known(backend: Any, token: str | None) -> list[str]:
+def _known(backend: Tokenizer, token: str | None) -> list[str]:
     return [token] if token is not None and backend.token_to_id(token) is not None else []
 
 
-def _names_special_tokens(post_processor: Any) -> bool:
+def _names_special_tokens(post_processor: PostProcessor | None) -> bool:
     if post_processor is None:
         return False
     state = json.loads(post_processor.__getstate__())

@@ -13,16 +13,16 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from qeval.core.devices import device_name
 from qeval.core.errors import UsageError, did_you_mean, short
-from qeval.core.execution import KEYS, Execution, Running
+from qeval.core.execution import KEYS, ActivationOptions, Execution, KvCacheOptions, Running
 from qeval.core.files import user_path
 from qeval.core.options import Options
 from qeval.core.registry import Registry
@@ -31,6 +31,8 @@ from qeval.quant.base import METHODS
 from qeval.tasks.base import TASKS, takes_limit
 
 T = TypeVar("T")
+OptionsT = TypeVar("OptionsT", bound=Options)
+LowBitsT = TypeVar("LowBitsT", ActivationOptions, KvCacheOptions)
 Dtype = Literal["float32", "float16", "bfloat16"]
 LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
 _LONGEST_NAME = 255  # bytes of a folder's name
@@ -51,12 +53,12 @@ class Spec(Options):
     """The top level of a spec file. Every key but the first four has a default."""
 
     name: str
-    models: list[Any]
-    quantizations: list[Any]
-    tasks: list[Any]
+    models: list[object]
+    quantizations: list[object]
+    tasks: list[object]
     dtype: Dtype = "bfloat16"
     baseline: str | None = None  # label or method of the row that differences are taken from
-    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    defaults: dict[str, dict[str, object]] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)  # first units (windows, problems) of every task
     data_dir: str | None = None
     cache_dir: str | None = None
@@ -89,7 +91,7 @@ class Spec(Options):
 
     @field_validator("models", "quantizations", "tasks")
     @classmethod
-    def _not_empty(cls, value: list[Any]) -> list[Any]:
+    def _not_empty(cls, value: list[object]) -> list[object]:
         if not value:
             raise ValueError("must name at least one")
         return value
@@ -107,7 +109,7 @@ class Quantization:
         """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
         return replace(Execution.from_json(self.options.execution()), running=self.running)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """All options of the row, for its record."""
         return {**self.options.model_dump(mode="json"), **self.running.to_json()}
 
@@ -134,7 +136,7 @@ class Experiment:
     text: str  # of the file, to keep beside the results
 
 
-def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment:
+def load_spec(path: Path, overrides: dict[str, object] | None = None) -> Experiment:
     """Read and validate a spec file; ``overrides`` (from the command line) win over its keys, and an
     overriding limit over those of single tasks.
 
@@ -164,7 +166,7 @@ def load_spec(path: Path, overrides: dict[str, Any] | None = None) -> Experiment
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
 
 
-def _check_options(overrides: dict[str, Any]) -> None:
+def _check_options(overrides: dict[str, object]) -> None:
     """The values of the command line, by themselves, so that an error names the option."""
     try:
         Spec.model_validate({"name": "-", **{key: ["-"] for key in _SECTIONS}, **overrides})
@@ -177,7 +179,7 @@ def _check_options(overrides: dict[str, Any]) -> None:
         ) from err
 
 
-def _check_defaults(source: YamlFile, name: str, given: dict[str, Any]) -> None:
+def _check_defaults(source: YamlFile, name: str, given: dict[str, object]) -> None:
     """Raises SpecError for a name or a key that is not known, also where no entry uses it. Values are
     checked with the entries that they become part of."""
     where = ("defaults", name)
@@ -227,7 +229,7 @@ def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, .
 def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
     for i, raw in enumerate(spec.quantizations):
         beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
-        bare = {k: v for k, v in raw.items() if k not in beside} if beside else raw
+        bare = {k: v for k, v in raw.items() if k not in beside} if isinstance(raw, dict) else raw
         where, name, given = _entry(source, "quantizations", i, bare)
         method = _named(source, where, METHODS, name)()
         if given is not None and not isinstance(given, dict):
@@ -238,18 +240,19 @@ def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
             raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
         merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
         own = {k: v for k, v in merged.items() if k not in KEYS}
-        ways = [
-            Running(*pair)
-            for pair in itertools.product(
-                *(_ways(source, where[: 2 if k in beside else 3], k, merged.get(k)) for k in KEYS)
-            )
-        ]
+        at = {k: (*where[: 2 if k in beside else 3], k) for k in KEYS}
+        a, kv = "activations", "kv_cache"
+        activations = _ways(source, at[a], ActivationOptions, merged.get(a))
+        caches = _ways(source, at[kv], KvCacheOptions, merged.get(kv))
+        ways = [Running(*pair) for pair in itertools.product(activations, caches)]
         for options in _expand(source, where, method.Options, own):
             for running in ways:
                 yield Quantization(name, options, running.label(method.label(options)), running)
 
 
-def _ways(source: YamlFile, where: KeyPath, key: str, given: Any) -> list[Any]:
+def _ways(
+    source: YamlFile, where: KeyPath, cls: type[LowBitsT], given: object
+) -> list[LowBitsT | None]:
     """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
     number is short for ``num_bits``, and a list is of numbers or mappings; None: not quantized, as with
     16 bits."""
@@ -257,7 +260,7 @@ def _ways(source: YamlFile, where: KeyPath, key: str, given: Any) -> list[Any]:
         return [None]
     items = given if isinstance(given, list) and given else [given]
     mappings = [item if isinstance(item, dict) else {"num_bits": item} for item in items]
-    found: list[Any] = [o for m in mappings for o in _expand(source, (*where, key), KEYS[key], m)]
+    found = [options for given in mappings for options in _expand(source, where, cls, given)]
     return [None if options.num_bits == 16 else options for options in found]
 
 
@@ -286,7 +289,7 @@ COMMON = frozenset(TaskCommon.model_fields)
 _BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": KEYS}
 
 
-def _entry(source: YamlFile, section: str, i: int, raw: Any) -> tuple[KeyPath, str, Any]:
+def _entry(source: YamlFile, section: str, i: int, raw: object) -> tuple[KeyPath, str, object]:
     """``none`` or ``{rtn: {...}}`` -> where it stands, its name, its options (None: none given)."""
     if isinstance(raw, str):
         return (section, i), raw, None
@@ -305,15 +308,14 @@ def _named(source: YamlFile, where: KeyPath, registry: Registry[T], name: str) -
 
 
 def _expand(
-    source: YamlFile, where: KeyPath, cls: type[Options], given: dict[str, Any]
-) -> Iterator[Options]:
+    source: YamlFile, where: KeyPath, cls: type[OptionsT], given: Mapping[str, object]
+) -> Iterator[OptionsT]:
     """One Options for each combination of the lists given to options that take one value."""
-    axes = {}
+    axes: dict[str, list[object]] = {}
     for key, value in given.items():
-        grid = isinstance(value, list) and not _takes_list(cls, key)
-        if grid and not value:
+        axes[key] = value if isinstance(value, list) and not _takes_list(cls, key) else [value]
+        if not axes[key]:
             raise source.error((*where, key), "is an empty list")
-        axes[key] = value if grid else [value]
     if (n := math.prod(map(len, axes.values()))) > _MOST_ENTRIES:
         raise source.error(where, f"a grid of {n:,} combinations, the most is {_MOST_ENTRIES:,}")
     for combination in itertools.product(*axes.values()):
@@ -327,13 +329,13 @@ def _takes_list(cls: type[Options], key: str) -> bool:
     )
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def _members(annotation: object) -> tuple[object, ...]:
     """The types of a union, or the one that it is."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if union else (annotation,)
 
 
-def _validate(source: YamlFile, where: KeyPath, cls: type[Any], data: Any) -> Any:
+def _validate(source: YamlFile, where: KeyPath, cls: type[OptionsT], data: object) -> OptionsT:
     try:
         return cls.model_validate(data)
     except ValidationError as err:
@@ -364,7 +366,7 @@ def _class_at(cls: type[Options], loc: Iterable[str | int]) -> type[Options]:
     return cls
 
 
-def _is_options(annotation: Any) -> bool:
+def _is_options(annotation: object) -> TypeGuard[type[Options]]:
     return isinstance(annotation, type) and issubclass(annotation, Options)
 
 
@@ -373,14 +375,14 @@ def _beside(where: KeyPath) -> Iterable[str]:
     return _BESIDE.get(str(where[0]), ()) if len(where) == 3 else ()
 
 
-def _keys(data: Any) -> set[str]:
+def _keys(data: object) -> set[str]:
     """All keys anywhere inside, so that pydantic's own markers in an error's path can be left out."""
     if isinstance(data, dict):
         return set(data).union(*(_keys(v) for v in data.values()))
     return set().union(*(_keys(v) for v in data)) if isinstance(data, list) else set()
 
 
-def _no_repeats(source: YamlFile, section: str, items: list[Any]) -> None:
+def _no_repeats(source: YamlFile, section: str, items: Sequence[object]) -> None:
     for i, item in enumerate(items):
         first = items.index(item)
         if first < i:
@@ -407,7 +409,7 @@ def _distinct_labels(entries: tuple[Quantization, ...]) -> tuple[Quantization, .
     return tuple(out)
 
 
-def _flat(q: Quantization) -> dict[str, Any]:
+def _flat(q: Quantization) -> dict[str, object]:
     """All options of a row, those of ``activations`` and ``kv_cache`` one by one."""
     running = {"activations": q.running.activations, "kv_cache": q.running.kv_cache}
     inner = {
