@@ -33,7 +33,7 @@ def env() -> None:
 @click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
 @CACHE_DIR
 @click.pass_obj
-def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
+def env_create(cache_dir: Path, /, name: str, **options: object) -> None:
     """Make the environment NAME (`qeval env list` shows the names).
 
     If it is ready, nothing is done; if it is out of date, it is made again. pip's own settings

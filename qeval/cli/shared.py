@@ -28,11 +28,11 @@ class Group(Debuggable, click.Group):
     group_class = type  # its groups are like it
 
 
-def command(name: str | None = None) -> Callable[[Callable[..., Any]], Debuggable]:
+def command(name: str | None = None) -> Callable[[Callable[..., object]], Debuggable]:
     return click.command(name, cls=Debuggable)
 
 
-def group(name: str | None = None) -> Callable[[Callable[..., Any]], Group]:
+def group(name: str | None = None) -> Callable[[Callable[..., object]], Group]:
     return click.group(name, cls=Group)
 
 

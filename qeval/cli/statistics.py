@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -35,7 +34,7 @@ TASK = "tensor_stats"
 class How:
     """What every model of one call is measured with. ``options`` are the task's."""
 
-    options: dict[str, Any]
+    options: dict[str, object]
     limit: int | None
     settings: EngineSettings
     data_dir: Path | None
@@ -115,7 +114,7 @@ def _job(model: str, how: How, out: Path) -> Job:
     )
 
 
-def _options(given: dict[str, Any]) -> Options:
+def _options(given: dict[str, object]) -> Options:
     try:
         return TASKS[TASK].Options.model_validate(given)
     except ValidationError as err:

@@ -82,7 +82,7 @@ def model_statistics(
     data_dir: Path | None,
     cache_dir: Path | None,
     trust_remote_code: bool,
-    **options: Any,
+    **options: object,
 ) -> str:
     """The table of one model or of two. ``options`` are those of the task tensor_stats.
 

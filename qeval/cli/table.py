@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="Order the rows of a model by it, smallest first; -COLUMN: largest.",
 )
 @click.option("--layout", type=click.Choice(["full", *LAYOUTS]), default="full", show_default=True)
-def table(results: tuple[Path, ...], fmt: str, **options: Any) -> None:
+def table(results: tuple[Path, ...], fmt: str, **options: object) -> None:
     """Print the comparison in the RESULTS folders (or in every results folder inside them).
 
     Names, order and baseline are those of the spec that each folder keeps, as it is now. Speed, time

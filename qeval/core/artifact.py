@@ -75,7 +75,7 @@ class Format:
     # Its own facts, as JSON has them; ``mixed``: layers may have other bits than num_bits.
     details: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "modules": list(self.modules)}
 
     @staticmethod
@@ -103,7 +103,7 @@ class Artifact:
     library: Library | None = None
     calibration: CalibrationFacts | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """JSON has the format and _AMONG_DETAILS among the details, as 0.1.0 wrote them."""
         data = {**asdict(self), "path": str(self.path)}
         del data["format"]

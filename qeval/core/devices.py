@@ -7,7 +7,6 @@ import re
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 from qeval.core.errors import EngineError
 
@@ -111,7 +110,7 @@ def _torch_build() -> str:
     found = find_spec("torch")
     if found is None or found.origin is None:
         return "cpu"
-    version: Any = None
+    version: object = None
     spec = spec_from_file_location("torch_version", Path(found.origin).with_name("version.py"))
     if spec is not None and spec.loader is not None:
         version = module_from_spec(spec)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 
 class QevalError(Exception):
@@ -144,7 +143,7 @@ def install_command(extras: Iterable[str]) -> str:
     return f"pip install 'qeval[{','.join(sorted(set(extras)))}]'"
 
 
-def raise_all(*checks: Callable[[], Any]) -> None:
+def raise_all(*checks: Callable[[], object]) -> None:
     """Run every check. Raises the error of one, or a SeveralErrors if several failed."""
     found: dict[str, QevalError] = {}
     for check in checks:

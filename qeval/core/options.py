@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -13,11 +11,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What enters a cell's key. Options that hold a path override this with the content's hash."""
         return self.model_dump(mode="json")
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         """The options that change how the weights run and not what they are (a kernel): in the cell's
         key, not in the artifact's. The engine finds them in ``EngineSettings.execution``."""
         return {}

@@ -48,7 +48,7 @@ PACKAGES = (
 )
 
 
-def collect() -> dict[str, Any]:
+def collect() -> dict[str, object]:
     """Versions of qeval (with git commit and dirty flag), Python, the packages that decide numbers,
     the CPU, GPU and driver, and the host."""
     return {
@@ -64,7 +64,7 @@ def collect() -> dict[str, Any]:
 
 
 def conditions(
-    settings: EngineSettings, facts: dict[str, Any] | None = None, load: dict[str, Any] | None = None
+    settings: EngineSettings, facts: dict[str, object] | None = None, load: dict[str, Any] | None = None
 ) -> Conditions:
     """What a job ran on. ``facts`` are LM.facts; without an engine (a build, a failure), what torch, if
     anything loaded it, has touched. An engine that does not say what it used leaves that unknown."""
@@ -77,7 +77,7 @@ def conditions(
     )
 
 
-def _used(settings: EngineSettings) -> dict[str, Any]:
+def _used(settings: EngineSettings) -> dict[str, object]:
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     if cuda is None or not cuda.is_initialized():
@@ -110,7 +110,7 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any]:
+def _git() -> dict[str, object]:
     """Commit and dirty flag of the checkout that qeval runs from; nothing for an installed wheel."""
     root = Path(qeval.__file__).resolve().parents[1]  # in another environment qeval is a link
     if not (root / ".git").exists():

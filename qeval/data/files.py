@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from qeval.core.errors import DataError, MissingExtraError
 from qeval.core.files import open_regular, parse_json
@@ -111,14 +111,14 @@ def _table(path: Path) -> tuple[str, ...]:
     return tuple(_canonical(_object(line, f"{path}:{n}")) for n, line in enumerate(lines, start=1))
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _object(line: str, where: str) -> dict[str, object]:
     row = parse_json(line, where, DataError, "; mend or remove the line")
     if not isinstance(row, dict):
         raise DataError(f"{where}: not a JSON object; mend or remove the line")
     return row
 
 
-def _canonical(row: Mapping[str, Any]) -> str:
+def _canonical(row: Mapping[str, object]) -> str:
     """Equal rows have equal text, wherever they come from."""
     return json.dumps(row, sort_keys=True, ensure_ascii=False)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qeval.core.errors import EngineError
 from qeval.core.record import MemoryReport
@@ -82,7 +82,7 @@ class Internals:
     hook left behind."""
 
     model: PreTrainedModel  # the transformers model that runs
-    new_cache: Callable[[], Any]  # an empty cache of keys and values for one call of it
+    new_cache: Callable[[], object]  # an empty cache of keys and values for one call of it
 
 
 class LM(Protocol):
@@ -164,7 +164,7 @@ class LM(Protocol):
         far; the worker adds the process's own."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What ran, and what the engine chose by itself; asked after the task. For the record's
         conditions: ``device`` (``cpu``, ``cuda:0``), ``device_name`` (the GPU's, or the
         CPU's), ``n_threads`` (of the CPU), ``batch_size`` (most sequences computed at once; None:

@@ -100,7 +100,7 @@ class Decoder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, limit: int, new_cache: Callable[[], Any], *, exact: bool
+        self, model: PreTrainedModel, limit: int, new_cache: Callable[[], object], *, exact: bool
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise EngineError(
@@ -114,7 +114,7 @@ class Decoder:
     def notes(self) -> tuple[str, ...]:
         return () if self._trials is None else self._trials.notes()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         return {} if self._trials is None else {"generation": self._trials.facts()}
 
     def run(
@@ -172,7 +172,7 @@ def generate(
     model: PreTrainedModel,
     rows: Sequence[Ids],
     steps: int,
-    cache: Any,
+    cache: object,
     pick: LogitsProcessor,
     ends: StoppingCriteria | None = None,
 ) -> None:
@@ -245,7 +245,7 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
     ) -> None:
         self._rows, self._sampling, self._limit, self._stop = rows, sampling, limit, stop
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if row.finish is None:
                 row.take(token, self._sampling, self._limit, self._stop)
@@ -273,7 +273,11 @@ class Trials:
     """
 
     def __init__(
-        self, model: PreTrainedModel, new_cache: Callable[[], Any], exact: bool, prompts: Sequence[Ids]
+        self,
+        model: PreTrainedModel,
+        new_cache: Callable[[], object],
+        exact: bool,
+        prompts: Sequence[Ids],
     ) -> None:
         """``exact``: the model computes in float32 and rounds nothing."""
         self._model, self._new_cache = model, new_cache

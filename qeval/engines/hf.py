@@ -13,7 +13,7 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from qeval.core import provenance
 from qeval.core.cores import threads
@@ -191,7 +191,7 @@ class HfEngine(LM):
     def internals(self) -> Internals:
         from transformers import DynamicCache
 
-        def cache() -> Any:
+        def cache() -> object:
             own = self._new_cache()
             return DynamicCache(config=self._model.config) if own is None else own
 
@@ -215,21 +215,21 @@ class HfEngine(LM):
             vram_reserved=torch.cuda.max_memory_reserved(self._device) if on_gpu else None,
         )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         import torch
         import transformers
 
         from qeval.formats.load import kernels
 
         batches = (self._largest_batch, self._decoder and self._decoder.largest_batch)
-        facts: dict[str, Any] = {
+        facts: dict[str, object] = {
             **_place(self._device),
             "n_threads": torch.get_num_threads(),
             "batch_size": max((n for n in batches if n), default=None),
             "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
         }
         facts |= self._decoder.facts() if self._decoder else {}
-        chosen: dict[str, Any] = getattr(self._model, "kernel_facts", {})
+        chosen: dict[str, object] = getattr(self._model, "kernel_facts", {})
         found = kernels(self._model)
         return {**facts, **chosen, "kernels": found} if found else facts
 
@@ -267,7 +267,7 @@ class HfEngine(LM):
         """None: the model makes its own, in its dtype."""
         return None if self._low_bit_cache is None else self._low_bit_cache.new(self._model)
 
-    def _caching(self) -> dict[str, Any]:
+    def _caching(self) -> dict[str, object]:
         """How one forward of whole sequences is called: without a cache, or with one that rounds."""
         cache = self._new_cache()
         return {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}

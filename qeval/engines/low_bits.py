@@ -100,7 +100,7 @@ def round_activations(model: nn.Module, num_bits: int, symmetric: bool) -> str |
     return f"activations: {share:.0%} of the weights are not in linear layers: their inputs stay floats"
 
 
-def _round_input(num_bits: int, symmetric: bool, module: nn.Module, args: Any) -> Any:
+def _round_input(num_bits: int, symmetric: bool, module: nn.Module, args: Any) -> object:
     """A hook before a linear layer: [..., in], a grid a token; an expert may get none."""
     x = args[0]
     if not x.numel():
@@ -117,7 +117,7 @@ class RoundedCache(DynamicCache):  # type: ignore[misc]
         self._num_bits, self._group_size = num_bits, group_size
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Raises UsageError where the group size does not divide the head dimension."""
         keys, values = self._round(key_states), self._round(value_states)

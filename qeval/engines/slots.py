@@ -41,7 +41,7 @@ class Sampler:
         self._lib.llama_sampler_free(self.chain)
 
 
-def _parts(lib: Any, sampling: Sampling, seed: int) -> list[Any]:
+def _parts(lib: Any, sampling: Sampling, seed: int) -> list[object]:
     if sampling.temperature == 0:
         return [lib.llama_sampler_init_greedy()]
     parts = [lib.llama_sampler_init_temp(sampling.temperature)]

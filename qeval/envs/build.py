@@ -430,7 +430,7 @@ def _python(path: Path) -> Path:
 
 def _marker(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        found: dict[str, object] = json.loads((path / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found

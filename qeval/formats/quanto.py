@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import EngineError, ModelError
@@ -131,11 +131,11 @@ def _tied(model: PreTrainedModel) -> set[str]:
     return set(tied)
 
 
-def _outside_inference_mode(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _outside_inference_mode(forward: Callable[..., object]) -> Callable[..., object]:
     import torch
 
     @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> object:
         with torch.inference_mode(False), torch.no_grad():
             return forward(*args, **kwargs)
 

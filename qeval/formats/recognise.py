@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qeval.core.artifact import Artifact, Format, ModelRef
 from qeval.core.errors import ModelError, UsageError, did_you_mean, raise_all
@@ -83,7 +82,7 @@ def check_float(method: str, model: ModelRef) -> None:
         )
 
 
-def _quantization_config(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _quantization_config(folder: Path) -> tuple[Path, dict[str, object]]:
     """The file that has it and its content, {} where there is none. GPTQModel reads
     quantize_config.json before config.json: the two must agree.
 

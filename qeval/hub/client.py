@@ -139,7 +139,7 @@ def stoppable() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
         _STOP.set()
         with suppress(ImportError):  # a name of huggingface_hub's own
             from huggingface_hub.utils._xet import abort_xet_session

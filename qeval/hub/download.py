@@ -312,7 +312,7 @@ def download_file(repo: str, file: str, revision: str | None = None) -> Path:
     return Path(_file(Place(repo, "dataset", revision, file)))
 
 
-def _file(place: Place, **options: Any) -> Any:
+def _file(place: Place, **options: object) -> Any:
     """hf_hub_download's answer; without a hub, for the commit that a branch was when last here."""
     what: dict[str, Any] = {"repo_type": place.kind, "revision": place.revision, **options}
     prepare(place)

@@ -13,7 +13,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
     if pre_tokenizer:
         from conversion.base import TextModel
 
-        def named(_self: Any, _tokenizer: Any) -> str:
+        def named(_self: object, _tokenizer: object) -> str:
             return pre_tokenizer
 
         TextModel.get_vocab_base_pre = named
@@ -41,7 +41,7 @@ def _read_files() -> None:
 
     by_class = AutoTokenizer.from_pretrained
 
-    def from_pretrained(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(model: PreTrainedModel, *args: object, **kwargs: object) -> object:
         config = Path(model) / "tokenizer_config.json"
         told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if not (Path(model) / "tokenizer.json").is_file() or "auto_map" in told:

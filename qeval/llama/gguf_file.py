@@ -119,7 +119,7 @@ class Header:
     def architecture(self) -> str:
         return str(self.metadata["general.architecture"])
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """The value of ``<architecture>.<key>``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
@@ -179,7 +179,7 @@ def read_header(path: Path) -> Header:
     return Header(header.metadata, tuple(tensors))
 
 
-def _check_model(path: Path, metadata: dict[str, Any]) -> None:
+def _check_model(path: Path, metadata: dict[str, object]) -> None:
     """Raises ModelError for a header that is not a model's, or gives a false size: what counts layers,
     heads and bytes would believe it."""
     architecture = metadata.get("general.architecture")
@@ -202,7 +202,7 @@ def all_parts(path: Path) -> list[Path]:
     return [path, *_other_parts(path, _read_one(path).metadata)]
 
 
-def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+def _other_parts(path: Path, metadata: dict[str, object]) -> list[Path]:
     """Those of ``name-00001-of-00003.gguf``, as llama.cpp looks for them (``llama_split_path``)."""
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if type(count) is not int or type(number) is not int or count <= 1:
@@ -347,7 +347,7 @@ def _value(file: _HeaderReader) -> Any:
     return _read(file, _SCALARS[kind])[0]
 
 
-def _array(file: _HeaderReader) -> list[Any] | None:
+def _array(file: _HeaderReader) -> list[object] | None:
     kind, count = _read(file, "I") + _read(file, "Q")
     if kind == _STRING:
         file.skip_strings(count)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class Source:
     """The operation whose outputs are a stage's inputs, and go nowhere but to stages that name it."""
 
     names: Names  # inside a block; the first that it has
-    when: tuple[str, Any] | None = None  # only where the model's config has this value
+    when: tuple[str, object] | None = None  # only where the model's config has this value
     offset: float = 0.0  # Gemma's norms multiply by 1 + weight
 
 
@@ -62,7 +62,7 @@ def _mlp_sources(path: str = "mlp", norm: Source | str = ROUTED) -> dict[str, So
 
 
 def _attention_sources(
-    offset: float = 0.0, when: tuple[str, Any] | None = None
+    offset: float = 0.0, when: tuple[str, object] | None = None
 ) -> dict[str, Source | str]:
     return {
         "self_attn.q_proj": Source(("input_layernorm",), offset=offset),
@@ -81,7 +81,7 @@ def _gated(offset: float = 0.0) -> Architecture:
     return Architecture("model.layers", (*_ATTENTION, *_mlp()), sources=sources)
 
 
-def _mixture(when_values: tuple[str, Any] | None = None) -> Architecture:
+def _mixture(when_values: tuple[str, object] | None = None) -> Architecture:
     sources = _attention_sources(when=when_values) | _mlp_sources("mlp.experts.*")
     return Architecture("model.layers", (*_ATTENTION, *_mlp("mlp.experts.*")), sources=sources)
 
@@ -268,7 +268,7 @@ def _feeds(
 def _why_not(
     name: str,
     module: nn.Module | None,
-    when: tuple[str, Any] | None,
+    when: tuple[str, object] | None,
     group: Group,
     config: PretrainedConfig,
 ) -> str:

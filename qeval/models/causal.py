@@ -10,7 +10,6 @@ import ast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from qeval.core.errors import ModelError
 from qeval.llama.gguf_file import Header
@@ -65,7 +64,7 @@ def check_causal_gguf(path: Path, header: Header) -> None:
         )
 
 
-def _brings_class(config: dict[str, Any]) -> bool:
+def _brings_class(config: dict[str, object]) -> bool:
     auto_map = config.get("auto_map")
     return isinstance(auto_map, dict) and "AutoModelForCausalLM" in auto_map
 

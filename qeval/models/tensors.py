@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -49,7 +48,7 @@ class Contents:
     strings of a PyTorch file."""
 
     tensors: list[Tensor]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 def is_embedding(module: str) -> bool:

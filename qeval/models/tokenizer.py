@@ -198,13 +198,13 @@ def _readers(model: ModelRef) -> tuple[Reader, Reader | None, Any]:
     return by_file, None if alike else by_class, tok
 
 
-def _from_class(model: ModelRef) -> Any:
+def _from_class(model: ModelRef) -> object:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
 
 
-def _general(reader: FileReader, folder: Path) -> Any:
+def _general(reader: FileReader, folder: Path) -> object:
     """transformers' general class: for chat templates where the folder's own cannot be loaded."""
     from transformers import PreTrainedTokenizerFast
 

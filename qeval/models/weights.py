@@ -72,7 +72,7 @@ def _read_safetensors(path: Path) -> Contents:
     return Contents(tensors, facts)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object. Raises KeyError for a name that is there twice: a dictionary keeps the last."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -101,7 +101,7 @@ def kind(annotation: Any) -> str:
     return {str: "text", bool: "true | false"}.get(annotation, getattr(annotation, "__name__", "any"))
 
 
-def written(value: Any) -> str:
+def written(value: object) -> str:
     """A value as YAML has it on one line."""
     if isinstance(value, Options):
         value = value.model_dump(mode="json")
@@ -114,7 +114,7 @@ def written(value: Any) -> str:
     return str(value)
 
 
-def _default(info: FieldInfo) -> Any:
+def _default(info: FieldInfo) -> object:
     return info.get_default(call_default_factory=True)
 
 

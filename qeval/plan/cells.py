@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from qeval.core import devices, machine, provenance
 from qeval.core.artifact import Artifact, ModelRef
@@ -60,7 +59,9 @@ class Cell:
     row: Row
     task: TaskEntry
     task_order: int
-    conditions: dict[str, Any] | None = None  # of a task that measures the machine: where it would run
+    conditions: dict[str, object] | None = (
+        None  # of a task that measures the machine: where it would run
+    )
 
     @property
     def name(self) -> str:
@@ -77,7 +78,7 @@ class Cell:
         return content_key(self._content)
 
     @cached_property
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, object]:
         task = TASKS[self.task.task]()
         running = self.row.quantization.execution.to_json()
         return {
@@ -88,7 +89,7 @@ class Cell:
             "limit": self.task.limit,
         }
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What a Record keeps of the cell."""
         row = self.row
         here = {"conditions": self.conditions, "key_anywhere": self.key_anywhere}
@@ -163,14 +164,14 @@ class Conditions:
 
     def __init__(self, settings: Spec) -> None:
         self._settings = settings
-        self._found: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, dict[str, object]] = {}
 
-    def of(self, engine: str) -> dict[str, Any]:
+    def of(self, engine: str) -> dict[str, object]:
         if engine not in self._found:
             self._found[engine] = self._look(ENGINES[engine])
         return self._found[engine]
 
-    def _look(self, engine: type[LM]) -> dict[str, Any]:
+    def _look(self, engine: type[LM]) -> dict[str, object]:
         device = self._settings.device
         with suppress(EngineError):  # `qeval run` stops at it; a dry run is of another machine
             device = device_of_engine(engine, device)
@@ -232,7 +233,7 @@ def artifact_key(model: ModelRef, method: str, options: Options, found: Artifact
     return content_key({**what, "content": content} if content else what)
 
 
-def content_key(data: dict[str, Any]) -> str:
+def content_key(data: dict[str, object]) -> str:
     """sha256 of canonical JSON (sorted keys, no spaces), as 64 hex digits."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

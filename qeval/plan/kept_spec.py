@@ -59,7 +59,7 @@ class _Asked:
         }
         self._rows: dict[str, _Place] = {}
         self._tasks: dict[str, _Place] = {}
-        self._defaults: dict[str, dict[str, Any]] = {}
+        self._defaults: dict[str, dict[str, object]] = {}
         for i, q in enumerate(spec.quantizations):
             self._defaults[q.method] = _defaults(q)
             self._rows.setdefault(self._key(q.method, q.described()), _Place(q, i))
@@ -79,7 +79,7 @@ class _Asked:
         )
         places: Sequence[tuple[_Place | None, dict[str, _Place]]]
         places = ((model, self._models), (row, self._rows), (task, self._tasks))
-        said: dict[str, Any] = {
+        said: dict[str, object] = {
             "order": [
                 place.number if place else len(known) + before
                 for (place, known), before in zip(places, order, strict=True)
@@ -94,17 +94,17 @@ class _Asked:
             said["baseline"] = row is not None and row.entry.label == self._baseline
         return replace(record, cell={**cell, **said})
 
-    def _key(self, name: str, options: dict[str, Any]) -> str:
+    def _key(self, name: str, options: dict[str, object]) -> str:
         """Options that a record lacks came after it, and have their defaults; a label is a name."""
         whole = {**self._defaults.get(name, {}), **options}
         return json.dumps([name, {k: v for k, v in whole.items() if k != "label"}], sort_keys=True)
 
 
-def _label_option(entry: Quantization) -> dict[str, Any]:
+def _label_option(entry: Quantization) -> dict[str, object]:
     return {name: value for name, value in entry.described().items() if name == "label"}
 
 
-def _defaults(entry: Quantization | TaskEntry) -> dict[str, Any]:
+def _defaults(entry: Quantization | TaskEntry) -> dict[str, object]:
     fields = type(entry.options).model_fields
     made = type(entry.options).model_construct(
         **{name: None for name, info in fields.items() if info.is_required()}

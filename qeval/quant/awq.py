@@ -9,7 +9,8 @@ has none of).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -31,6 +32,9 @@ from qeval.quant.laboratory.packing import (
     preflight,
     weight_bits,
 )
+
+if TYPE_CHECKING:
+    from gptqmodel import QuantizeConfig
 
 _BY = {"gptqmodel": "", "auto-awq": " (AutoAWQ)", "laboratory": " (laboratory)"}
 GROUPS = (-1, 16, 32, 64, 128)
@@ -73,7 +77,7 @@ class AwqOptions(Options):
             raise ValueError("group_size: a positive number of inputs, or -1 (per channel)")
         return self
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
@@ -129,7 +133,7 @@ class Awq(Method[AwqOptions]):
             return build_in_laboratory(options, context)
         from qeval.quant.libraries.gptqmodel import quantize
 
-        def config(library: Any) -> Any:
+        def config(library: ModuleType) -> QuantizeConfig:
             return library.quantization.AWQConfig(
                 bits=options.num_bits,
                 group_size=options.group_size,

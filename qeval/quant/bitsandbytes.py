@@ -7,7 +7,7 @@ runs. 4 bit: blocks of 64 weights on the NF4 or FP4 grid.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,7 @@ class BitsAndBytesOptions(Options):
             raise ValueError("llm_int8_threshold belongs to num_bits: 8: drop it")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """With the defaults that are used filled in."""
         if self.num_bits == 8:
             threshold = 6.0 if self.llm_int8_threshold is None else self.llm_int8_threshold

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
@@ -28,10 +28,10 @@ class CheckpointOptions(Options):
     kernel: Kernel = "auto"  # GPTQ and AWQ
     trust_remote_code: bool = False  # run code that comes with the checkpoint, or with the model
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         return {}  # the content's hash is the artifact's
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return {} if self.kernel == "auto" else {"kernel": self.kernel}
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,7 @@ class CompressedTensorsOptions(Options):
     def reads(self) -> CalibrationOptions | None:
         return None if self.algorithm == "rtn" else self.calibration or CalibrationOptions()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """With the defaults that are used filled in."""
         return {
             "scheme": self.scheme,
@@ -207,12 +207,12 @@ def _ignore(folder: Path, names: list[str]) -> None:
         file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _recipe(options: CompressedTensorsOptions, model: PreTrainedModel) -> list[Any]:
+def _recipe(options: CompressedTensorsOptions, model: PreTrainedModel) -> list[object]:
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    how: dict[str, Any] = {
+    how: dict[str, object] = {
         "config_groups": {"group_0": _scheme(options)},
         "ignore": _left_alone(model),
     }
@@ -232,7 +232,7 @@ def _recipe(options: CompressedTensorsOptions, model: PreTrainedModel) -> list[A
             return [QuantizationModifier(**how)]
 
 
-def _scheme(options: CompressedTensorsOptions) -> Any:
+def _scheme(options: CompressedTensorsOptions) -> object:
     """The library's preset of that name, with the group size that was asked for."""
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 
@@ -244,7 +244,7 @@ def _scheme(options: CompressedTensorsOptions) -> Any:
     return scheme
 
 
-def _mappings(model_type: str) -> tuple[Any, Any]:
+def _mappings(model_type: str) -> tuple[object, object]:
     """Which norm scales which linears, for SmoothQuant and AWQ; None: the library's own table. It has
     nothing for StarCoder2: the norms of its blocks and the linears that read them."""
     if model_type != "starcoder2":
@@ -260,7 +260,7 @@ def _mappings(model_type: str) -> tuple[Any, Any]:
     ]
 
 
-def _data(windows: list[list[int]]) -> dict[str, Any]:
+def _data(windows: list[list[int]]) -> dict[str, object]:
     """Exactly our windows, in our order."""
     from datasets import Dataset
 

@@ -62,7 +62,7 @@ class GgufOptions(Options):
             raise ValueError("calibration does nothing without an importance matrix: add imatrix: true")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """With the defaults that are used filled in, so that ``imatrix: true`` on a type that needs one
         is the same cell as nothing said."""
         calibration = (self.calibration or CalibrationOptions()) if self.uses_imatrix else None
@@ -108,7 +108,7 @@ class Gguf(Method[GgufOptions]):
     def preflight(self, options: GgufOptions, model: ModelRef) -> None:
         raise_all(lambda: self.check_packages(options), lambda: check_folder("gguf", model))
 
-    def base(self, options: GgufOptions, dtype: str) -> dict[str, Any] | None:
+    def base(self, options: GgufOptions, dtype: str) -> dict[str, object] | None:
         """Quantized types are made from this method's own file in the model's dtype."""
         if options.is_float:
             return None
@@ -122,7 +122,7 @@ class Gguf(Method[GgufOptions]):
             BuildError: llama.cpp refuses the model, or its converter cannot be found.
         """
         path = context.out / "model.gguf"
-        details: dict[str, Any] = {"type": options.type, "pre_tokenizer": options.pre_tokenizer}
+        details: dict[str, object] = {"type": options.type, "pre_tokenizer": options.pre_tokenizer}
         said: list[str] = []
         calibration: CalibrationFacts | None = None
         if options.is_float:
@@ -214,7 +214,7 @@ def _quantize(
     params.ftype = TYPES[options.type].ftype
     params.nthread = threads(context.n_threads)
     calibration: CalibrationFacts | None = None
-    alive: Any = None  # llama.cpp reads the matrix during the call
+    alive: object = None  # llama.cpp reads the matrix during the call
     source, measured, importance = context.base.path, imatrix.Measured({}), imatrix.Importance()
     if options.uses_imatrix:
         measured, calibration = _measure(options, context)

@@ -8,7 +8,8 @@ backends, so that their rows differ by the library alone. ``backend: laboratory`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -35,6 +36,8 @@ from qeval.quant.laboratory.packing import (
 )
 
 if TYPE_CHECKING:
+    from gptqmodel import QuantizeConfig
+
     from qeval.quant.laboratory.driver import Solve
 
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
@@ -73,7 +76,7 @@ class GptqOptions(Options):
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
         return self
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
 
 
@@ -130,7 +133,7 @@ class Gptq(Method[GptqOptions]):
             return build_in_laboratory(options, context)
         from qeval.quant.libraries.gptqmodel import quantize
 
-        def config(library: Any) -> Any:
+        def config(library: ModuleType) -> QuantizeConfig:
             return library.GPTQConfig(
                 bits=options.num_bits,
                 group_size=options.group_size,

@@ -7,7 +7,7 @@ and qmodel.pt).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -65,7 +65,7 @@ class Hqq(Method[HqqOptions]):
         config = BaseQuantizeConfig(
             nbits=options.num_bits, group_size=options.group_size, axis=options.axis
         )
-        how: dict[str, Any] = {
+        how: dict[str, object] = {
             "compute_dtype": getattr(torch, source.dtype),
             "device": str(device_of(context.device)),
         }
@@ -79,12 +79,12 @@ class Hqq(Method[HqqOptions]):
         return finish(folder, context, "hqq")
 
 
-def _beside_others(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+def _beside_others(model: PreTrainedModel) -> dict[str, dict[str, object]]:
     """Parameters and saved buffers of modules that hold other modules, too (a mixture's experts), by
     module: the library writes those of the innermost modules only."""
     from itertools import chain
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for name, module in model.named_modules():
         if module._modules:
             lost = module._non_persistent_buffers_set

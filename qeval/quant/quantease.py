@@ -8,7 +8,7 @@ size accounted; outliers as 16-bit values with their places (solvers/base.py has
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -52,7 +52,7 @@ class QuantEaseOptions(LaboratoryOptions):
             raise ValueError("outliers: format: gptq holds none; leave one of the two out")
         return self
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return execution(self)
 
 

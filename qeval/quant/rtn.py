@@ -50,7 +50,7 @@ class RtnOptions(Options):
         check_export(self)
         return self
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return execution(self)
 
 

@@ -50,7 +50,7 @@ class SmoothQuantOptions(LaboratoryOptions):
         check_export(self)
         return self
 
-    def execution(self) -> dict[str, Any]:
+    def execution(self) -> dict[str, object]:
         return execution(self)
 
 

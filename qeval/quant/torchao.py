@@ -6,7 +6,7 @@ output channel (int8wo: or per group), int4wo one scale and zero per group, in t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import model_validator
 
@@ -43,7 +43,7 @@ class TorchAoOptions(Options):
     def group(self) -> int | None:
         return 128 if self.scheme == "int4wo" and self.group_size is None else self.group_size
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         return {"scheme": self.scheme, "group_size": self.group}
 
 
@@ -147,7 +147,7 @@ def _wanted(scheme: str) -> str:
     return f"torchao {scheme}: needs a CUDA GPU of compute capability {major}.{minor}"
 
 
-def _configuration(options: TorchAoOptions) -> Any:
+def _configuration(options: TorchAoOptions) -> object:
     import torchao.quantization as q
 
     match options.scheme:

@@ -39,7 +39,7 @@ class RowRecords:
         return found
 
     @cached_property
-    def model(self) -> dict[str, Any]:
+    def model(self) -> dict[str, object]:
         return self.evals[0].cell.get("model") or {}
 
     @cached_property
@@ -268,7 +268,7 @@ def _given_label(row: RowRecords) -> str:
     return str(row.quantization.get("label") or row.quantization.get("name", "?"))
 
 
-def _row_key(cell: dict[str, Any]) -> str:
+def _row_key(cell: dict[str, object]) -> str:
     return json.dumps([*_parts(cell), cell.get("engine")], sort_keys=True)
 
 

@@ -43,7 +43,9 @@ class Progress:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: object, trace: TracebackType | None
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -141,7 +143,9 @@ class Bar:
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: Any, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: object, trace: TracebackType | None
+    ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -161,7 +165,7 @@ class Bar:
             say(f"{done:,} of {total:,} {unit}{', ' + rate if rate else ''}")
 
 
-def _bars(*more: str) -> Any:
+def _bars(*more: str) -> object:
     """Bars with further columns of text."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

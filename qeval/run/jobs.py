@@ -27,7 +27,7 @@ class Job:
     title: str  # for people: "SmolLM2 · Q8_0 · gptq/wikitext2"
     model: ModelRef
     name: str
-    options: dict[str, Any]
+    options: dict[str, object]
     out: Path
     cache_dir: Path
     data_dir: Path | None
@@ -80,6 +80,6 @@ class JobResult:
     payload: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] | None = None
     timing: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
     conditions: dict[str, Any] | None = None  # record.Conditions; None where no worker answered
     log: str | None = None  # the file with all that the worker and its libraries printed

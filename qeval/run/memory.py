@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 
 def peak_rss() -> int | None:
@@ -38,7 +37,7 @@ class VramSampler:
         self._interval = interval
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._handles: list[Any] = []
+        self._handles: list[object] = []
 
     def start(self) -> None:
         try:

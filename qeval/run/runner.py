@@ -184,7 +184,7 @@ class _BuildFailed(Exception):
         self.log = log
 
 
-def _made(artifact: Artifact, cell: Cell) -> dict[str, Any]:
+def _made(artifact: Artifact, cell: Cell) -> dict[str, object]:
     """What a record keeps of the weights, and of how they ran."""
     made = artifact.summary()
     running = cell.row.quantization.execution.to_json()
@@ -194,7 +194,7 @@ def _made(artifact: Artifact, cell: Cell) -> dict[str, Any]:
 def _record(
     kind: Any,
     key: str,
-    cell: dict[str, Any],
+    cell: dict[str, object],
     result: JobResult,
     folder: Path,
     artifact: dict[str, Any] | None = None,

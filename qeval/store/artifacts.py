@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qeval import __version__
 from qeval.core.artifact import Artifact
@@ -100,7 +99,9 @@ class ArtifactCache:
         """The folder where a build of ``key`` may keep work for the next attempt."""
         return self.folder / f"{_UNFINISHED}{key[:16]}"
 
-    def publish(self, key: str, out: Path, artifact: Artifact, description: dict[str, Any]) -> Artifact:
+    def publish(
+        self, key: str, out: Path, artifact: Artifact, description: dict[str, object]
+    ) -> Artifact:
         """Rename a finished build into place; its path becomes relative to the folder on disk. A model
         folder inside it gets the manifest, too, as ``qeval.json``: copied elsewhere, it still says what
         made it."""

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from qeval.core.errors import StoreError
 from qeval.core.files import disk_message
@@ -175,7 +175,7 @@ def _append(fd: int, line: bytes) -> None:
         raise
 
 
-def _record(data: Any, folder: str) -> Record:
+def _record(data: object, folder: str) -> Record:
     if not isinstance(data, dict):
         raise StoreError("not a qeval record (not an object)")
     record = Record.from_json(data, folder)
@@ -184,7 +184,7 @@ def _record(data: Any, folder: str) -> Record:
     return record
 
 
-def _version(data: dict[str, Any]) -> int:
+def _version(data: dict[str, object]) -> int:
     version = data.get("schema_version")
     return version if isinstance(version, int) else 0
 

@@ -20,7 +20,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import AliasChoices, Field, field_validator
 
@@ -75,7 +75,7 @@ class TextOptions(Options):
             raise ValueError(str(err)) from err
         return value
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Content instead of the path of a ``file:``; pydoc's text is that of a CPython version."""
         data = self.model_dump(mode="json")
         if self.dataset == "pydoc":

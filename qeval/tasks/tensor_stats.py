@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pydantic import Field, field_validator
 
@@ -137,7 +137,7 @@ def _share(rows: Sequence[TensorRow]) -> float:
     return lost / (lost + sum(row.count for row in rows)) if lost else 0.0
 
 
-def _worst(rows: Sequence[TensorRow]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _worst(rows: Sequence[TensorRow]) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """The three tensors of each group that lose most."""
     for group in _GROUPS:
         yield (

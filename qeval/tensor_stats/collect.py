@@ -145,8 +145,8 @@ class _Inputs:
     def forget(self) -> None:
         self._last = (None, "")
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def see(_: nn.Module, args: tuple[object, ...]) -> None:
             if not args or not isinstance(args[0], Tensor) or not args[0].numel():
                 return  # the last: an expert to which no token is routed
             before, owner = self._last
@@ -169,11 +169,13 @@ class _Cached:
         self.streams: dict[int, tuple[_Stream, _Stream]] = {}  # by layer: keys, values
         self._bits = num_bits
 
-    def listen(self, cache: Any) -> Any:
+    def listen(self, cache: Any) -> object:
         """The cache, whose ``update`` (keys, values, layer_idx, ...) is heard from now on."""
         update = cache.update
 
-        def heard(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        def heard(
+            keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
+        ) -> object:
             self._see(layer_idx, keys, values)
             return update(keys, values, layer_idx, *args, **kwargs)
 

@@ -119,7 +119,7 @@ def _worst_cell(grid: list[list[float]], column: str) -> tuple[int, int]:
     return max(cells, key=lambda cell: COLUMNS[column] * cell[0])[1]
 
 
-def _colours(known: list[float], column: str) -> tuple[str, Any]:
+def _colours(known: list[float], column: str) -> tuple[str, object]:
     """A colour-blind safe map, and its scale: dB are a logarithm already, the others get one."""
     from matplotlib.colors import LogNorm, Normalize
 

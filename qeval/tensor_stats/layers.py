@@ -183,7 +183,7 @@ def _json(found: Sequence[Statistics], shown: Sequence[Line]) -> str:
     """One model: its rows. Two: a list of two for each tensor, null where a model lacks it."""
     rows: list[Any] = [[asdict(r) if r else None for r in line.rows] for line in shown]
     if len(found) == 1:
-        data: dict[str, Any] = {"about": found[0].about, "rows": [pair[0] for pair in rows]}
+        data: dict[str, object] = {"about": found[0].about, "rows": [pair[0] for pair in rows]}
     else:
         data = {"about": [one.about for one in found], "rows": rows}
     return json.dumps(finite(data), allow_nan=False, ensure_ascii=False, indent=1) + "\n"

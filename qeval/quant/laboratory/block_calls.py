@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Call:
     """What a block is called with beside its hidden states."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
 
 @dataclass
@@ -79,7 +79,7 @@ class _Recorder:
         finally:
             del self._block.forward
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: object) -> object:
         if args:
             self.states, rest = args[0], args[1:]
         else:
@@ -115,7 +115,7 @@ class _Distinct:
         return self._seen[id(tensor)][1]
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """``value`` with every tensor in its tuples, lists and dicts changed."""
     if isinstance(value, Tensor):
         return change(value)

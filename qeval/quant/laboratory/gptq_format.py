@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def check_in_blocks(model: PreTrainedModel, names: Iterable[str]) -> None:
 def save_gptq(
     model: PreTrainedModel,
     context: BuildContext,
-    config: dict[str, Any],
+    config: dict[str, object],
     packed: Mapping[str, Parts],
     layers: Iterable[LayerReport],
     notes: tuple[str, ...] = (),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
@@ -21,10 +21,11 @@ from qeval.quant.base import BuildContext
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from qeval.quant.laboratory.driver import LayerResult, Prepare, Solve
 
-    Transform = Callable[[Any, Sequence[Sequence[int]], torch.device], Prepare]
+    Transform = Callable[[PreTrainedModel, Sequence[Sequence[int]], torch.device], Prepare]
     """A float model (on the CPU), the calibration's windows, the device -> the driver's ``prepare``."""
 
 
@@ -63,7 +64,7 @@ def build(
     num_bits: int,
     true_sequential: bool,
     num_blocks: int | None = None,
-    gptq: dict[str, Any] | None = None,
+    gptq: dict[str, object] | None = None,
     transform: Transform | None = None,
 ) -> Artifact:
     """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights; or,
@@ -105,7 +106,7 @@ def build(
     return replace(artifact, calibration=drawn.facts, details=details)
 
 
-def summary(results: Sequence[LayerResult]) -> dict[str, Any]:
+def summary(results: Sequence[LayerResult]) -> dict[str, object]:
     """Over all layers: relative losses of their outputs (of those that saw calibration tokens), and the
     outliers' share of the weights; of a mixture, how many tokens its experts saw."""
     seen = [r for r in results if r.n_tokens]

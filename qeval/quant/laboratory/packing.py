@@ -6,7 +6,7 @@ gptq_format.py does the packing.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from qeval import __version__
 from qeval.core.artifact import ModelRef
@@ -56,7 +56,7 @@ def check_export(options: Exported) -> None:
         raise ValueError("num_blocks: format: gptq has all blocks quantized: leave one of the two out")
 
 
-def execution(options: Exported) -> dict[str, Any]:
+def execution(options: Exported) -> dict[str, object]:
     """For ``Options.execution``: only packed weights run on a kernel."""
     return {} if options.format != "gptq" else {"kernel": options.kernel}
 
@@ -117,7 +117,7 @@ def check_device(method: str, options: Exported, device: str) -> None:
         check_kernel(method, options.kernel, device)
 
 
-def gptq_config(options: Exported, act_order: bool = False) -> dict[str, Any] | None:
+def gptq_config(options: Exported, act_order: bool = False) -> dict[str, object] | None:
     """``quantization_config`` of config.json; None where the result is simulated. ``act_order``: the
     inputs of a group need not be neighbours. gptq_format.py says why asymmetric ones are gptq_v2."""
     if options.format != "gptq":

@@ -73,7 +73,7 @@ def load(model: ModelRef, scratch: Path) -> PreTrainedModel:
 
 
 def save(
-    model: PreTrainedModel, quantization_config: dict[str, Any], source: ModelRef, folder: Path
+    model: PreTrainedModel, quantization_config: dict[str, object], source: ModelRef, folder: Path
 ) -> None:
     """Weights in ``model.safetensors`` (shards of 4 GB and an index above that), the source's own
     configuration with the quantization in it, and the source's tokenizer and other files.
@@ -129,7 +129,7 @@ def _as_transformers_4(source: Path, scratch: Path) -> Iterator[Path]:
         yield folder
 
 
-def _old_config(source: Path) -> dict[str, Any]:
+def _old_config(source: Path) -> dict[str, object]:
     config = _config(source)
     rope = config.pop("rope_parameters", None)
     if rope is None:
@@ -146,5 +146,5 @@ def _old_config(source: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    data: dict[str, object] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return data

@@ -36,7 +36,7 @@ def build(options: Any, context: BuildContext) -> Artifact:
 
         done = 0
 
-        def _apply_quant(self, module: Any, named_linears: Any) -> None:
+        def _apply_quant(self, module: object, named_linears: object) -> None:
             super()._apply_quant(module, named_linears)
             self.done += 1
             context.progress(self.done, len(self.modules), "blocks")

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from qeval.core.artifact import Artifact, CalibrationFacts, LayerReport
 from qeval.core.errors import BuildError, with_class
@@ -17,11 +18,16 @@ from qeval.data.calibration import Calibration, CalibrationOptions
 from qeval.formats.gptqmodel import import_gptqmodel
 from qeval.quant.base import BuildContext
 
+if TYPE_CHECKING:
+    from gptqmodel import QuantizeConfig
+
 _SHORTEST = 11  # tokens of a window: quantize()'s own argument for it does nothing (7.6)
 
 
 def quantize(
-    config: Callable[[Any], Any], calibration: CalibrationOptions, context: BuildContext
+    config: Callable[[ModuleType], QuantizeConfig],
+    calibration: CalibrationOptions,
+    context: BuildContext,
 ) -> Artifact:
     """Quantize ``context.model`` with the configuration that ``config`` makes of the library.
 
@@ -101,11 +107,11 @@ def _errors_of_threads() -> Iterator[None]:
     failed: list[BaseException] = []
     over = threading.Event()
 
-    def abort(_: Any, err: BaseException) -> None:
+    def abort(_: object, err: BaseException) -> None:
         failed.append(err)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    def in_main_thread(*_: Any) -> None:
+    def in_main_thread(*_: object) -> None:
         if not over.is_set():
             raise failed[0]
 
@@ -118,7 +124,7 @@ def _errors_of_threads() -> Iterator[None]:
         over.set()
 
 
-def _exact_scales(find: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, Any]]]:
+def _exact_scales(find: Callable[..., list[dict[str, Any]]]) -> Callable[..., list[dict[str, object]]]:
     """AWQ's scales, but those that GPTQModel 7.6 would move from a linear into another one across an
     activation (StarCoder2's c_fc, GELU, c_proj) or across a product of queries and keys: they change
     what the model computes. Scales commute with attention's values and with a gated MLP's up."""
@@ -132,7 +138,7 @@ def _exact_scales(find: Callable[..., list[dict[str, Any]]]) -> Callable[..., li
         gate = {"up_proj": "gate_proj", "w3": "w1"}.get(last)
         return last == "v_proj" or (gate is not None and hasattr(block.get_submodule(parent), gate))
 
-    def found(block: nn.Module, *more: Any) -> list[dict[str, Any]]:
+    def found(block: nn.Module, *more: object) -> list[dict[str, object]]:
         return [node for node in find(block, *more) if commutes(block, node["prev_op"])]
 
     return found
@@ -150,7 +156,7 @@ class _Blocks:
 
 
 def _with_log(
-    layers: tuple[LayerReport, ...], log: dict[str, list[dict[str, Any]]], config: Any
+    layers: tuple[LayerReport, ...], log: dict[str, list[dict[str, Any]]], config: object
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
     """The library's own loss of each linear, and where it did something else than asked: a linear that
     too few tokens reached is rounded to nearest, a damping that was too small is raised."""
@@ -182,6 +188,6 @@ def _with_log(
     return tuple(reports), tuple(notes)
 
 
-def _module(row: dict[str, Any]) -> str:
+def _module(row: dict[str, object]) -> str:
     """``layers.3.mlp.up_proj`` of a log line."""
     return f".{row.get('layer')}.{row['module']}"

@@ -95,7 +95,7 @@ class _Sum:
         self._sum: torch.Tensor | None = None
         self.n_tokens = 0
 
-    def __call__(self, _module: Any, args: tuple[torch.Tensor, ...]) -> None:
+    def __call__(self, _module: object, args: tuple[torch.Tensor, ...]) -> None:
         x = args[0].detach().flatten(0, -2).float()  # [tokens, in]
         squares = x.square().sum(dim=0).double()
         self._sum = squares if self._sum is None else self._sum + squares
@@ -185,10 +185,10 @@ def notes(measured: Measured, importance: Importance, result: Header) -> list[st
     return said
 
 
-def as_ctypes(lib: Any, importance: Importance) -> tuple[Any, list[Any]]:
+def as_ctypes(lib: Any, importance: Importance) -> tuple[object, list[object]]:
     """A ``llama_model_imatrix_data`` array ended by a null name, and what must stay alive beside it."""
     entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()
-    alive: list[Any] = [entries]
+    alive: list[object] = [entries]
     for entry, (name, mean) in zip(entries[:-1], importance.items(), strict=True):
         values = np.ascontiguousarray(mean, np.float32)
         entry.name, entry.size = name.encode(), values.size

@@ -19,7 +19,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, final
 
 from pydantic import model_validator
 
@@ -165,7 +165,7 @@ def load(data: DataSource, name: str = "mbpp") -> Benchmark:
     return Benchmark(name, problems, documents_sha256(rows[task][1] for task in order))
 
 
-def _problem(row: Mapping[str, Any], where: str) -> Problem:
+def _problem(row: Mapping[str, object], where: str) -> Problem:
     number = _value(row, "task_id", int, where)
     text = _value(row, "text" if "text" in row else "prompt", str, where)
     code = _value(row, "code", str, where)
@@ -205,7 +205,7 @@ _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _DEFINITION = (*_FUNCTION, ast.ClassDef)
 
 
-def _value(row: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
+def _value(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
     if key not in row:
         raise DataError(f"{where}: no key {key!r}; a problem has task_id, text, code and test_list")
     value = row[key]
@@ -214,7 +214,7 @@ def _value(row: Mapping[str, Any], key: str, kind: type[T], where: str) -> T:
     return value
 
 
-def _strings(row: Mapping[str, Any], key: str, where: str) -> list[str]:
+def _strings(row: Mapping[str, object], key: str, where: str) -> list[str]:
     values = _value(row, key, list, where)
     if not all(isinstance(value, str) for value in values):
         raise DataError(f"{where}: {key} is {values!r}; it must be a list of strings")

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from qeval.core.errors import DataError, StoreError, UsageError, did_you_mean, short
 from qeval.core.files import disk_message
@@ -114,7 +113,7 @@ REQUIRED = ("task_id", "completion")
 MAX_SAMPLES = 1_000_000
 
 
-def problem_id(written: Any, problems: Mapping[str, Problem]) -> Any:
+def problem_id(written: object, problems: Mapping[str, Problem]) -> object:
     """The task_id that a file means: MBPP numbers its problems, and 11, "11", "MBPP/11" and "Mbpp/11"
     are one of them. Anything else is left as it is."""
     text = str(written) if isinstance(written, str | int) else ""

@@ -15,7 +15,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from qeval.core.errors import DataError, StoreError
 from qeval.core.files import disk_message, open_regular, regular_target, write_atomic
@@ -37,7 +37,7 @@ class Graded:
     sample: Sample
     verdict: Verdict
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "task_id": self.sample.task_id,
             "sample": self.sample.sample,
@@ -54,7 +54,7 @@ class Graded:
         return json.dumps(self.to_json()) + "\n"
 
 
-def program_key(program: Program, limits: Limits, rules: Sequence[Any]) -> str:
+def program_key(program: Program, limits: Limits, rules: Sequence[object]) -> str:
     """sha256 of all that decides the verdict: the program's own texts, the limits, this Python, and
     ``rules``: plain values that say how it is run beyond that."""
     numbers = {name: float(value) for name, value in asdict(limits).items()}  # 3 s are 3.0 s

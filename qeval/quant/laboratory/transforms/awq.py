@@ -110,7 +110,7 @@ class _Watch:
         self.feed, self._module = feed, module
         self._sum: Tensor | float = 0.0  # of |x|, [channels]
         self._n_tokens = 0
-        self._calls: list[tuple[Any, Any]] = []  # of the inspected module
+        self._calls: list[tuple[object, object]] = []  # of the inspected module
         self._n_kept = 0  # their tokens
 
     def hooks(self) -> Iterator[Any]:
