@@ -157,7 +157,7 @@ class _Trial:
 
 
 def judged(found: Found, result: dict[str, Any]) -> Found:
-    """The library with what its trial wrote (a trials.Trial, or an error)."""
+    """The library with what its trial wrote (a trials.Outcome, or an error)."""
     if "error" in result:
         return replace(found, state="broken", error=result["error"])
     layers = tuple(Layer(**layer) for layer in result["layers"])

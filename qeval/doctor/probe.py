@@ -94,8 +94,8 @@ def problem() -> tuple[Array, Array]:
     return weight.reshape(OUT, IN).astype(np.float32), inputs.astype(np.float32)
 
 
-class FloatLayer:
-    """The layer in torch, as formats.base has it: in 16 bits, on the device that qeval takes.
+class ReferenceLayer:
+    """The layer in torch, a formats.base.FloatLayer: in 16 bits, on the device that qeval takes.
 
     torch is imported on first use, after the library: one that does not import is told at once."""
 
@@ -150,7 +150,7 @@ class FloatLayer:
 class TorchLayer:
     """A module that takes the float layer's place."""
 
-    def __init__(self, layer: torch.nn.Module, source: FloatLayer) -> None:
+    def __init__(self, layer: torch.nn.Module, source: ReferenceLayer) -> None:
         self._layer, self._inputs = layer, source.inputs
         self._on_gpu = source.device.type == "cuda"
         self.wanted = source.wanted

@@ -1,6 +1,6 @@
 """What `qeval doctor` tries of each library: a real quantized linear layer, made and run by itself.
 
-``python -m qeval.doctor.trials NAME FILE`` tries one and writes a Trial as JSON to FILE. Each has a
+``python -m qeval.doctor.trials NAME FILE`` tries one and writes an Outcome as JSON to FILE. Each has a
 process of its own: importing one of them changes another (GPTQModel patches transformers), and one that
 was built for another processor dies of a signal. Nothing is downloaded, and nothing compiled for
 minutes (libraries.py sets the variables that forbid it).
@@ -31,8 +31,8 @@ from qeval.doctor.probe import (
     OUT,
     TOKENS,
     Array,
-    FloatLayer,
     Layer,
+    ReferenceLayer,
     TorchLayer,
     problem,
     tried,
@@ -41,7 +41,7 @@ from qeval.formats.base import Candidate, PackedFormat, formats
 
 
 @dataclass(frozen=True)
-class Trial:
+class Outcome:
     """What came of trying one library."""
 
     layers: list[Layer]
@@ -50,16 +50,16 @@ class Trial:
     facts: Mapping[str, object] = field(default_factory=dict)
 
 
-def torch_() -> Trial:
+def torch_() -> Outcome:
     """The float layer itself, for comparison with the others' times."""
     import torch
 
-    source = FloatLayer()
+    source = ReferenceLayer()
     layer = tried("float", 16, lambda: source.with_layer(source.linear(source.device)))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cuda = torch.version.cuda if gpus else None
     facts = {"cuda": cuda, "gpus": gpus}
-    return Trial([layer], source.device.type, _gpu_notes(cuda, gpus), facts)
+    return Outcome([layer], source.device.type, _gpu_notes(cuda, gpus), facts)
 
 
 def _gpu_notes(cuda: str | None, gpus: list[str]) -> list[str]:
@@ -79,7 +79,7 @@ def _the_driver_sees_one() -> bool:
     return subprocess.run([program, "-L"], capture_output=True, text=True).stdout.startswith("GPU")
 
 
-def llama_cpp() -> Trial:
+def llama_cpp() -> Outcome:
     """Quantize, load and decode, as the method ``gguf`` and its engine do.
 
     The model is made so that its logits are one product, the float answer of which is known: its only
@@ -91,7 +91,7 @@ def llama_cpp() -> Trial:
     device = "cuda" if lib.llama_supports_gpu_offload() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         layer = tried("Q4_K", 4, lambda: _LlamaLayer(lib, Path(folder), device))
-        return Trial([layer], device)
+        return Outcome([layer], device)
 
 
 class _LlamaLayer:
@@ -175,23 +175,23 @@ def _widest(system_info: str) -> str:
     )
 
 
-def of_format(one: PackedFormat) -> Trial:
+def of_format(one: PackedFormat) -> Outcome:
     """The layers that a format's library makes of the float one."""
-    source = FloatLayer()
+    source = ReferenceLayer()
     trial = one.trial(source)
     layers = [tried(c.name, c.num_bits, partial(_in_place, c, source)) for c in trial.candidates]
-    return Trial(layers, source.device.type, list(trial.notes), dict(trial.facts))
+    return Outcome(layers, source.device.type, list(trial.notes), dict(trial.facts))
 
 
-def _in_place(candidate: Candidate, source: FloatLayer) -> TorchLayer:
+def _in_place(candidate: Candidate, source: ReferenceLayer) -> TorchLayer:
     return source.with_layer(candidate.make())
 
 
-OWN: dict[str, Callable[[], Trial]] = {"torch": torch_, "llama.cpp": llama_cpp}
+OWN: dict[str, Callable[[], Outcome]] = {"torch": torch_, "llama.cpp": llama_cpp}
 """Of what the engines run on; the other libraries are those of the formats."""
 
 
-def trial_of(name: str) -> Trial:
+def trial_of(name: str) -> Outcome:
     """What comes of the library ``name``."""
     if name in OWN:
         return OWN[name]()

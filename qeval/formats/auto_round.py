@@ -20,7 +20,7 @@ from qeval.formats.base import (
     whole_number,
     wide,
 )
-from qeval.formats.tensors import Module, Stored, along_inputs, along_outputs
+from qeval.formats.tensors import PackedModule, Stored, along_inputs, along_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class AutoRound(PackedFormat):
         }
         return self.found(label, bits, group, symmetric, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         details = cast(Details, module.format.details)
         return along_outputs(module) if details["layout"] == "awq" else along_inputs(module)
 

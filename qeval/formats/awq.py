@@ -11,7 +11,7 @@ from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
 from qeval.formats.base import group_size, whole_number, wide
 from qeval.formats.gptqmodel import OnGptqModel
-from qeval.formats.tensors import Module, Stored, along_outputs
+from qeval.formats.tensors import PackedModule, Stored, along_outputs
 
 
 @final
@@ -40,5 +40,5 @@ class Awq(OnGptqModel):
         details = {"layout": layout, "mixed": bool(config.get("dynamic"))}
         return self.found(label, bits, group, symmetric, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         return along_outputs(module)

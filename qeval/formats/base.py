@@ -16,7 +16,7 @@ from qeval.core.artifact import Artifact, Format, LayerReport, ModelRef
 from qeval.core.errors import ModelError
 from qeval.core.registry import Registry
 from qeval.core.settings import EngineSettings
-from qeval.formats.tensors import Module, Stored
+from qeval.formats.tensors import PackedModule, Stored
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class PackedFormat(Protocol):
         """
         ...
 
-    def linear(self, module: Module) -> Stored | None:
+    def linear(self, module: PackedModule) -> Stored | None:
         """The linear that a module's tensors make; None where they are no packed one.
 
         Raises:

@@ -13,7 +13,7 @@ from qeval.core.errors import ModelError
 from qeval.core.files import parse_json
 from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial
 from qeval.formats.limits import Shapes, refuse_shapes
-from qeval.formats.tensors import Module, Stored, element_kind
+from qeval.formats.tensors import PackedModule, Stored, element_kind
 from qeval.models.weights import read_data
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class BitsAndBytes(PackedFormat):
         details = {"type": kind, "double_quant": double}
         return self.found(kind.upper() + " double" * double, 4, 64, None, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         """weight int8 [out, in] with SCB; or uint8 [n / 2, 1] whose shape is in the JSON of
         quant_state."""
         weight = module.parts["weight"]

@@ -22,7 +22,7 @@ from qeval.formats.base import (
     whole_number,
     wide,
 )
-from qeval.formats.tensors import Module, Stored, element_kind, word_bits
+from qeval.formats.tensors import PackedModule, Stored, element_kind, word_bits
 from qeval.models.weights import read_data
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class CompressedTensors(PackedFormat):
             details,
         )
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         """weight_packed with weight_shape (int32 words), or of 4-bit floats two in a byte; else
         weight."""
         packed = module.parts.get("weight_packed")

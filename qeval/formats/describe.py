@@ -11,7 +11,7 @@ from qeval.core.artifact import Artifact, Format, LayerReport
 from qeval.core.errors import ModelError
 from qeval.formats.base import registered
 from qeval.formats.recognise import check_floats, recognise
-from qeval.formats.tensors import Module
+from qeval.formats.tensors import PackedModule
 from qeval.models.tensors import (
     DTYPE_BYTES,
     Contents,
@@ -118,7 +118,7 @@ def packed_linears(folder: Path, contents: Contents, found: Format) -> list[Pack
     linears = []
     for module, parts in _modules(contents, one.suffixes).items():
         try:
-            stored = one.linear(Module(module, parts, contents.facts, found))
+            stored = one.linear(PackedModule(module, parts, contents.facts, found))
         except KeyError as err:
             raise ModelError(f"{folder}: {module} lacks its tensor {err} ({name})") from err
         except (ValueError, ZeroDivisionError, IndexError, TypeError) as err:

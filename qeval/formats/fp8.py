@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from qeval.core.artifact import Format
 from qeval.formats.base import HF, PackedFormat
-from qeval.formats.tensors import FP8, Module, Stored
+from qeval.formats.tensors import FP8, PackedModule, Stored
 
 
 @final
@@ -25,7 +25,7 @@ class Fp8(PackedFormat):
         label = "FP8 W8A8" + (f" {'x'.join(map(str, block))}" if isinstance(block, list) else "")
         return self.found(label, 8, None, True, {"block": block, "activations": activations})
 
-    def linear(self, module: Module) -> Stored | None:
+    def linear(self, module: PackedModule) -> Stored | None:
         weight = module.parts.get("weight")
         return (weight.shape, "fp8") if weight is not None and weight.dtype in FP8 else None
 

@@ -21,7 +21,7 @@ from qeval.formats.base import (
 )
 from qeval.formats.gptqmodel import OnGptqModel, import_gptqmodel
 from qeval.formats.limits import KERNELS
-from qeval.formats.tensors import Module, Stored, along_inputs
+from qeval.formats.tensors import PackedModule, Stored, along_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class Gptq(OnGptqModel):
         }
         return self.found(label, bits, group, symmetric, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         return along_inputs(module)
 
     def trial(self, source: FloatLayer) -> Trial:

@@ -14,7 +14,7 @@ from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import EngineError
 from qeval.core.settings import EngineSettings
 from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial, wide
-from qeval.formats.tensors import Module, Stored
+from qeval.formats.tensors import PackedModule, Stored
 from qeval.models.weights import read_contents
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Hqq(PackedFormat):
         label = "HQQ " + (wide(bits, group) if bits else "mixed") + " axis 0" * (axis == 0)
         return self.found(label, bits, group, False, {"axis": axis, "mixed": bits is None})
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         bits = module.facts[f"{module.name}.nbits"]
         return tuple(cast(Sequence[int], module.facts[f"{module.name}.shape"])), f"int{bits}"
 

@@ -19,7 +19,7 @@ from qeval.core.artifact import Artifact, Format
 from qeval.core.errors import EngineError, ModelError
 from qeval.core.settings import EngineSettings
 from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial, wide
-from qeval.formats.tensors import FP8, Module, Stored
+from qeval.formats.tensors import FP8, PackedModule, Stored
 from qeval.models.config import read_json
 from qeval.models.weights import read_contents
 
@@ -67,7 +67,7 @@ class Quanto(PackedFormat):
         details = {"weights": dict(kinds), "mixed": bits is None}
         return self.found(f"quanto {kind}{widths}", bits, group, None, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         """weight._data [out, in]; of 4 and 2 bits weight._data._data, groups of inputs as rows, several
         rows in a byte. The shape [out, in] is nowhere then: [groups, group size] stands for it."""
         unpacked = module.parts.get("weight._data")

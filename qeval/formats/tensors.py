@@ -20,7 +20,7 @@ Stored = tuple[tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
-class Module:
+class PackedModule:
     """A quantized module as its files have it."""
 
     name: str
@@ -44,7 +44,7 @@ class Module:
         return tensor
 
 
-def along_inputs(m: Module) -> Stored:
+def along_inputs(m: PackedModule) -> Stored:
     """GPTQ's layout: qweight [in * bits / 32, out], qzeros [groups, out * bits / 32], scales
     [groups, out], and perhaps g_idx [in]."""
     q, scales = m.parts["qweight"], m.floats("scales")
@@ -58,7 +58,7 @@ def along_inputs(m: Module) -> Stored:
     return (n_out, n_in), f"int{bits}"
 
 
-def along_outputs(m: Module) -> Stored:
+def along_outputs(m: PackedModule) -> Stored:
     """AWQ's layout: qweight [in, out * bits / 32], qzeros [groups, out * bits / 32], scales
     [groups, out]."""
     q, n_out = m.parts["qweight"], m.floats("scales").shape[1]

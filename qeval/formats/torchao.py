@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict, cast, final
 from qeval.core.artifact import Format
 from qeval.core.errors import ModelError
 from qeval.formats.base import HF, Candidate, FloatLayer, Library, PackedFormat, Trial, mapping
-from qeval.formats.tensors import Module, Stored, element_kind
+from qeval.formats.tensors import PackedModule, Stored, element_kind
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class TorchAo(PackedFormat):
         details: Details = {"type": kind, "granularity": grain.get("_type")}
         return self.found(label, bits, group, None, details)
 
-    def linear(self, module: Module) -> Stored:
+    def linear(self, module: PackedModule) -> Stored:
         """_weight_qdata [out, in]; where it is packed, the shape is in the metadata."""
         data = module.parts["_weight_qdata"]
         said = module.facts.get(f"{module.name}.weight")

@@ -11,7 +11,7 @@ from qeval.doctor.probe import Layer
 
 
 def test_main_writes_what_came_of_it(tmp_path, monkeypatch):
-    trial = trials.Trial([Layer("nf4", "", "Linear4bit", 1.5, 0.09)], "cpu", ["a note"])
+    trial = trials.Outcome([Layer("nf4", "", "Linear4bit", 1.5, 0.09)], "cpu", ["a note"])
     monkeypatch.setitem(trials.OWN, "fine", lambda: trial)
     assert trials.main(["fine", str(tmp_path / "r.json")]) == 0
     assert json.loads((tmp_path / "r.json").read_text()) == {
