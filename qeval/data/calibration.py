@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from qeval.core.artifact import CalibrationFacts
+from qeval.core.artifact import CalibrationFacts, ModelRef
 from qeval.core.errors import DataError
 from qeval.core.options import Options
 from qeval.data.datasets import Corpus, DataSource
 from qeval.models.tokenizer import Tokenizer
+from qeval.models.told import count_up_to, encoder
 
 MOST_TOKENS = 2**25  # 128 times the usual
 DOCUMENT_SETS = ("c4", "c4-train", "c4-excerpt")
@@ -68,6 +69,18 @@ def draw(data: DataSource, tokenizer: Tokenizer, options: CalibrationOptions) ->
         text_sha256=corpus.sha256,
     )
     return Calibration(windows, facts)
+
+
+def check_length(data: DataSource, options: CalibrationOptions, model: ModelRef) -> None:
+    """Raises DataError where ``draw`` will find no window in the text, as far as its files tell;
+    of a set of documents some are long enough for any usual window."""
+    encode = encoder(model)
+    if options.dataset in DOCUMENT_SETS or encode is None:
+        return
+    corpus = data.load(options.dataset)
+    n = count_up_to(encode, joined(corpus), options.seq_len + 1)
+    if n <= options.seq_len:
+        raise DataError(too_short(corpus.name, n, options.seq_len))
 
 
 def draw_from_text(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # Where config.json of a model of several modalities has that of its language model.
-_LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
+LANGUAGE_PARTS = ("text_config", "language_config", "llm_config", "thinker_config", "decoder")
 
 
 class Tokenizer(Protocol):
@@ -298,5 +298,5 @@ def _named_eos(config: PretrainedConfig) -> Iterator[int]:
     for value in named if isinstance(named, list) else [named]:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             yield value
-    for part in _LANGUAGE_PARTS:
+    for part in LANGUAGE_PARTS:
         yield from _named_eos(config.get(part))

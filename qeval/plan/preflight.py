@@ -28,7 +28,7 @@ from qeval.core.units import human_bytes
 from qeval.engines.base import ENGINES
 from qeval.plan.cells import device_of_engine
 from qeval.quant.base import METHODS, Method
-from qeval.tasks.base import TASKS
+from qeval.tasks.base import TASKS, preflight_model
 
 if TYPE_CHECKING:
     from qeval.core.artifact import Artifact, ModelRef
@@ -190,6 +190,25 @@ def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:
     """What a task needs beside the model: its text or problems, a sandbox."""
     found = TASKS[entry.task]()
     return ask(entry.label, lambda: found.preflight(entry.options, data, weak_sandbox=weak_sandbox))
+
+
+def build(quantization: Quantization, model: ModelRef, data: DataSource, cache_dir: Path) -> Findings:
+    """What a build of this model will find in its calibration text and in its tools."""
+    from qeval.data.calibration import check_length
+
+    found, options = METHODS[quantization.method](), quantization.options
+    chosen = found.reads(options)
+    checks: list[Callable[[], object]] = [lambda: found.check_tools(options, model, cache_dir)]
+    if chosen is not None:
+        checks.append(lambda: check_length(data, chosen, model))
+    return ask(f"{model.id} · {quantization.label}", *checks)
+
+
+def task_on_model(entry: TaskEntry, model: ModelRef, data: DataSource) -> Findings:
+    """Whether a model has what a task asks of it."""
+    found = TASKS[entry.task]()
+    where = f"{model.id} · {entry.label}"
+    return ask(where, lambda: preflight_model(found, entry.options, model, data))
 
 
 def space(needed: int, builds: int, cache_dir: Path) -> Findings:

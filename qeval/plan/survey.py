@@ -247,14 +247,29 @@ class _Look:
             cache_dir = settings.cache_dir
             ask_method = partial(preflight.method, quantization, cache_dir)
             parts.append(self.once(("method", quantization.label), ask_method))
-            parts.append(self.once(("reads", quantization.label), partial(self.reads, quantization)))
+            reads = self.once(("reads", quantization.label), partial(self.reads, quantization))
+            parts.append(reads)
+            if p.cell is not None and reads == Findings():
+                parts.append(self.build(p.cell.row))
         if p.cell is not None:
             row = replace(p.cell.row, artifact=artifact)
             kind = preflight.device_kind(row.engine, settings.engine.device)
             parts.append(self.once(("row", p.row_name), partial(preflight.row, row, kind)))
         ask_task = partial(preflight.task, task, self.data, weak_sandbox=settings.weak_sandbox)
-        parts.append(self.once(("task", task.task, repr(task.options)), ask_task))
+        asked = self.once(("task", task.task, repr(task.options)), ask_task)
+        parts.append(asked)
+        if p.cell is not None and asked == Findings():
+            parts.append(self.task_on_model(task, p.cell.row.model))
         return Findings.union(parts)
+
+    def task_on_model(self, task: TaskEntry, model: ModelRef) -> Findings:
+        question = partial(preflight.task_on_model, task, model, self.data)
+        return self.once(("task", task.task, repr(task.options), model), question)
+
+    def build(self, row: Row) -> Findings:
+        cache_dir = self.settings.cache_dir
+        question = partial(preflight.build, row.quantization, row.model, self.data, cache_dir)
+        return self.once(("build", row.name), question)
 
     def device(self, p: Planned) -> Findings:
         if not p.engine:

@@ -101,12 +101,16 @@ class Method(Protocol[OptionsT]):
         disk; 0: not known before. ``dtype``: the model's."""
         return 0.0
 
-    # The next two are called in the parent before any job and import nothing heavy. What they find is
+    # The next three are called in the parent before any job and import nothing heavy. What they find is
     # raised as a QevalError; errors.raise_all() makes several checks and raises what all of them find.
 
     def preflight(self, options: OptionsT, model: ModelRef) -> None:
         """What can be known of a row that is to be built without loading the model: a package that is
         not installed, a layer whose shape the format cannot hold (``weights.linear_shapes``)."""
+        return
+
+    def check_tools(self, options: OptionsT, model: ModelRef, cache_dir: Path) -> None:
+        """Whether tools that build() starts, and that the cache keeps, know this model."""
         return
 
     def check_device(self, options: OptionsT, model: ModelRef, device: str) -> None:

@@ -92,6 +92,12 @@ class Task(Protocol[OptionsT]):
         machine lacks (a package, problems, a sandbox), so that this is not found out after hours."""
         ...
 
+    def preflight_model(self, options: OptionsT, model: ModelRef, data: DataSource) -> None:
+        """Called in the parent before any job, for each model that is here. Raises QevalError for what
+        the model's files lack (a chat template, room for a window); imports nothing heavy. ``data``
+        downloads nothing, and what is missing in it ``preflight`` has said."""
+        return
+
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult: ...
 
 
@@ -113,6 +119,11 @@ TASKS: Registry[type[Task[Options]]] = Registry(
 
 def measures_machine(task: Task[Options]) -> bool:
     return getattr(task, "measures_machine", False)
+
+
+def preflight_model(task: Task[Options], options: Options, model: ModelRef, data: DataSource) -> None:
+    if (ask := getattr(task, "preflight_model", None)) is not None:
+        ask(options, model, data)
 
 
 def takes_limit(task: Task[Options], options: Options) -> bool:

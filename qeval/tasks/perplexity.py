@@ -18,12 +18,14 @@ import hashlib
 import math
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import AliasChoices, Field, field_validator
 
+from qeval.core.artifact import ModelRef
 from qeval.core.errors import DataError, QevalError
 from qeval.core.files import user_path
 from qeval.core.intervals import mean_stderr
@@ -32,14 +34,16 @@ from qeval.core.record import Metric
 from qeval.data.calibration import (
     DOCUMENT_SETS,
     CalibrationOptions,
+    check_length,
     draw,
     draw_from_documents,
     joined,
     too_short,
 )
-from qeval.data.datasets import FILE_PREFIX, text_dataset
+from qeval.data.datasets import FILE_PREFIX, Corpus, text_dataset
 from qeval.engines.base import LM
 from qeval.models.tokenizer import first_difference
+from qeval.models.told import count_up_to, encoder, told_limit
 from qeval.tasks.base import Task, TaskContext, TaskResult
 
 if TYPE_CHECKING:
@@ -122,10 +126,18 @@ class Perplexity(Task[PerplexityOptions]):
             _benchmark_text(options) if options.protocol == "gptq-benchmark" else text_of(options)
         )
 
+    def preflight_model(self, options: PerplexityOptions, model: ModelRef, data: DataSource) -> None:
+        """Raises DataError where the text has no window, or the model takes none of that length."""
+        if options.protocol == "gptq-benchmark":
+            length = told_window("perplexity", options, model, GPTQ_SEQ_LEN)
+            if length is not None:
+                check_length(data, _benchmark_calibration(options, length), model)
+        else:
+            check_windows("perplexity", options, model, data, _own(options), _TEXTS[options.protocol])
+
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
-        own = LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
-        seq_len = window_length("perplexity", options, lm, context, own)
+        seq_len = window_length("perplexity", options, lm, context, _own(options))
         windows = _BUILDERS[options.protocol](options, seq_len, context)
         ids = windows.ids[: context.limit]
         metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
@@ -138,6 +150,11 @@ class Perplexity(Task[PerplexityOptions]):
         }
         notes = (*context.tokenizer.notes(), *tokenizer_drift(lm, context, windows))
         return TaskResult((metric, *extra), notes, facts=facts, context=seq_len, memory_rank=3)
+
+
+def _own(options: PerplexityOptions) -> int:
+    """The protocol's window."""
+    return LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
 
 
 def protocol_id(options: PerplexityOptions) -> str:
@@ -165,10 +182,7 @@ def window_length(
         DataError: the row's weights take no windows of that many tokens.
     """
     if options.seq_len:
-        if options.seq_len > lm.max_seq_len:
-            raise DataError(
-                f"{task}: seq_len {options.seq_len} is over the model's maximum of {lm.max_seq_len}"
-            )
+        _check_maximum(task, options.seq_len, lm.max_seq_len)
         return options.seq_len
     length = min(own, context.model_limit)
     if length > lm.max_seq_len:
@@ -177,6 +191,45 @@ def window_length(
             f"these weights take {lm.max_seq_len}: set seq_len: {lm.max_seq_len} for all rows"
         )
     return length
+
+
+def told_window(task: str, options: TextOptions, model: ModelRef, own: int) -> int | None:
+    """The same, as far as the model's files tell it."""
+    limit = told_limit(model)
+    if limit is None:
+        return options.seq_len
+    if options.seq_len:
+        _check_maximum(task, options.seq_len, limit)
+        return options.seq_len
+    return min(own, limit)
+
+
+def _check_maximum(task: str, seq_len: int, limit: int) -> None:
+    if seq_len > limit:
+        raise DataError(f"{task}: seq_len {seq_len} is over the model's maximum of {limit}")
+
+
+def check_windows(
+    task: str,
+    options: TextOptions,
+    model: ModelRef,
+    data: DataSource,
+    own: int = GPTQ_SEQ_LEN,
+    text_in: Callable[[TextOptions, Corpus], str] | None = None,
+) -> None:
+    """What a job would find of its windows, as far as the model's files tell it before. Of a set of
+    documents some are long enough for any usual window.
+
+    Raises:
+        DataError: the model takes no windows of that many tokens, or the text is shorter than one.
+    """
+    length, encode = told_window(task, options, model, own), encoder(model)
+    if length is None or encode is None or text_of(options) in DOCUMENT_SETS:
+        return
+    corpus = data.load(text_of(options))
+    n = count_up_to(encode, (text_in or _gptq_text)(options, corpus), length)
+    if n < length:
+        raise DataError(too_short(corpus.name, n, length))
 
 
 # Windows
@@ -203,23 +256,27 @@ def gptq_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Wi
 
         ids = draw_from_documents(corpus, remember, C4_WINDOWS, seq_len, random.Random(0))
         return Windows(ids, texts, corpus.sha256)
-    if options.dataset in ("c4-new", "c4-excerpt-new"):
-        text = " ".join(corpus.documents[:C4_NEW_DOCUMENTS])
-        ids = _cut(encode(text), seq_len, corpus.name)[:C4_WINDOWS]
-    else:
-        text = joined(corpus)
-        ids = _cut(encode(text), seq_len, corpus.name)
-    return Windows(ids, [text], corpus.sha256)
+    text = _gptq_text(options, corpus)
+    ids = _cut(encode(text), seq_len, corpus.name)
+    return Windows(ids[:C4_WINDOWS] if _is_c4_new(options) else ids, [text], corpus.sha256)
+
+
+def _is_c4_new(options: TextOptions) -> bool:
+    return options.dataset in ("c4-new", "c4-excerpt-new")
+
+
+def _gptq_text(options: TextOptions, corpus: Corpus) -> str:
+    """One long text."""
+    if _is_c4_new(options):
+        return " ".join(corpus.documents[:C4_NEW_DOCUMENTS])
+    return joined(corpus)
 
 
 def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
     """Chunks whose first token is replaced by BOS where the vocabulary adds one. No other special token
     is added, and those that the text names are text, as llama-perplexity reads them."""
     corpus = context.data.load(text_of(options))
-    if options.dataset.startswith("wikitext2"):  # the raw file again
-        text = "".join(" \n" if row == "" else row for row in corpus.documents)
-    else:
-        text = "\n".join(corpus.documents)
+    text = _llamacpp_text(options, corpus)
     tokenizer = context.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     whole = [*bos, *tokenizer.encode(text, special=False, parse_special=False)]
@@ -227,11 +284,21 @@ def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskCon
     return Windows(ids, [text], corpus.sha256, parse_special=False)
 
 
+def _llamacpp_text(options: TextOptions, corpus: Corpus) -> str:
+    if options.dataset.startswith("wikitext2"):  # the raw file again
+        return "".join(" \n" if row == "" else row for row in corpus.documents)
+    return "\n".join(corpus.documents)
+
+
 def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
-    chosen = CalibrationOptions(dataset=_benchmark_text(options), n_samples=1, seq_len=seq_len)
+    chosen = _benchmark_calibration(options, seq_len)
     drawn = draw(context.data, context.tokenizer, chosen)
     text = context.tokenizer.decode(drawn.windows[0])
     return Windows(drawn.windows, [text], drawn.facts["text_sha256"])
+
+
+def _benchmark_calibration(options: TextOptions, seq_len: int) -> CalibrationOptions:
+    return CalibrationOptions(dataset=_benchmark_text(options), n_samples=1, seq_len=seq_len)
 
 
 def _cut(ids: list[int], seq_len: int, name: str) -> list[list[int]]:
@@ -306,6 +373,7 @@ def _cost(name: str, value: float, unit: str, protocol: str, steps: int) -> Metr
     )
 
 
+_TEXTS = {"gptq": _gptq_text, "llamacpp": _llamacpp_text}
 _BUILDERS = {
     "gptq": gptq_windows,
     "llamacpp": _llamacpp_windows,

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from pydantic import Field, field_validator
 
+from qeval.core.artifact import ModelRef
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM
 from qeval.tasks.base import Task, TaskContext, TaskResult
-from qeval.tasks.perplexity import TextOptions, dataset_name, gptq_windows, text_of, window_length
+from qeval.tasks.perplexity import (
+    TextOptions,
+    check_windows,
+    dataset_name,
+    gptq_windows,
+    text_of,
+    window_length,
+)
 from qeval.tensor_stats.rows import Statistics, TensorRow, value, worst, write
 
 if TYPE_CHECKING:
@@ -59,6 +67,10 @@ class TensorStats(Task[TensorStatsOptions]):
     def preflight(self, options: TensorStatsOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Raises DataError where the text cannot be found."""
         data.check(text_of(options))
+
+    def preflight_model(self, options: TensorStatsOptions, model: ModelRef, data: DataSource) -> None:
+        """Raises DataError where the text has no window, or the model takes none of that length."""
+        check_windows("tensor_stats", options, model, data)
 
     def run(self, lm: LM, options: TensorStatsOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window, BuildError where group_size does

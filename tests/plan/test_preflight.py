@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,7 +274,7 @@ def test_simulated_rows_are_not_built_for_what_skips_them(spec, plugin):
 
 
 def test_a_build_that_is_there_needs_nothing_of_what_made_it(spec, plugin, capsys):
-    Path("calibration.txt").write_text("a text")
+    Path("calibration.txt").write_text("a text " * 3000)
     path = spec("copy: {num_bits: 8, reads: 'file:calibration.txt'}", "misbehave: {how: ok}")
     run_spec(path)
     Path("calibration.txt").unlink()
@@ -291,6 +292,34 @@ def in_the_way_again(path: Path, capsys) -> list[str]:
     with pytest.raises(PreflightError) as caught:
         run_spec(path)
     return caught.value.lines
+
+
+def test_what_a_text_or_a_mode_needs_of_the_model_is_told_before(spec, capsys):
+    """Windows longer than the text, or than the model takes; a chat mode without a chat template; all
+    of them without transformers."""
+    Path("short.txt").write_text("the quick brown fox")
+    short = "{{dataset: 'file:short.txt', n_samples: 2, seq_len: {}, seed: 0}}"
+    path = spec(
+        f"gptq: {{backend: laboratory, group_size: 4, calibration: {short.format(40)}}}",
+        "perplexity: {dataset: 'file:short.txt', seq_len: 32}; "
+        "perplexity: {dataset: 'file:short.txt', protocol: [llamacpp, gptq-benchmark]}; "
+        "perplexity: {dataset: 'file:text.txt', seq_len: 513}; "
+        "tensor_stats: {dataset: 'file:short.txt'}; "
+        "humaneval: {mode: instruct}",
+    )
+    before = set(sys.modules)
+    found = "\n".join(in_the_way(path, capsys))
+    assert not {"torch", "transformers"} & (set(sys.modules) - before)
+    for said in (
+        "tokens are not enough for a window of 32: use a longer text",
+        "tokens are not enough for a window of 40: use a longer text",
+        "tokens are not enough for a window of 512: use a longer text",
+        "perplexity: seq_len 513 is over the model's maximum of 512",
+        "humaneval mode: instruct needs a chat template, this tokenizer has none: base",
+    ):
+        assert said in found
+    path = spec(tasks=f"{TEXT}; perplexity: {{dataset: 'file:text.txt', seq_len: 512}}")
+    assert run_spec(path, dry_run=True).exit_code == 0
 
 
 def test_only_what_is_chosen_is_in_the_way(spec, capsys):

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import Field, model_validator
 
+from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError, raise_all
 from qeval.core.options import Options
 from qeval.engines.base import LM, Sampling
+from qeval.models.told import has_chat_template
 from qeval.sandbox import Limits, allowed_here, find_sandbox
 from qeval.tasks.base import Task, TaskContext, TaskResult
 from qeval.tasks.coding.grader import WEAK_NOTE, Grader, pass_metrics
@@ -126,6 +128,10 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
             lambda: find_sandbox(weak=weak_sandbox),
         )
 
+    def preflight_model(self, options: OptionsT, model: ModelRef, data: DataSource) -> None:
+        """Raises UsageError for a chat mode where the model has no chat template."""
+        self._check_chat(options, options.mode or "base", has_chat_template(model) is not False)
+
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult:
         """pass@k for every k, with one value per problem.
 
@@ -203,12 +209,15 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
             UsageError: a chat mode for a tokenizer without a chat template.
         """
         name = options.mode or ("instruct" if tokenizer.has_chat_template else "base")
-        if name.startswith("instruct") and not tokenizer.has_chat_template:
+        self._check_chat(options, name, tokenizer.has_chat_template)
+        return name
+
+    def _check_chat(self, options: OptionsT, name: str, has_template: bool) -> None:
+        if name.startswith("instruct") and not has_template:
             raise UsageError(
                 f"{self.benchmark_name(options)} mode: {name} needs a chat template, this tokenizer "
                 "has none: base"
             )
-        return name
 
     def protocol(self, options: OptionsT, name: str, mode: Mode, *, n_problems: int) -> str:
         """The protocol id: whatever changes the number and is not the model.
