@@ -427,9 +427,10 @@ def test_without_its_problems_nothing_starts(toy, monkeypatch, tmp_path):
 def test_a_text_shorter_than_a_window(toy, tmp_path):
     spec = toy(tasks=PPL)
     (tmp_path / "text.txt").write_text("short")
-    assert run_spec(spec).exit_code == 3
-    (record,) = evals()
-    assert "are not enough for a window of 32: use a longer text or a smaller seq_len" in record.error
+    said = "are not enough for a window of 32: use a longer text or a smaller seq_len"
+    with pytest.raises(PreflightError, match=said):
+        run_spec(spec)
+    assert evals() == []
 
 
 def test_an_empty_text(toy, tmp_path):

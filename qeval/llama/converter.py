@@ -11,7 +11,10 @@ the archive of the installed version is the matching converter. Looked for, in t
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +23,20 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from qeval.core.errors import BuildError, MissingExtraError
 from qeval.envs.pip_log import why
 
 WRAPPER = Path(__file__).with_name("convert_wrapper.py")
 """Runs the converter with a pre-tokenizer that it does not know."""
+
+UNKNOWN_TOKENIZER = (
+    "llama.cpp's converter does not know this tokenizer: name the closest it knows with "
+    "'pre_tokenizer: gpt-2'"
+)
+_TEST_TEXT = re.compile(r"^\s*chktxt = (.*)$", re.MULTILINE)
+_HASH = re.compile(r'chkhsh == "([0-9a-f]{64})"')
 
 SCRIPT = "convert_hf_to_gguf.py"
 _WANTED = (SCRIPT, "conversion", "gguf-py")
@@ -48,6 +59,37 @@ def converter_folder(cache_dir: Path) -> Path:
     if not (folder / SCRIPT).is_file():
         _fill(folder, release)
     return folder
+
+
+def check_tokenizer(folder: Path, cache_dir: Path) -> None:
+    """Whether the converter knows a model folder's byte-level BPE tokenizer, by the hash of what that
+    makes of a test text, where the converter is here already.
+
+    Raises:
+        BuildError: it does not.
+    """
+    from tokenizers import Tokenizer
+
+    file, named = folder / "tokenizer.json", os.environ.get("QEVAL_LLAMA_CPP")
+    tools = (
+        _checkout(Path(named)) if named else cache_dir / "tools" / f"llama.cpp-{_installed_version()}"
+    )
+    sources = [path.read_text(encoding="utf-8") for path in tools.glob("conversion/*.py")]
+    asked = next((found[1] for text in sources if (found := _TEST_TEXT.search(text))), None)
+    if asked is None or not file.is_file() or (folder / "tokenizer.model").is_file():
+        return
+    try:
+        tokenizer: Any = Tokenizer.from_file(str(file))
+    except Exception:  # the library has no class of its own; the job says what is wrong
+        return
+    if type(tokenizer.model).__name__ != "BPE" or "ByteLevel" not in repr(tokenizer.pre_tokenizer):
+        return
+    known = {hash for text in sources for hash in _HASH.findall(text)}
+    for special in (True, False):
+        ids = tokenizer.encode(ast.literal_eval(asked), add_special_tokens=special).ids
+        if hashlib.sha256(str(ids).encode()).hexdigest() in known:
+            return
+    raise BuildError(f"{folder}: {UNKNOWN_TOKENIZER}")
 
 
 def _checkout(root: Path) -> Path:

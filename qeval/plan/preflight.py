@@ -186,6 +186,13 @@ def artifact(
     return ask(where, lambda: check_runs(made, model), check_place)
 
 
+def vocabulary(where: str, path: Path) -> Findings:
+    """Whether the installed llama.cpp reads the vocabulary of a ``.gguf`` file."""
+    from qeval.llama.vocabulary import check_vocabulary
+
+    return ask(where, lambda: check_vocabulary(path))
+
+
 def task(entry: TaskEntry, data: DataSource, *, weak_sandbox: bool) -> Findings:
     """What a task needs beside the model: its text or problems, a sandbox."""
     found = TASKS[entry.task]()

@@ -254,7 +254,16 @@ class _Look:
         if p.cell is not None:
             row = replace(p.cell.row, artifact=artifact)
             kind = preflight.device_kind(row.engine, settings.engine.device)
-            parts.append(self.once(("row", p.row_name), partial(preflight.row, row, kind)))
+            runs = self.once(("row", p.row_name), partial(preflight.row, row, kind))
+            parts.append(runs)
+            found = p.cell.row.artifact  # a file of somebody else's
+            if (
+                found is not None
+                and found.path.suffix == ".gguf"
+                and Findings.union(parts) == Findings()
+            ):
+                reads_it = partial(preflight.vocabulary, row.name, found.path)
+                parts.append(self.once(("vocabulary", found.path), reads_it))
         ask_task = partial(preflight.task, task, self.data, weak_sandbox=settings.weak_sandbox)
         asked = self.once(("task", task.task, repr(task.options)), ask_task)
         parts.append(asked)

@@ -108,6 +108,12 @@ class Gguf(Method[GgufOptions]):
     def preflight(self, options: GgufOptions, model: ModelRef) -> None:
         raise_all(lambda: self.check_packages(options), lambda: check_folder("gguf", model))
 
+    def check_tools(self, options: GgufOptions, model: ModelRef, cache_dir: Path) -> None:
+        from qeval.llama.converter import check_tokenizer
+
+        if options.pre_tokenizer is None and model.path.is_dir():
+            check_tokenizer(model.path, cache_dir)
+
     def base(self, options: GgufOptions, dtype: str) -> dict[str, object] | None:
         """Quantized types are made from this method's own file in the model's dtype."""
         if options.is_float:
