@@ -38,14 +38,13 @@ def has_chat_template(model: ModelRef) -> bool | None:
     if model.path.suffix == ".gguf":
         from qeval.llama.gguf_file import read_header
 
-        return "tokenizer.chat_template" in read_header(model.path).metadata
-    if (model.path / "chat_template.jinja").is_file() or _json(model, "tokenizer_config.json").get(
-        "chat_template"
-    ):
+        return bool(read_header(model.path).metadata.get("tokenizer.chat_template"))
+    told = _json(model, "tokenizer_config.json").get("chat_template")
+    if isinstance(told, str) and told:
         return True
-    others = ("chat_template.json", "additional_chat_templates")
-    if any((model.path / name).exists() for name in others) or not _by_file(model):
-        return None
+    others = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    if told or any((model.path / name).exists() for name in others) or not _by_file(model):
+        return None  # several of them, or an empty one
     return False
 
 

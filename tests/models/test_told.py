@@ -40,16 +40,15 @@ def test_ids_are_those_of_the_tokenizer(model):
     assert encoder(model)(text) == load_tokenizer(model).encode(text)
 
 
-@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
-def test_a_chat_template_is_found_where_the_tokenizer_finds_it(model, file):
+def test_a_chat_template_is_found_where_the_tokenizer_finds_it(model):
     (model.path / "chat_template.jinja").unlink(missing_ok=True)
     change(model, "tokenizer_config.json", chat_template=None)
     assert has_chat_template(model) is load_tokenizer(model).has_chat_template is False
-    if file == "chat_template.jinja":
-        (model.path / file).write_text("{{ messages }}")
-    else:
-        change(model, file, chat_template="{{ messages }}")
+    change(model, "tokenizer_config.json", chat_template="{{ messages }}")
     assert has_chat_template(model) is load_tokenizer(model).has_chat_template is True
+    change(model, "tokenizer_config.json", chat_template=None)
+    (model.path / "chat_template.jinja").write_text("{{ messages }}")
+    assert has_chat_template(model) is None and load_tokenizer(model).has_chat_template
 
 
 def test_what_only_code_tells_is_not_guessed(model):
