@@ -23,6 +23,7 @@ def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
     # This file's own folder leaves the path: its gguf.py and base.py are not those the converter means.
     sys.path[0:1] = [folder, f"{folder}/gguf-py"]
     _read_files()
+    _older_names()
     if pre_tokenizer:
         from conversion.base import TextModel
 
@@ -49,6 +50,31 @@ def _read_files() -> None:
         return PreTrainedTokenizerFast.from_pretrained(model)
 
     AutoTokenizer.from_pretrained = from_pretrained
+
+
+def _older_names() -> None:
+    """What the converter reads by names that configurations of transformers 5 do not have any more, and
+    GPT-2's own width of its feed-forward (``n_inner``), where it takes 4 times the model's."""
+    from conversion.base import ModelBase
+    from conversion.gpt2 import GPT2Model
+
+    load, write = ModelBase.load_hparams, GPT2Model.set_gguf_parameters
+
+    def load_hparams(folder: Path, is_mistral_format: bool) -> dict[str, object]:
+        found = dict(load(folder, is_mistral_format))
+        rope = found.get("rope_parameters") or {}
+        found.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))  # GPT-NeoX, Cohere
+        if "n_positions" in found:
+            found.setdefault("n_ctx", found["n_positions"])  # GPT-2
+        return found
+
+    def set_gguf_parameters(self: GPT2Model) -> None:
+        write(self)
+        if width := self.hparams.get("n_inner"):
+            self.gguf_writer.add_feed_forward_length(width)
+
+    ModelBase.load_hparams = staticmethod(load_hparams)
+    GPT2Model.set_gguf_parameters = set_gguf_parameters
 
 
 if __name__ == "__main__":

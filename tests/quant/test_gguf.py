@@ -388,6 +388,40 @@ def test_a_file_whose_context_the_converter_made_up_is_run_as_the_model_is(
     assert np.allclose(a, b, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            "gpt_neox",
+            {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 64, "max_position_embeddings": 256},
+        ),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256, "n_inner": 64}),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256}),
+    ],
+)  # fmt: skip
+def test_a_model_whose_configuration_has_newer_names_than_the_converter_is_converted(
+    kind, config, tiny_llama, cache_dir, tmp_path
+):
+    """``rotary_pct`` of GPT-NeoX and ``n_ctx`` of GPT-2, which transformers 5 does not write."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / kind))
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(kind, vocab_size=512, initializer_range=0.2, **config)
+    AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    options = GgufOptions(type="F32", pre_tokenizer="gpt-2")
+    artifact = Gguf().build(options, context(folder, tmp_path / "out", cache_dir))
+    a, b = (
+        next(iter(ENGINES[one.engine].open(one, EngineSettings("cpu", "float32")).nll([WINDOWS[0]])))
+        for one in (artifact, describe_folder(folder, "float32"))
+    )
+    assert np.allclose(a, b, atol=0.01)  # ggml's GELU is a table in float16
+
+
 # ---- failures
 
 
