@@ -9,15 +9,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qeval.core.errors import ModelError
+
 TODAY = datetime(2024, 7, 26)
 """The date in every prompt, or rows measured on two days would read two. It is the one that Llama 3.1's
 template has where it cannot ask."""
+
+
+MOST = 2**24
+"""Characters of a prompt: no model takes that many, and tokenizing a gigabyte takes hours."""
+
+
+def checked(text: str, path: Path) -> str:
+    """What a model's template made. Raises ModelError where it is over MOST characters."""
+    if len(text) > MOST:
+        raise ModelError(
+            f"{path}: its chat template makes a prompt of {len(text):,} characters of one problem, the "
+            f"most is {MOST:,}: mend the template, or set mode: base"
+        )
+    return text
 
 
 def strftime_now(form: str) -> str:

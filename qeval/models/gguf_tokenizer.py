@@ -47,11 +47,12 @@ class GgufTokenizer:
         return decoder.decode(own, final=True)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        from qeval.models.chat_template import render
+        from qeval.models.chat_template import checked, render
 
         if self._template is None:
             raise ModelError(f"{self._model.path}: has no chat template (tokenizer.chat_template)")
-        return render(self._template, messages, dict(self._special_tokens()))
+        text = render(self._template, messages, dict(self._special_tokens()))
+        return checked(text, self._model.path)
 
     def notes(self) -> tuple[str, ...]:
         return ()

@@ -83,6 +83,7 @@ class HfTokenizer:
                 f"{model.path}: no usable tokenizer ({first_line(err)}); the folder needs "
                 "tokenizer.json or the files of its tokenizer class"
             ) from err
+        self._path = model.path
         self._differences = _Differences(self._reader, self._other)
         vocab = self._reader.vocab()
         self.bos_id: int | None = self._named("bos_token", vocab)
@@ -116,7 +117,7 @@ class HfTokenizer:
         return self._reader.text(ids, special)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
-        from qeval.models.chat_template import strftime_now
+        from qeval.models.chat_template import checked, strftime_now
 
         # Only where it is used: a class of the model's own may take no further arguments.
         dated = "strftime_now" in str(self._class.chat_template)
@@ -124,7 +125,7 @@ class HfTokenizer:
         text = self._class.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **fixed
         )
-        return str(text)
+        return checked(str(text), self._path)
 
     def notes(self) -> tuple[str, ...]:
         return self._differences.notes()
