@@ -148,7 +148,11 @@ class Perplexity(Task[PerplexityOptions]):
             "seq_len": seq_len,
             "windows_total": len(windows.ids),
         }
-        notes = (*context.tokenizer.notes(), *tokenizer_drift(lm, context, windows))
+        notes = (
+            *context.tokenizer.notes(),
+            *names_as_text(context, windows),
+            *tokenizer_drift(lm, context, windows),
+        )
         return TaskResult((metric, *extra), notes, facts=facts, context=seq_len, memory_rank=3)
 
 
@@ -421,6 +425,22 @@ def _ppl(mean: float, stderr: float | None, means: list[float], share: float, pr
         change="relative",
         heading="PPL",
     )
+
+
+def names_as_text(context: TaskContext, windows: Windows) -> tuple[str, ...]:
+    """One note where the evaluated text holds names of special tokens (PTB's ``<unk>``) and they were
+    read as text: by the tokenizer's own reading it is a text of other tokens, with another PPL."""
+    if windows.parse_special:
+        return ()
+    encode = context.tokenizer.encode
+    for text in windows.texts:
+        spelled, named = (encode(text, special=False, parse_special=p) for p in (False, True))
+        if spelled != named:
+            return (
+                "names of special tokens in the text are read as text, as llama-perplexity reads them: "
+                f"{len(spelled):,} tokens, {len(named):,} with those special tokens",
+            )
+    return ()
 
 
 def tokenizer_drift(lm: LM, context: TaskContext, windows: Windows) -> tuple[str, ...]:

@@ -249,6 +249,24 @@ def test_drift_of_the_engines_own_tokenizer_is_reported(lm, context, monkeypatch
     assert "first difference at token 7" in note
 
 
+def test_names_of_special_tokens_that_are_read_as_text_are_told(lm, context):
+    tokenizer = context(limit=1).tokenizer
+    name = tokenizer.decode([tokenizer.eos_ids[0]], special=True)
+    texts = [f"{text} {name}" for text in documents(40)]
+
+    def notes(texts, protocol):
+        ctx = context(limit=1, texts=texts)
+        return run(lm, ctx, dataset="pydoc", seq_len=64, protocol=protocol)[1].notes
+
+    (note,) = notes(texts, "llamacpp")
+    assert note.startswith("names of special tokens in the text are read as text, as llama-perplexity")
+    spelled, named = (
+        len(tokenizer.encode("\n".join(texts), special=False, parse_special=p)) for p in (False, True)
+    )
+    assert note.endswith(f"reads them: {spelled:,} tokens, {named:,} with those special tokens")
+    assert notes(texts, "gptq") == notes(documents(40), "llamacpp") == ()
+
+
 def test_file_text_enters_the_key_by_content(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one")
