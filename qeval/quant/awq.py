@@ -19,19 +19,16 @@ from qeval.core.errors import raise_all
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import check_half_precision, check_kernel, check_widths
-from qeval.quant.base import BuildContext, Method, Packages
-from qeval.quant.laboratory.method import build as build_with
-from qeval.quant.laboratory.packing import (
-    GPTQMODEL,
+from qeval.formats.limits import check_half_precision, check_widths
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import (
+    CalibratedMethod,
     Format,
+    PackableOptions,
     check_export,
-    execution,
     gptq_config,
-    packages,
-    preflight,
-    weight_bits,
 )
+from qeval.quant.laboratory.method import build as build_with
 
 if TYPE_CHECKING:
     from gptqmodel import QuantizeConfig
@@ -44,7 +41,7 @@ class AwqCalibration(CalibrationOptions):
     seq_len: int = Field(default=512, ge=2)  # AutoAWQ's 128 x 512
 
 
-class AwqOptions(Options):
+class AwqOptions(PackableOptions):
     num_bits: int = Field(default=4, ge=2, le=8)  # packed: 4
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
@@ -77,16 +74,18 @@ class AwqOptions(Options):
             raise ValueError("group_size: a positive number of inputs, or -1 (per channel)")
         return self
 
-    def execution(self) -> dict[str, object]:
-        return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
+    @property
+    def packed_on(self) -> Kernel | None:
+        simulated = self.backend == "laboratory" and self.format != "gptq"
+        return None if simulated else self.kernel
 
 
 @final
-class Awq(Method[AwqOptions]):
+class Awq(CalibratedMethod[AwqOptions]):
+    name: ClassVar[str] = "awq"
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = AwqOptions
     scalar: ClassVar[str | None] = "num_bits"
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: AwqOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
@@ -97,25 +96,9 @@ class Awq(Method[AwqOptions]):
     def environment(self, options: AwqOptions) -> str | None:
         return "auto-awq" if options.backend == "auto-awq" else None
 
-    def packages(self, options: AwqOptions) -> tuple[Packages, ...]:
-        return packages(options) if options.backend == "laboratory" else (GPTQMODEL,)
-
-    def reads(self, options: AwqOptions) -> CalibrationOptions:
-        return options.calibration
-
-    def simulates(self, options: AwqOptions) -> bool:
-        return options.backend == "laboratory" and options.format != "gptq"
-
-    def weight_bits(self, options: AwqOptions, dtype: str) -> float:
-        return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
-
-    def check_device(self, options: AwqOptions, model: ModelRef, device: str) -> None:
-        if not self.simulates(options):
-            check_kernel("awq", options.kernel, device)
-
     def preflight(self, options: AwqOptions, model: ModelRef) -> None:
         if options.backend == "laboratory":
-            preflight("awq", options, model)
+            super().preflight(options, model)
             return
         raise_all(
             lambda: self.check_packages(options),  # both backends' checkpoints run on its kernels

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qeval.data.calibration import Calibration, CalibrationOptions
 
 
-OptionsT = TypeVar("OptionsT", bound=Options, contravariant=True)
+OptionsT = TypeVar("OptionsT", contravariant=True)  # the class of a method's options
 
 
 class Packages(NamedTuple):

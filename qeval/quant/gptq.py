@@ -18,22 +18,18 @@ from qeval.core.errors import UsageError
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import check_kernel
-from qeval.quant.base import BuildContext, Method, Packages
-from qeval.quant.laboratory.method import build as build_with
-from qeval.quant.laboratory.packing import (
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import (
     GPTQ_BITS,
     GPTQ_GROUPS,
-    GPTQMODEL,
+    CalibratedMethod,
     Format,
+    PackableOptions,
     check_export,
-    execution,
     gptq_config,
-    packages,
-    preflight,
     preflight_gptq,
-    weight_bits,
 )
+from qeval.quant.laboratory.method import build as build_with
 
 if TYPE_CHECKING:
     from gptqmodel import QuantizeConfig
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
 
 
-class GptqOptions(Options):
+class GptqOptions(PackableOptions):
     num_bits: int = Field(default=4, ge=2, le=8)  # 5, 6, 7: of backend laboratory
     group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
     act_order: bool = False  # columns by descending diagonal of H
@@ -76,16 +72,18 @@ class GptqOptions(Options):
             raise ValueError("symmetric: AutoGPTQ stores asymmetric zero points wrong; leave it out")
         return self
 
-    def execution(self) -> dict[str, object]:
-        return execution(self) if self.backend == "laboratory" else {"kernel": self.kernel}
+    @property
+    def packed_on(self) -> Kernel | None:
+        simulated = self.backend == "laboratory" and self.format != "gptq"
+        return None if simulated else self.kernel
 
 
 @final
-class Gptq(Method[GptqOptions]):
+class Gptq(CalibratedMethod[GptqOptions]):
+    name: ClassVar[str] = "gptq"
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = GptqOptions
     scalar: ClassVar[str | None] = "num_bits"
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: GptqOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
@@ -99,27 +97,14 @@ class Gptq(Method[GptqOptions]):
     def environment(self, options: GptqOptions) -> str | None:
         return "auto-gptq" if options.backend == "auto-gptq" else None
 
-    def packages(self, options: GptqOptions) -> tuple[Packages, ...]:
-        return packages(options) if options.backend == "laboratory" else (GPTQMODEL,)
-
-    def reads(self, options: GptqOptions) -> CalibrationOptions:
-        return options.calibration
-
-    def simulates(self, options: GptqOptions) -> bool:
-        return options.backend == "laboratory" and options.format != "gptq"
-
-    def weight_bits(self, options: GptqOptions, dtype: str) -> float:
-        return weight_bits(options, dtype) if options.backend == "laboratory" else options.num_bits
-
     def check_device(self, options: GptqOptions, model: ModelRef, device: str) -> None:
         if options.backend == "auto-gptq" and device != "cuda":
             raise UsageError("gptq: AutoGPTQ quantizes on CUDA only: use backend: gptqmodel")
-        if not self.simulates(options):
-            check_kernel("gptq", options.kernel, device)
+        super().check_device(options, model, device)
 
     def preflight(self, options: GptqOptions, model: ModelRef) -> None:
         if options.backend == "laboratory":
-            preflight("gptq", options, model)
+            super().preflight(options, model)
         else:
             preflight_gptq("gptq", options.group_size, model)
 

@@ -12,22 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
-from qeval.data.calibration import CalibrationOptions
-from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import CalibratedMethod, Format, check_export, gptq_config
 from qeval.quant.laboratory.method import LaboratoryOptions, build
-from qeval.quant.laboratory.packing import (
-    Format,
-    check_device,
-    check_export,
-    execution,
-    gptq_config,
-    packages,
-    preflight,
-    weight_bits,
-)
 
 if TYPE_CHECKING:
     from qeval.quant.laboratory.driver import Solve
@@ -52,16 +42,17 @@ class QuantEaseOptions(LaboratoryOptions):
             raise ValueError("outliers: format: gptq holds none; leave one of the two out")
         return self
 
-    def execution(self) -> dict[str, object]:
-        return execution(self)
+    @property
+    def packed_on(self) -> Kernel | None:
+        return self.kernel if self.format == "gptq" else None
 
 
 @final
-class QuantEase(Method[QuantEaseOptions]):
+class QuantEase(CalibratedMethod[QuantEaseOptions]):
+    name: ClassVar[str] = "quantease"
     version: ClassVar[int] = 2  # 2: symmetric grids as GPTQ's authors have them
     Options: ClassVar[type[Options]] = QuantEaseOptions
     scalar: ClassVar[str | None] = "num_bits"
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: QuantEaseOptions) -> str:
         start = "GPTQ+" if options.init == "gptq" else ""
@@ -69,24 +60,6 @@ class QuantEase(Method[QuantEaseOptions]):
         kept = f" +{options.outliers * 100:g}% {kind}" if options.outliers else ""
         packed = " packed" if options.format == "gptq" else ""
         return f"{start}QuantEase {options.grid_label()}{kept}{packed}"
-
-    def reads(self, options: QuantEaseOptions) -> CalibrationOptions:
-        return options.calibration
-
-    def simulates(self, options: QuantEaseOptions) -> bool:
-        return options.format != "gptq"
-
-    def weight_bits(self, options: QuantEaseOptions, dtype: str) -> float:
-        return weight_bits(options, dtype)
-
-    def packages(self, options: QuantEaseOptions) -> tuple[Packages, ...]:
-        return packages(options)
-
-    def check_device(self, options: QuantEaseOptions, model: ModelRef, device: str) -> None:
-        check_device("quantease", options, device)
-
-    def preflight(self, options: QuantEaseOptions, model: ModelRef) -> None:
-        preflight("quantease", options, model)
 
     def build(self, options: QuantEaseOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture and for activations that are not finite."""

@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from pydantic import Field, field_validator, model_validator
 
-from qeval.core.artifact import Artifact, LayerReport, ModelRef
+from qeval.core.artifact import Artifact, LayerReport
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
-from qeval.quant.base import BuildContext, Method, Packages
-from qeval.quant.laboratory.packing import (
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import (
     Format,
-    check_device,
+    LaboratoryMethod,
+    PackableOptions,
     check_export,
-    execution,
     gptq_config,
-    packages,
-    preflight,
-    weight_bits,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RtnOptions(Options):
+class RtnOptions(PackableOptions):
     num_bits: int = Field(default=4, ge=2, le=8)
     group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
@@ -50,36 +47,22 @@ class RtnOptions(Options):
         check_export(self)
         return self
 
-    def execution(self) -> dict[str, object]:
-        return execution(self)
+    @property
+    def packed_on(self) -> Kernel | None:
+        return self.kernel if self.format == "gptq" else None
 
 
 @final
-class Rtn(Method[RtnOptions]):
+class Rtn(LaboratoryMethod[RtnOptions]):
+    name: ClassVar[str] = "rtn"
     version: ClassVar[int] = 4  # 2: symmetric grids as GPTQ's authors have them. 3: experts. 4: routers
     Options: ClassVar[type[Options]] = RtnOptions
     scalar: ClassVar[str | None] = None
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: RtnOptions) -> str:
         group = "" if options.group_size == -1 else f"g{options.group_size}"
         packed = " packed" if options.format == "gptq" else ""
         return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}{packed}"
-
-    def simulates(self, options: RtnOptions) -> bool:
-        return options.format != "gptq"
-
-    def weight_bits(self, options: RtnOptions, dtype: str) -> float:
-        return weight_bits(options, dtype)
-
-    def packages(self, options: RtnOptions) -> tuple[Packages, ...]:
-        return packages(options)
-
-    def check_device(self, options: RtnOptions, model: ModelRef, device: str) -> None:
-        check_device("rtn", options, device)
-
-    def preflight(self, options: RtnOptions, model: ModelRef) -> None:
-        preflight("rtn", options, model)
 
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the group size does not divide a layer's inputs (all are named), and

@@ -11,22 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact
 from qeval.core.execution import Kernel
 from qeval.core.options import Options
-from qeval.data.calibration import CalibrationOptions
-from qeval.quant.base import BuildContext, Method, Packages
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import CalibratedMethod, Format, check_export, gptq_config
 from qeval.quant.laboratory.method import LaboratoryOptions, build
-from qeval.quant.laboratory.packing import (
-    Format,
-    check_device,
-    check_export,
-    execution,
-    gptq_config,
-    packages,
-    preflight,
-    weight_bits,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -50,16 +40,17 @@ class SmoothQuantOptions(LaboratoryOptions):
         check_export(self)
         return self
 
-    def execution(self) -> dict[str, object]:
-        return execution(self)
+    @property
+    def packed_on(self) -> Kernel | None:
+        return self.kernel if self.format == "gptq" else None
 
 
 @final
-class SmoothQuant(Method[SmoothQuantOptions]):
+class SmoothQuant(CalibratedMethod[SmoothQuantOptions]):
+    name: ClassVar[str] = "smoothquant"
     version: ClassVar[int] = 1
     Options: ClassVar[type[Options]] = SmoothQuantOptions
     scalar: ClassVar[str | None] = "alpha"
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: SmoothQuantOptions) -> str:
         strength = "" if options.alpha == 0.5 else f" {options.alpha:g}"
@@ -67,24 +58,6 @@ class SmoothQuant(Method[SmoothQuantOptions]):
         grid = grid.replace(" sym", "") if options.symmetric else f"{grid} asym"
         packed = " packed" if options.format == "gptq" else ""
         return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}{packed}"
-
-    def reads(self, options: SmoothQuantOptions) -> CalibrationOptions:
-        return options.calibration
-
-    def simulates(self, options: SmoothQuantOptions) -> bool:
-        return options.format != "gptq"
-
-    def weight_bits(self, options: SmoothQuantOptions, dtype: str) -> float:
-        return weight_bits(options, dtype)
-
-    def packages(self, options: SmoothQuantOptions) -> tuple[Packages, ...]:
-        return packages(options)
-
-    def check_device(self, options: SmoothQuantOptions, model: ModelRef, device: str) -> None:
-        check_device("smoothquant", options, device)
-
-    def preflight(self, options: SmoothQuantOptions, model: ModelRef) -> None:
-        preflight("smoothquant", options, model)
 
     def build(self, options: SmoothQuantOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture, for one whose norms take no scale, and for

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from pydantic import Field
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact
 from qeval.core.options import Options
-from qeval.data.calibration import CalibrationOptions
-from qeval.models.tensors import DTYPE_BYTES
-from qeval.quant.base import BuildContext, Method
-from qeval.quant.laboratory.method import LaboratoryOptions, build, preflight
+from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import CalibratedMethod
+from qeval.quant.laboratory.method import LaboratoryOptions, build
 
 if TYPE_CHECKING:
     from qeval.quant.laboratory.driver import Solve
@@ -36,28 +35,16 @@ class SpqrOptions(LaboratoryOptions):
 
 
 @final
-class Spqr(Method[SpqrOptions]):
+class Spqr(CalibratedMethod[SpqrOptions]):
+    name: ClassVar[str] = "spqr"
     version: ClassVar[int] = 3  # 3: zero points unrounded before the second level, as its authors'
     Options: ClassVar[type[Options]] = SpqrOptions
     scalar: ClassVar[str | None] = "num_bits"
-    engine: ClassVar[str | None] = "hf"
 
     def label(self, options: SpqrOptions) -> str:
         order = " act-order" if options.act_order else ""
         dense = " no outliers" if options.outlier_threshold is None else ""
         return f"SpQR {options.grid_label()}{order}{dense}"
-
-    def reads(self, options: SpqrOptions) -> CalibrationOptions:
-        return options.calibration
-
-    def simulates(self, options: SpqrOptions) -> bool:
-        return True
-
-    def weight_bits(self, options: SpqrOptions, dtype: str) -> float:
-        return 8.0 * DTYPE_BYTES[dtype]
-
-    def preflight(self, options: SpqrOptions, model: ModelRef) -> None:
-        preflight("spqr", options.group_size, model)
 
     def build(self, options: SpqrOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture and for activations that are not finite."""

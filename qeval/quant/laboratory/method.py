@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from qeval.core.artifact import Artifact, ModelRef
-from qeval.core.options import Options
+from qeval.core.artifact import Artifact
 from qeval.data.calibration import CalibrationOptions
-from qeval.formats.limits import check_widths
 from qeval.quant.base import BuildContext
+from qeval.quant.laboratory.base import PackableOptions
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     """A float model (on the CPU), the calibration's windows, the device -> the driver's ``prepare``."""
 
 
-class LaboratoryOptions(Options):
+class LaboratoryOptions(PackableOptions):
     num_bits: int = Field(default=4, ge=2, le=8)
     group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
     symmetric: bool = False
@@ -49,11 +48,6 @@ class LaboratoryOptions(Options):
         group = "" if self.group_size == -1 else f"g{self.group_size}"
         first = "" if self.num_blocks is None else f" first {self.num_blocks} blocks"
         return f"W{self.num_bits}A16{group}{' sym' if self.symmetric else ''}{first}"
-
-
-def preflight(name: str, group_size: int, model: ModelRef) -> None:
-    """Raises UsageError for a .gguf file, and where the group size does not divide a layer's inputs."""
-    check_widths(name, model, group_size)
 
 
 def build(

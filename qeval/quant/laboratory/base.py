@@ -1,21 +1,24 @@
-"""Packing what qeval's own methods make: the options, and the checks before any job (torch-free).
+"""What the methods share that qeval runs itself: how their options say what becomes of the result, and
+the answers that follow from it (torch-free).
 
-For methods whose result lies on an affine grid with whole zero points and nothing beside it.
-gptq_format.py does the packing.
+The result is float weights that carry the rounding (simulated), or packed in the GPTQ format where it
+lies on an affine grid with whole zero points and nothing beside it; gptq_format.py does the packing.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 from qeval import __version__
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError, raise_all
 from qeval.core.execution import Kernel
+from qeval.core.options import Options
+from qeval.data.calibration import CalibrationOptions
 from qeval.formats.limits import check_half_precision, check_kernel, check_widths
 from qeval.models.tensors import DTYPE_BYTES
 from qeval.models.weights import read_tensors
-from qeval.quant.base import Packages
+from qeval.quant.base import Method, Packages
 
 GPTQMODEL = Packages("gptqmodel", ("gptqmodel",))  # its kernels run what is packed
 GPTQ_BITS = (2, 3, 4, 8)
@@ -26,8 +29,38 @@ Format = Literal["simulated", "gptq"]
 checkpoint in the standard GPTQ format."""
 
 
+class PackableOptions(Options):
+    """Options of a method whose result is simulated or packed."""
+
+    @property
+    def packed_on(self) -> Kernel | None:
+        """The kernel that is to run a packed result; None: the result is simulated."""
+        return None
+
+    def execution(self) -> dict[str, object]:
+        return {} if self.packed_on is None else {"kernel": self.packed_on}
+
+
+class Made(Protocol):
+    """What LaboratoryMethod reads of a method's options."""
+
+    @property
+    def num_bits(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def packed_on(self) -> Kernel | None: ...
+
+
+class Calibrated(Made, Protocol):
+    """What CalibratedMethod reads of them."""
+
+    @property
+    def calibration(self) -> CalibrationOptions: ...
+
+
 class Exported(Protocol):
-    """What the functions here read of a method's options."""
+    """What the functions below read of them."""
 
     @property
     def num_bits(self) -> int: ...
@@ -39,6 +72,50 @@ class Exported(Protocol):
     def format(self) -> Format | None: ...
     @property
     def kernel(self) -> Kernel: ...
+
+
+MadeT = TypeVar("MadeT", bound=Made, contravariant=True)
+CalibratedT = TypeVar("CalibratedT", bound=Calibrated, contravariant=True)
+
+
+class LaboratoryMethod(Method[MadeT], Generic[MadeT]):
+    """A method of the laboratory, or one that another library may do as well."""
+
+    name: ClassVar[str]  # in errors
+    engine: ClassVar[str | None] = "hf"
+
+    def simulates(self, options: MadeT) -> bool:
+        return options.packed_on is None
+
+    def weight_bits(self, options: MadeT, dtype: str) -> float:
+        return 8.0 * DTYPE_BYTES[dtype] if options.packed_on is None else options.num_bits
+
+    def packages(self, options: MadeT) -> tuple[Packages, ...]:
+        return () if options.packed_on is None else (GPTQMODEL,)
+
+    def check_device(self, options: MadeT, model: ModelRef, device: str) -> None:
+        """Raises UsageError for a kernel that the device has not."""
+        if options.packed_on is not None:
+            check_kernel(self.name, options.packed_on, device)
+
+    def preflight(self, options: MadeT, model: ModelRef) -> None:
+        """Raises UsageError for a .gguf file and for widths that do not fit, MissingExtraError for
+        GPTQModel."""
+        if options.packed_on is None:
+            check_widths(self.name, model, options.group_size)
+            return
+        named = f"{self.name}, format: gptq"
+        raise_all(
+            lambda: preflight_gptq(named, options.group_size, model, "leave format out"),
+            lambda: _check_dense(named, model),
+        )
+
+
+class CalibratedMethod(LaboratoryMethod[CalibratedT], Generic[CalibratedT]):
+    """One that reads a calibration text."""
+
+    def reads(self, options: CalibratedT) -> CalibrationOptions:
+        return options.calibration
 
 
 def check_export(options: Exported) -> None:
@@ -54,23 +131,6 @@ def check_export(options: Exported) -> None:
             raise ValueError(f"{key}: format: gptq holds {choose}, not {value}: leave format out")
     if getattr(options, "num_blocks", None) is not None:
         raise ValueError("num_blocks: format: gptq has all blocks quantized: leave one of the two out")
-
-
-def execution(options: Exported) -> dict[str, object]:
-    """For ``Options.execution``: only packed weights run on a kernel."""
-    return {} if options.format != "gptq" else {"kernel": options.kernel}
-
-
-def preflight(method: str, options: Exported, model: ModelRef) -> None:
-    """What there is to check of ``model`` before any job. Raises QevalError."""
-    if options.format != "gptq":
-        check_widths(method, model, options.group_size)
-        return
-    named = f"{method}, format: gptq"
-    raise_all(
-        lambda: preflight_gptq(named, options.group_size, model, "leave format out"),
-        lambda: _check_dense(named, model),
-    )
 
 
 def _check_dense(named: str, model: ModelRef) -> None:
@@ -99,22 +159,6 @@ def preflight_gptq(method: str, group_size: int, model: ModelRef, otherwise: str
             method, model, group_size, inputs_of=32, outputs_of=32, otherwise=otherwise
         ),
     )
-
-
-def packages(options: Exported) -> tuple[Packages, ...]:
-    """For ``Method.packages``."""
-    return (GPTQMODEL,) if options.format == "gptq" else ()
-
-
-def weight_bits(options: Exported, dtype: str) -> float:
-    """For ``Method.weight_bits``: simulated weights are floats."""
-    return options.num_bits if options.format == "gptq" else 8.0 * DTYPE_BYTES[dtype]
-
-
-def check_device(method: str, options: Exported, device: str) -> None:
-    """For ``Method.check_device``."""
-    if options.format == "gptq":
-        check_kernel(method, options.kernel, device)
 
 
 def gptq_config(options: Exported, act_order: bool = False) -> dict[str, object] | None:
