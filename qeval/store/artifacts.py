@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,6 +118,7 @@ class ArtifactCache:
             if artifact.path.is_dir():
                 (artifact.path / "qeval.json").write_text(text, encoding="utf-8")
             (out / "artifact.json").write_text(text, encoding="utf-8")
+            _share(out)
             if (self.folder / key).exists():  # damaged, or ``load`` would have had it
                 _remove(self.folder / key)
             out.rename(self.folder / key)
@@ -187,6 +189,16 @@ def _entry(folder: Path) -> CachedArtifact:
         )
     used = (manifest if manifest.exists() else folder).stat().st_mtime
     return CachedArtifact(folder.name, folder, name, _size(folder), used)
+
+
+def _share(folder: Path) -> None:
+    """Give what libraries wrote the permissions that the umask gives, as the folder itself has them:
+    safetensors makes files for one user alone, copies keep those of their originals."""
+    given = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            path.chmod(stat.S_IMODE(mode) | given & (0o777 if stat.S_ISDIR(mode) else 0o666))
 
 
 def _remove(folder: Path) -> None:

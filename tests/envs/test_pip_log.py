@@ -82,6 +82,11 @@ def test_a_file_that_was_cut_off(index, tmp_path):
     assert why(pip(index[1], tmp_path)) == said
 
 
+def test_an_exception_of_pip_itself_is_the_end_of_its_traceback():
+    traceback = "Traceback (most recent call last):\n  x\nOSError: [Errno 28] No space left on device"
+    assert why(f"ERROR: Exception:\n{traceback}\n[notice] new") == traceback.splitlines()[-1]
+
+
 def test_other_errors_stay_as_they_are():
     assert why("x\nERROR: a\nERROR: b (from versions: 1.0)\ny\n") == "b (from versions: 1.0)"
     assert why("x\n\nModuleNotFoundError: no\n\n") == "ModuleNotFoundError: no"

@@ -182,3 +182,28 @@ def test_a_cache_has_the_permissions_that_its_owners_umask_says(tmp_path, umask)
     for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
         full = 0o777 if path.is_dir() else 0o666
         assert path.stat().st_mode & 0o777 == full & ~umask, path
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_files_that_libraries_wrote_for_one_user_are_shared_like_the_others(tmp_path, umask):
+    original = tmp_path / "original"
+    original.write_text("kept as it is")
+    original.chmod(0o400)
+    before = os.umask(umask)
+    try:
+        cache = ArtifactCache(tmp_path / "cache")
+        with cache.building(KEY) as out:
+            (out / "model").mkdir(mode=0o700)
+            for name, mode in (("model.safetensors", 0o600), ("tokenizer.json", 0o444)):
+                (out / "model" / name).write_bytes(b"x")
+                (out / "model" / name).chmod(mode)
+            (out / "model" / "link").symlink_to(original)
+            cache.publish(KEY, out, Artifact(out / "model", "hf", True, 1, 1, 4.0, 5.0, (), ()), WHAT)
+    finally:
+        os.umask(before)
+    model = tmp_path / "cache" / "artifacts" / KEY / "model"
+    shared = 0o666 & ~umask
+    assert model.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (model / "model.safetensors").stat().st_mode & 0o777 == 0o600 | shared
+    assert (model / "tokenizer.json").stat().st_mode & 0o777 == 0o444 | shared
+    assert original.stat().st_mode & 0o777 == 0o400
