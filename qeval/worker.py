@@ -16,14 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qeval.core import machine, provenance
 from qeval.core.cores import threads
-from qeval.core.errors import QevalError, with_class
+from qeval.core.errors import QevalError, StoreError, with_class
 from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress
 from qeval.core.record import MemoryReport, finite
@@ -33,9 +33,14 @@ from qeval.quant.base import METHODS, BuildContext
 from qeval.run.jobs import Job, JobResult, Stopwatch
 from qeval.run.memory import VramSampler, peak_rss
 from qeval.store.artifacts import ArtifactCache
+from qeval.store.references import References
 
 if TYPE_CHECKING:
+    from qeval.core.artifact import Artifact
+    from qeval.core.settings import EngineSettings
     from qeval.data.calibration import Calibration, CalibrationOptions
+    from qeval.engines.base import LM, Logits
+    from qeval.tasks.base import Predictor, TaskContext
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +60,7 @@ def _guarded(job: Job, progress: Progress) -> JobResult:
     """Run the job; every failure becomes a result with one line, its traceback goes to the log."""
     watch = Stopwatch()
     try:
-        return _build(job, progress) if job.kind == "build" else _evaluate(job, progress)
+        return _KINDS[job.kind](job, progress)
     except Exception as err:
         traceback.print_exception(err)  # to the log
         status, error = _explained(err, job)
@@ -118,14 +123,12 @@ def _calibration(job: Job, options: CalibrationOptions) -> Calibration:
     return draw(DataSource(job.data_dir), load_tokenizer(job.model), options)
 
 
-def _evaluate(job: Job, progress: Progress) -> JobResult:
+def _context(job: Job, progress: Progress) -> TaskContext:
     from qeval.data.datasets import DataSource
-    from qeval.tasks.base import TASKS, TaskContext, measures_machine
+    from qeval.tasks.base import TaskContext
 
-    watch = Stopwatch()
-    task = TASKS[job.name]()
-    assert job.artifact is not None  # the parent built it first
-    context = TaskContext(
+    floor = job.settings.execution.running.floor
+    return TaskContext(
         model=job.model,
         data=DataSource(job.data_dir),
         out=job.out,
@@ -133,11 +136,69 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
         limit=job.limit,
         batch_size=job.settings.batch_size,
         weak_sandbox=job.weak_sandbox,
+        n_threads=threads(job.settings.n_threads),
+        passes=floor.seeds if floor and floor.kind == "rounding" else 1,
     )
+
+
+def _open(artifact: Artifact, settings: EngineSettings) -> LM:
+    floor = settings.execution.running.floor
+    if floor and floor.kind == "repetition":  # in batches of another size than other rows
+        settings = replace(settings, batch_size=2 if settings.batch_size == 1 else 1)
+    return ENGINES[artifact.engine].open(artifact, settings)
+
+
+def _baseline(job: Job, stack: ExitStack) -> Predictor | None:
+    """What the row is compared with, from the cache or opened now."""
+    against = job.against
+    if against is None:
+        return None
+    if against.reference is not None:
+        found = References(job.cache_dir).find(against.reference)
+        if found is None:
+            raise StoreError("the baseline's predictions are no more in the cache: run again")
+        return found
+    settings = replace(job.settings, execution=against.execution)
+    return stack.enter_context(closing(_open(against.artifact, settings)))
+
+
+def _reference(job: Job, progress: Progress) -> JobResult:
+    """Keep what the baseline predicts."""
+    import numpy as np
+
+    from qeval.tasks.base import TASKS
+
+    watch, task = Stopwatch(), TASKS[job.name]()
+    assert job.artifact is not None
+    with closing(_open(job.artifact, job.settings)) as lm:
+        options = task.Options.model_validate(job.options)
+        rows, stream = task.remember(lm, options, _context(job, progress))
+        done, parts = 0, iter(stream)
+        part: Logits | None = next(parts)
+        assert part is not None
+        with References(job.cache_dir).writing(job.key, rows, part.shape[-1]) as writer:
+            while part is not None:
+                on_cpu = part if isinstance(part, np.ndarray) else part.float().cpu().numpy()
+                plain = on_cpu.astype(np.float32, copy=False)
+                writer.append(plain)
+                done += len(plain)
+                progress(done, rows, "tokens")
+                part = next(parts, None)
+    found = asdict(provenance.conditions(job.settings))
+    return JobResult("ok", None, {}, None, watch.timing(), provenance.collect(), found)
+
+
+def _evaluate(job: Job, progress: Progress) -> JobResult:
+    from qeval.tasks.base import TASKS, measures_machine
+
+    watch = Stopwatch()
+    task = TASKS[job.name]()
+    assert job.artifact is not None  # the parent built it first
     sampler = VramSampler()
     sampler.start()
-    engine = ENGINES[job.artifact.engine]
-    with closing(engine.open(job.artifact, job.settings)) as lm:
+    with ExitStack() as stack:
+        context = replace(_context(job, progress), baseline=_baseline(job, stack))
+        lm = stack.enter_context(closing(_open(job.artifact, job.settings)))
         loaded, load = watch.seconds(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
         load_found = load.stop()
@@ -148,6 +209,8 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     on_cpu = conditions.device == "cpu"  # then the driver's number is another process's
     memory |= {"vram_process": None if on_cpu else vram, "ram_peak": peak_rss()}
     memory["rank"] = result.memory_rank
+    if job.against is not None and job.against.reference is None:  # two models' peaks are no row's
+        memory |= dict.fromkeys(("vram_allocated", "vram_reserved", "vram_process", "ram_peak"))
     timing = {**watch.timing(), "load_s": loaded, "run_s": watch.seconds() - loaded}
     noise = provenance.busy_note(conditions) if measures_machine(task) else ()
     payload = {
@@ -161,6 +224,9 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     if sampler.source and not on_cpu:
         facts["vram_source"] = sampler.source
     return JobResult("ok", None, payload, memory, timing, facts, asdict(conditions))
+
+
+_KINDS = {"build": _build, "eval": _evaluate, "reference": _reference}
 
 
 def _contamination(job: Job, facts: Mapping[str, object]) -> list[str]:

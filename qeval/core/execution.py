@@ -40,24 +40,42 @@ class KvCacheOptions(Options):
     group_size: int = Field(default=128, ge=1)  # along the head dimension, or all of it if smaller
 
 
+FloorKind = Literal["rounding", "repetition", "engine"]
+
+
+class FloorOptions(Options):
+    """The same model once more, to see what differences mean nothing: with noise of the size of
+    bfloat16's rounding, or in batches of another size."""
+
+    kind: Literal["rounding", "repetition"]
+    seeds: int = Field(default=3, ge=1, le=100)  # of rounding: independent draws, one pass each
+
+
 @dataclass(frozen=True)
 class Running:
     """What a row asks; None: as the model has it."""
 
     activations: ActivationOptions | None = None
     kv_cache: KvCacheOptions | None = None
+    floor: FloorOptions | None = None
 
     def __bool__(self) -> bool:
-        return self.activations is not None or self.kv_cache is not None
+        return any(part is not None for part in (self.activations, self.kv_cache, self.floor))
 
     def to_json(self) -> dict[str, object]:
         """Empty where nothing is asked."""
-        asked = {"activations": self.activations, "kv_cache": self.kv_cache}
+        asked = {
+            "activations": self.activations,
+            "kv_cache": self.kv_cache,
+            "floor": self.floor,
+        }
         return {name: options.model_dump(mode="json") for name, options in asked.items() if options}
 
     def label(self, weights: str) -> str:
         """A row's name from that of its weights: ``RTN W4A16g64`` -> ``RTN W4A8KV4g64``; ``NF4`` ->
         ``NF4 A8KV4``; ``none`` -> ``A8KV4``."""
+        if self.floor:
+            return f"floor: {self.floor.kind}" + (f" of {weights}" if weights != "none" else "")
         a = f"A{self.activations.num_bits}" if self.activations else ""
         kv = f"KV{self.kv_cache.num_bits}" if self.kv_cache else ""
         if not a and not kv:
@@ -84,15 +102,20 @@ class Execution:
     @staticmethod
     def from_json(data: Mapping[str, object]) -> Execution:
         own = {k: v for k, v in data.items() if k not in ("kernel", *KEYS)}
-        activations, kv_cache = data.get("activations"), data.get("kv_cache")
+        activations, kv_cache, floor = (data.get(key) for key in KEYS)
         running = Running(
             ActivationOptions.model_validate(activations) if activations else None,
             KvCacheOptions.model_validate(kv_cache) if kv_cache else None,
+            FloorOptions.model_validate(floor) if floor else None,
         )
         return Execution(cast(Kernel | None, data.get("kernel")), running, own)
 
 
-KEYS: dict[str, type[Options]] = {"activations": ActivationOptions, "kv_cache": KvCacheOptions}
+KEYS: dict[str, type[Options]] = {
+    "activations": ActivationOptions,
+    "kv_cache": KvCacheOptions,
+    "floor": FloorOptions,
+}
 """The keys that stand beside a method, or among its options."""
 
 

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "oom", "timeout", "killed", "skipped"]
 Better = Literal["lower", "higher", "none"]
 Pairs = Literal["window", "problem", "item", "none"]
-Change = Literal["relative", "points", "ratio", "time", "none"]
+Change = Literal["relative", "difference", "points", "ratio", "time", "none"]
 SHARE_UNITS = {"": 1.0, "share": 1.0, "%": 100.0}
 """Units of ``points``, and how much the whole is."""
 
@@ -41,6 +41,7 @@ class Metric:
 
     change      value                    values of the units
     relative    any positive number      logarithms, whose mean is the value's
+    difference  any number               the same
     points      a share of 1, or in %    the same
     ratio       speed, size              not used
     time        duration                 not used
@@ -61,6 +62,7 @@ class Metric:
     better: Better | None = None  # None, here and below: as ``completed`` has it
     pairs: Pairs | None = None  # what the values are of; "none": two records are not paired
     change: Change | None = None
+    from_baseline: bool = False  # it says how far a row is from its baseline, and is 0 of that itself
     cost: bool | None = None  # what a run takes on its machine, not how good its answers are
     heading: str | None = None  # of its column
     group: str | None = None  # what it and its like are called under a table: "pass@k", "speed"

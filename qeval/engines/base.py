@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from qeval.core.artifact import Artifact
 
+    Logits = NDArray[np.float32] | NDArray[np.float64] | torch.Tensor
+    """[n, vocabulary], in memory or on a device."""
+
 Ids = Sequence[int]
 Stop = Callable[[list[int]], bool]
 """Called with all new tokens of one sequence after each step; True ends that sequence."""
@@ -121,12 +124,15 @@ class LM(Protocol):
         Not finite values are passed on as they are."""
         ...
 
-    def predictions(
-        self, windows: Sequence[Ids], *, first: int = 1
-    ) -> Iterator[NDArray[np.float32]] | Iterator[torch.Tensor]:
+    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[Logits]:
         """Per window, in order: the logits that predict tokens ``first`` .. len-1 of it, as the engine
         has them: [len - first, vocabulary], float32 in memory or the model's dtype on its device.
         Whoever keeps one keeps what it is a view of."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str] | None:
+        """What each token is in the engine's own vocabulary; None where it has none of its own, or
+        reads the one beside the model."""
         ...
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:

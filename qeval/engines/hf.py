@@ -47,7 +47,7 @@ class HfEngine(LM):
     version: ClassVar[int] = 2  # 2: nothing but the spec decides generation; exact log-softmax
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache"}
+        {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache", "floor"}
     )
 
     def __init__(
@@ -103,11 +103,13 @@ class HfEngine(LM):
         asked = settings.execution.running
         if not asked:
             return cls(model, artifact, settings, notes=notes)
-        from qeval.engines.low_bits import LowBitCache, round_activations
+        from qeval.engines.low_bits import LowBitCache, add_rounding_noise, round_activations
 
         note, cache = None, None
         if asked.activations:
             note = round_activations(model, asked.activations.num_bits, asked.activations.symmetric)
+        if asked.floor and asked.floor.kind == "rounding":
+            add_rounding_noise(model)
         if asked.kv_cache:
             cache = LowBitCache.on(model, asked.kv_cache.num_bits, asked.kv_cache.group_size)
         return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
@@ -125,6 +127,16 @@ class HfEngine(LM):
         check_causal(self._model)
         for batch in self._batches(windows):
             yield from self._forward(self._tensor(batch), first)
+
+    def pieces(self, ids: Sequence[int]) -> list[str] | None:
+        from qeval.core.artifact import ModelRef
+        from qeval.models.tokenizer import load_tokenizer
+
+        folder = self._artifact.path
+        if not (folder / "tokenizer.json").is_file():
+            return None
+        own = load_tokenizer(ModelRef(str(folder), folder, "", "float32"))
+        return [own.decode([i], special=True) for i in ids]
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         import torch

@@ -146,6 +146,9 @@ class LlamaCppEngine(LM):
                 if n:
                     yield i, start + len(part) - n + 1, logits[end - n : end]
 
+    def pieces(self, ids: Sequence[int]) -> list[str] | None:
+        return [self._model.piece(i, special=True).decode("utf-8", "replace") for i in ids]
+
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         tokens = self._checked(ids)
         rows = np.empty((len(tokens), self.vocab_size), np.float32)

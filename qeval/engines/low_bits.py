@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 from qeval.core.errors import EngineError, UsageError
 from qeval.core.execution import kv_group
 from qeval.formats.affine import SCALE_BITS
+from qeval.models.architectures import blocks_path
 from qeval.models.experts import open_experts
 from qeval.models.linears import linears_of_any_format, widths
 
@@ -38,6 +39,30 @@ if TYPE_CHECKING:
 _CHUNK_ELEMENTS = 2**25  # rounded at once in float32: 128 MiB
 _SMALLEST_HALF = 2.0**-24
 _FLOAT_SHARE = 0.05  # of the weights that are in no linear layer, from which a note says so
+
+
+def add_rounding_noise(model: nn.Module, seed: int = 0) -> None:
+    """From now on every decoder layer's output is multiplied by 1 + 2^-9 N(0, 1), which is what
+    rounding to bfloat16 does to it; each call of the model draws anew.
+
+    Raises:
+        EngineError: no list of decoder layers is found in the model.
+    """
+    path = blocks_path(model)
+    if path is None:
+        raise EngineError("floor: rounding: no list of decoder layers is known in this architecture")
+    draws: dict[torch.device, torch.Generator] = {}
+
+    def noisy(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> object:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.device not in draws:
+            draws[hidden.device] = torch.Generator(hidden.device).manual_seed(seed)
+        noise = torch.randn(hidden.shape, generator=draws[hidden.device], device=hidden.device)
+        changed = (hidden.float() * (1 + 2.0**-9 * noise)).to(hidden.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    for block in model.get_submodule(path).children():
+        block.register_forward_hook(noisy)
 
 
 def fake_quantize(

@@ -27,7 +27,7 @@ from qeval.engines.base import ENGINES, LM
 from qeval.formats.recognise import rounds_activations
 from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
 from qeval.quant.base import METHODS
-from qeval.tasks.base import TASKS, measures_machine
+from qeval.tasks.base import TASKS, against_baseline, measures_machine
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Row:
         )
 
 
+def predictor(row: Row) -> dict[str, object]:
+    """What decides a row's predictions."""
+    running = row.quantization.execution.to_json()
+    return {
+        **({"execution": running} if running else {}),
+        "artifact": row.artifact_key,
+        "engine": [row.engine, ENGINES[row.engine].version],
+    }
+
+
 @dataclass(frozen=True)
 class Cell:
     """One measurement: a task on a quantized model."""
@@ -62,6 +72,7 @@ class Cell:
     conditions: dict[str, object] | None = (
         None  # of a task that measures the machine: where it would run
     )
+    baseline: Row | None = None  # of a task that compares with one
 
     @property
     def name(self) -> str:
@@ -78,11 +89,20 @@ class Cell:
         return content_key(self._content)
 
     @cached_property
+    def reference_key(self) -> str | None:
+        """Of what the baseline predicts of the task's text, which is the same for all rows."""
+        if self.baseline is None:
+            return None
+        task = self._content["task"]
+        return content_key({"of": predictor(self.baseline), "task": task, "limit": self.task.limit})
+
+    @cached_property
     def _content(self) -> dict[str, object]:
         task = TASKS[self.task.task]()
         running = self.row.quantization.execution.to_json()
         return {
             **({"execution": running} if running else {}),
+            **({"baseline": predictor(self.baseline)} if self.baseline else {}),
             "artifact": self.row.artifact_key,
             "task": [self.task.task, task.version, self.task.options.identity()],
             "engine": [self.row.engine, ENGINES[self.row.engine].version],
@@ -100,6 +120,7 @@ class Cell:
                 "name": row.quantization.method,
                 "label": row.quantization.label,
                 "options": row.quantization.described(),
+                **({"floor": row.quantization.floor} if row.quantization.floor else {}),
             },
             "task": {
                 "name": self.task.task,
@@ -137,7 +158,49 @@ def row_cells(
     cache_dir: Path,
     conditions: Conditions,
 ) -> list[Cell]:
-    """The cells of one row; ``order``: the place of its model and its own. Raises as ``plan``."""
+    """The cells of one row, of the tasks that it is for; ``order``: the place of its model and its own.
+    None where a task added the row and the model's engine cannot have it. Raises as ``plan``."""
+    row = _row(experiment, model, quantization, order, cache_dir)
+    if quantization.only and _missing(row):
+        return []
+    _check_running(row)
+    baseline: Row | None = None
+    cells = []
+    for t, task in enumerate(experiment.tasks):
+        if quantization.only and task.task not in quantization.only:
+            continue
+        known = TASKS[task.task]()
+        if against_baseline(known) and baseline is None:
+            baseline = _baseline_row(experiment, row, cache_dir)
+        cells.append(
+            Cell(
+                row,
+                task,
+                t,
+                conditions.of(row.engine) if measures_machine(known) else None,
+                baseline if against_baseline(known) else None,
+            )
+        )
+    return cells
+
+
+def _baseline_row(experiment: Experiment, row: Row, cache_dir: Path) -> Row:
+    """Of the same model; load_spec made sure that there is one."""
+    if row.is_baseline:
+        return row
+    q, found = next(
+        (i, q) for i, q in enumerate(experiment.quantizations) if q.label == experiment.baseline
+    )
+    return _row(experiment, row.model, found, (row.order[0], q), cache_dir)
+
+
+def _row(
+    experiment: Experiment,
+    model: ModelRef,
+    quantization: Quantization,
+    order: tuple[int, int],
+    cache_dir: Path,
+) -> Row:
     method = METHODS[quantization.method]()
     if getattr(method, "in_place", False):
         raise UsageError(
@@ -149,13 +212,7 @@ def row_cells(
     if engine is None:  # only where find() knows it
         raise UsageError(f"{quantization.label}: the method {quantization.method} names no engine")
     baseline = quantization.label == experiment.baseline
-    row = Row(model, quantization, engine, artifact, baseline, order)
-    _check_running(row)
-    cells = []
-    for t, task in enumerate(experiment.tasks):
-        machine_counts = measures_machine(TASKS[task.task]())
-        cells.append(Cell(row, task, t, conditions.of(engine) if machine_counts else None))
-    return cells
+    return Row(model, quantization, engine, artifact, baseline, order)
 
 
 class Conditions:
@@ -197,16 +254,25 @@ def device_of_engine(engine: type[LM], asked: str) -> str:
     return engine.device(asked) if hasattr(engine, "device") else asked
 
 
+def _missing(row: Row) -> str | None:
+    """The first of the keys beside the method that the row's engine cannot have. Any can repeat."""
+    running = row.quantization.running
+    offered = ENGINES[row.engine].capabilities
+    keys = (k for k in running.to_json() if k not in offered)
+    repeats = running.floor is not None and running.floor.kind == "repetition"
+    return next((k for k in keys if not (k == "floor" and repeats)), None)
+
+
 def _check_running(row: Row) -> None:
     """Raises UsageError for ``activations`` and ``kv_cache`` that this row's engine, weights or model
     cannot have."""
     quantization, running = row.quantization, row.quantization.running
-    for key in running.to_json():
-        if key not in ENGINES[row.engine].capabilities:
-            raise UsageError(
-                f"{row.name}: {key}: the engine {row.engine} does not quantize it: take {key} off this "
-                "row, or take a method whose weights run on hf"
-            )
+    if missing := _missing(row):
+        what = "has no such noise" if missing == "floor" else "does not quantize it"
+        raise UsageError(
+            f"{row.name}: {missing}: the engine {row.engine} {what}: take {missing} off this row, or "
+            "take a method whose weights run on hf"
+        )
     method = METHODS[quantization.method]()
     if running.activations and (
         method.rounds_activations(quantization.options)

@@ -21,18 +21,27 @@ from typing import Literal, TypeGuard, TypeVar
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 
 from qeval.core.devices import device_name
-from qeval.core.errors import UsageError, did_you_mean, short
-from qeval.core.execution import KEYS, ActivationOptions, Execution, KvCacheOptions, Running
+from qeval.core.errors import MissingExtraError, UsageError, did_you_mean, short
+from qeval.core.execution import (
+    KEYS,
+    ActivationOptions,
+    Execution,
+    FloorKind,
+    FloorOptions,
+    KvCacheOptions,
+    Running,
+)
 from qeval.core.files import user_path
 from qeval.core.options import Options
 from qeval.core.registry import Registry
+from qeval.engines.base import ENGINES
 from qeval.plan.yaml_file import KeyPath, YamlFile
 from qeval.quant.base import METHODS
-from qeval.tasks.base import TASKS, takes_limit
+from qeval.tasks.base import TASKS, against_baseline, takes_limit
 
 T = TypeVar("T")
 OptionsT = TypeVar("OptionsT", bound=Options)
-LowBitsT = TypeVar("LowBitsT", ActivationOptions, KvCacheOptions)
+BesideT = TypeVar("BesideT", ActivationOptions, KvCacheOptions, FloorOptions)
 Dtype = Literal["float32", "float16", "bfloat16"]
 LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
 _LONGEST_NAME = 255  # bytes of a folder's name
@@ -103,6 +112,8 @@ class Quantization:
     options: Options
     label: str
     running: Running = field(default_factory=Running)
+    floor: FloorKind | None = None  # what it shows of the baseline: rows that tasks add, or such a row
+    only: frozenset[str] = frozenset()  # the tasks that added it; none: all run on it
 
     @property
     def execution(self) -> Execution:
@@ -163,6 +174,7 @@ def load_spec(path: Path, overrides: dict[str, object] | None = None) -> Experim
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
     _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
     baseline = _baseline(source, spec, quantizations)
+    quantizations = _with_floors(source, quantizations, tasks, baseline, spec.dtype)
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
 
 
@@ -241,27 +253,91 @@ def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
         merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
         own = {k: v for k, v in merged.items() if k not in KEYS}
         at = {k: (*where[: 2 if k in beside else 3], k) for k in KEYS}
-        a, kv = "activations", "kv_cache"
-        activations = _ways(source, at[a], ActivationOptions, merged.get(a))
-        caches = _ways(source, at[kv], KvCacheOptions, merged.get(kv))
-        ways = [Running(*pair) for pair in itertools.product(activations, caches)]
+        a, kv, fl = KEYS
+        activations = _ways(source, at[a], ActivationOptions, "num_bits", merged.get(a))
+        caches = _ways(source, at[kv], KvCacheOptions, "num_bits", merged.get(kv))
+        floors = _ways(source, at[fl], FloorOptions, "kind", merged.get(fl))
+        ways = [Running(*way) for way in itertools.product(activations, caches, floors)]
         for options in _expand(source, where, method.Options, own):
             for running in ways:
-                yield Quantization(name, options, running.label(method.label(options)), running)
+                label = running.label(method.label(options))
+                floor = running.floor.kind if running.floor else None
+                yield Quantization(name, options, label, running, floor)
+
+
+_FLOAT_GGUF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def _with_floors(
+    source: YamlFile,
+    rows: tuple[Quantization, ...],
+    tasks: tuple[TaskEntry, ...],
+    baseline: str | None,
+    dtype: str,
+) -> tuple[Quantization, ...]:
+    """The rows, and those that show what a difference from the baseline is without any quantization.
+
+    Raises:
+        SpecError: a task compares with a baseline that no row is.
+    """
+    asking = [t for t in tasks if against_baseline(TASKS[t.task]())]
+    if not asking:
+        return rows
+    base = next((q for q in rows if q.label == baseline), None)
+    if base is None:
+        raise source.error(
+            ("tasks",),
+            f"{asking[0].task} compares rows with a baseline: add `none` to quantizations, or name one "
+            "of them with `baseline:`",
+        )
+    kinds = dict.fromkeys(kind for t in asking for kind in getattr(t.options, "floors", ()))
+    only = frozenset(t.task for t in asking)
+    found = list(rows)
+    for kind in kinds:
+        row = _floor(kind, base, dtype)
+        if row is None:
+            continue
+        same = [i for i, q in enumerate(found) if _asked(q) == _asked(row)]
+        if same:  # the spec has it as a row of its own
+            found[same[0]] = replace(found[same[0]], floor=kind)
+        else:
+            found.append(replace(row, floor=kind, only=only))
+    return tuple(found)
+
+
+def _asked(q: Quantization) -> tuple[str, Options, Running]:
+    return q.method, q.options, q.running
+
+
+def _floor(kind: FloorKind, base: Quantization, dtype: str) -> Quantization | None:
+    """None where what it needs is not installed, or the baseline is such a row itself."""
+    if kind != "engine":
+        running = replace(base.running, floor=FloorOptions(kind=kind))
+        return replace(base, running=running, label=running.label(base.label))
+    method = METHODS["gguf"]()
+    options = method.Options.model_validate({"type": _FLOAT_GGUF[dtype]})
+    try:
+        method.check_packages(options)
+        ENGINES["llamacpp"].preflight()
+    except MissingExtraError:
+        return None
+    if base.method == "gguf":
+        return None
+    return Quantization("gguf", options, f"floor: engine ({method.label(options)} GGUF)")
 
 
 def _ways(
-    source: YamlFile, where: KeyPath, cls: type[LowBitsT], given: object
-) -> list[LowBitsT | None]:
+    source: YamlFile, where: KeyPath, cls: type[BesideT], scalar: str, given: object
+) -> list[BesideT | None]:
     """One set of options for each combination of lists in ``activations`` or ``kv_cache``, of which a
     number is short for ``num_bits``, and a list is of numbers or mappings; None: not quantized, as with
     16 bits."""
     if given is None:
         return [None]
     items = given if isinstance(given, list) and given else [given]
-    mappings = [item if isinstance(item, dict) else {"num_bits": item} for item in items]
+    mappings = [item if isinstance(item, dict) else {scalar: item} for item in items]
     found = [options for given in mappings for options in _expand(source, where, cls, given)]
-    return [None if options.num_bits == 16 else options for options in found]
+    return [None if getattr(options, "num_bits", 0) == 16 else options for options in found]
 
 
 def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:

@@ -171,8 +171,11 @@ class _Look:
             model, found = self.model(entry)
             for q, quantization in enumerate(self.experiment.quantizations):
                 cells, own = self.row(model, quantization, (m, q)) if model else ([], Findings())
+                known, unknown = {cell.task_order: cell for cell in cells}, not model or own.problems
                 for t, task in enumerate(self.experiment.tasks):
-                    cell = cells[t] if cells else None
+                    cell = known.get(t)
+                    if cell is None and not (unknown or own.downloads):
+                        continue  # a row that another task added
                     yield Planned(entry, quantization, task, cell, Findings.union([found, own]))
 
     def model(self, entry: ModelEntry) -> tuple[ModelRef | None, Findings]:

@@ -5,27 +5,35 @@ says what its units are):
 
 relative   d_i = log_i - log0_i of unit i (of a perplexity: mean NLL of window i); change of the value
            exp(mean d) - 1 with Student's t-interval of the mean, both ends carried through exp(.) - 1.
+difference d_i = x_i - x0_i of unit i in the metric's own unit, likewise (nats of a divergence).
 points     d_i = share_i - share0_i of unit i (of pass@k: the estimate for problem i): difference of the
-           means in points, percentile bootstrap over the units (10,000 resamples, fixed seed) and a
-           two-sided sign-flip permutation p-value: exact for one sample a problem (it is McNemar's
-           exact test then) and for up to 12 units that differ, else 10,000 fixed random flips.
-           Without a test where units do not pair.
+           means in points. The p-value is that of a two-sided sign-flip permutation: exact for one
+           sample a problem (it is McNemar's exact test then) and for up to 12 units that differ, else
+           10,000 fixed random flips. The interval: of units that pass or fail, Wald's with half a unit
+           added to each cell of the table (Agresti and Min, Statistics in Medicine 2005); of others the
+           percentile bootstrap over units (10,000 resamples, fixed seed), below 100 units Student's t,
+           whose coverage holds there. Without a test where units do not pair.
 ratio      the ratio, without a test; ``time`` is the same, where less is better.
 
-A difference is significant when its interval leaves out "no difference" and its p-value, where there is
-one, is under 0.05. No scipy: the parent process does this while it prints a table.
+Windows are in the order of a text, and their errors are those of a correlated series
+(stats/series.py); problems and items are independent. A difference is significant when its p-value,
+after Holm's correction for the number of rows compared with the same baseline, is under 0.05 and its
+interval leaves out "no difference". It is equivalent when both one-sided tests say that it is within
+the margin. No scipy: the parent process does this while it prints a table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from qeval.core.intervals import t_quantile
 from qeval.core.record import SHARE_UNITS, Change, Metric
+from qeval.stats.series import Mean, mean_in_order, mean_of_strangers
+from qeval.stats.verdicts import ALPHA, detectable, detectable_share, equivalent, holm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +41,8 @@ if TYPE_CHECKING:
 
 
 RESAMPLES = 10_000
-ALPHA = 0.05
 EXACT_FLIPS = 12  # 2^12 sign patterns are enumerated
+_FEW = 100  # units, up to which a percentile bootstrap covers too little
 _EPS = 1e-5  # float32 sums that are equal on paper
 
 
@@ -42,7 +50,9 @@ _EPS = 1e-5  # float32 sums that are equal on paper
 class Difference:
     """``value`` is a share for "relative" (0.013: 1.3% more) and "points" (-0.037: 3.7 points less), a
     factor for "ratio" (of a speed, a size, whatever else) and "time" (where less is better).
-    ``significant`` is None where nothing can be tested."""
+    ``significant`` and ``equivalent`` are None where nothing can be tested. ``adjusted``: the p-value
+    after Holm's correction; ``detectable`` the smallest true difference, in the terms of ``value``,
+    that so many units would have found with 80% power: infinite where there is none."""
 
     kind: Change
     value: float
@@ -50,26 +60,67 @@ class Difference:
     high: float | None = None
     p: float | None = None
     significant: bool | None = None
+    equivalent: bool | None = None
+    detectable: float | None = None
+    adjusted: float | None = None
 
 
-def difference(ours: Metric, base: Metric) -> Difference | str | None:
+@dataclass(frozen=True)
+class Margins:
+    """Differences within which a row is called equivalent to its baseline."""
+
+    points: float = 0.01
+    relative: float = 0.01
+
+
+MARGINS = Margins()
+
+
+def difference(ours: Metric, base: Metric, margins: Margins = MARGINS) -> Difference | str | None:
     """``ours`` against ``base`` (same name and protocol), the reason why they cannot be compared, or
     None where there is nothing to divide or subtract (a result that is not finite, or zero)."""
     compared = COMPARISONS.get(ours.change or "none")
     if compared is None or ours.value is None or base.value is None:
         return None
-    return compared(ours, base)
+    return compared(ours, base, margins)
 
 
-def relative(ours: Metric, base: Metric) -> Difference | str | None:
+def relative(ours: Metric, base: Metric, margins: Margins) -> Difference | str | None:
     d = _paired(ours, base)
     if isinstance(d, str):
         return d
-    if d is None or len(d) < 2:  # one long window, or none kept: nothing to test with
+    mean = None if d is None else _mean(ours, d)
+    if mean is None:  # one long window, or none kept: nothing to test with
         return _ratio(ours, base, "relative")
-    mean, half = t_interval(d)
-    low, high = _growth(mean - half), _growth(mean + half)
-    return Difference("relative", _growth(mean), low, high, significant=not low <= 0 <= high)
+    low, high = mean.interval()
+    p = mean.p_value()
+    return Difference(
+        "relative",
+        _growth(mean.value),
+        _growth(low),
+        _growth(high),
+        p,
+        p < ALPHA,
+        equivalent(mean, math.log1p(margins.relative)),
+        _growth(detectable(mean.stderr, mean.df)),
+    )
+
+
+def own_unit(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
+    assert ours.value is not None and base.value is not None
+    d = _paired(ours, base)
+    if isinstance(d, str):
+        return d
+    mean = None if d is None else _mean(ours, d)
+    if mean is None:
+        return Difference("difference", ours.value - base.value)
+    low, high = mean.interval()
+    p, least = mean.p_value(), detectable(mean.stderr, mean.df)
+    return Difference("difference", mean.value, low, high, p, p < ALPHA, None, least)
+
+
+def _mean(metric: Metric, d: Sequence[float]) -> Mean | None:
+    return mean_in_order(d) if metric.pairs == "window" else mean_of_strangers(d)
 
 
 def _growth(log_ratio: float) -> float:
@@ -83,7 +134,7 @@ def _ratio(ours: Metric, base: Metric, kind: Change) -> Difference | None:
     return Difference(kind, factor - 1 if kind == "relative" else factor)
 
 
-def share(ours: Metric, base: Metric) -> Difference | str:
+def share(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
     assert ours.value is not None and base.value is not None
     one = SHARE_UNITS.get(ours.unit, 1.0)
     d = _paired(ours, base)
@@ -93,19 +144,31 @@ def share(ours: Metric, base: Metric) -> Difference | str:
         return d
     if len(d) < 2:
         return f"fewer than two {ours.pairs}s with a result"
-    return points([x / one for x in d])
+    if ours.pairs == "window":
+        return _points_in_order([x / one for x in d], margins.points)
+    return points([x / one for x in d], margins.points)
 
 
-def ratio(ours: Metric, base: Metric) -> Difference | None:
+def _points_in_order(d: Sequence[float], margin: float) -> Difference:
+    """Of windows, whose neighbours are alike."""
+    mean = mean_in_order(d)
+    assert mean is not None
+    low, high = mean.interval()
+    p, least = mean.p_value(), detectable(mean.stderr, mean.df)
+    return Difference("points", mean.value, low, high, p, p < ALPHA, equivalent(mean, margin), least)
+
+
+def ratio(ours: Metric, base: Metric, _: Margins) -> Difference | None:
     return _ratio(ours, base, "ratio")
 
 
-def time(ours: Metric, base: Metric) -> Difference | None:
+def time(ours: Metric, base: Metric, _: Margins) -> Difference | None:
     return _ratio(ours, base, "time")
 
 
-COMPARISONS: Mapping[Change, Callable[[Metric, Metric], Difference | str | None]] = {
+COMPARISONS: Mapping[Change, Callable[[Metric, Metric, Margins], Difference | str | None]] = {
     "relative": relative,
+    "difference": own_unit,
     "points": share,
     "ratio": ratio,
     "time": time,
@@ -127,20 +190,44 @@ def _paired(ours: Metric, base: Metric) -> list[float] | str | None:
     return d if len(d) == n else f"{what} without a finite result"
 
 
-def points(d: Sequence[float]) -> Difference:
-    """The mean of per-unit differences [n], n >= 2, with its bootstrap interval and p-value."""
-    low, high = bootstrap_interval(d)
-    p = sign_flip_p(d)
+def points(d: Sequence[float], margin: float = MARGINS.points) -> Difference:
+    """The mean of per-unit differences [n] of independent units, n >= 2."""
+    mean = mean_of_strangers(d)
+    assert mean is not None
+    p, n = sign_flip_p(d), len(d)
+    if not any(d):
+        return Difference("points", 0.0, 0.0, 0.0, p, False, True)
+    if all(x in (-1.0, 0.0, 1.0) for x in d):
+        gained, lost = d.count(1.0), d.count(-1.0)
+        low, high = changed_interval(gained, lost, n)
+        inner_low, inner_high = changed_interval(gained, lost, n, level=1 - 2 * ALPHA)
+        same = -margin < inner_low and inner_high < margin
+        least = detectable_share(n, (gained + lost) / n)
+    else:
+        low, high = mean.interval() if n < _FEW else bootstrap_interval(d)
+        same, least = equivalent(mean, margin), detectable(mean.stderr, mean.df)
     significant = p < ALPHA and not low <= 0 <= high
-    return Difference("points", math.fsum(d) / len(d), low, high, p, significant)
+    return Difference("points", math.fsum(d) / n, low, high, p, significant, same, least)
 
 
-def t_interval(d: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95% t-interval of at least two numbers."""
-    n = len(d)
-    mean = math.fsum(d) / n
-    variance = math.fsum((x - mean) ** 2 for x in d) / (n - 1)
-    return mean, t_quantile(n - 1) * math.sqrt(variance / n)
+def changed_interval(gained: int, lost: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Of the difference of two shares of the same n units (Agresti and Min 2005, section 3)."""
+    b, c, total = gained + 0.5, lost + 0.5, n + 2
+    centre, z = (b - c) / total, NormalDist().inv_cdf((1 + level) / 2)
+    half = z * math.sqrt(b + c - (b - c) ** 2 / total) / total
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Holm's correction of all that were compared with one baseline; those without a p-value as they
+    are."""
+    tested = [d for d in differences if d.p is not None]
+    adjusted = iter(holm([d.p for d in tested if d.p is not None]))
+    return [d if d.p is None else _adjusted(d, next(adjusted)) for d in differences]
+
+
+def _adjusted(change: Difference, p: float) -> Difference:
+    return replace(change, adjusted=p, significant=bool(change.significant) and p < ALPHA)
 
 
 def bootstrap_interval(d: Sequence[float]) -> tuple[float, float]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from qeval.core.console import aligned
 from qeval.core.errors import UsageError
-from qeval.core.intervals import half_width
 from qeval.core.record import MemoryReport, Metric, Record
 from qeval.core.units import human_bytes, human_seconds
 from qeval.report.places import place_of
 from qeval.report.row_records import age, kept
+from qeval.stats.intervals import half_width
 
 _KEY_PARTS = ("conditions", "key_anywhere")  # of a cell: shown in words
 

@@ -29,7 +29,8 @@ def value_text(column: Column, entry: Entry) -> str:
     """``21.62 ± 0.31``, ``22.6% [16.9, 29.6]``, ``0.254 †``, ``failed ¹``."""
     if entry.value is None:
         return entry.status + marks(entry.notes)
-    return _number(column, entry) + (f" {SIMULATED}" if entry.accounted else "") + marks(entry.notes)
+    marked = (f" {SIMULATED}" if entry.accounted else "") + (" at the floor" if entry.at_floor else "")
+    return _number(column, entry) + marked + marks(entry.notes)
 
 
 def difference_text(entry: Entry) -> str:
@@ -43,13 +44,25 @@ def difference_text(entry: Entry) -> str:
     if change.kind in ("ratio", "time"):
         return f"×{_significant(change.value, 3)}"
     tested = {True: "", False: " n.s.", None: " untested"}[change.significant]
+    tested = " equiv." if change.equivalent else tested
     if is_factor(change):
         return _growth(change) + tested
     half = _half_width(change.low, change.high)
+    if change.kind == "difference":
+        return _plain(change, half) + tested
     decimals = max(1, _decimals(100 * half, most=3 if change.kind == "relative" else 1)) if half else 1
     unit = "%" if change.kind == "relative" else " pts"
     low_high = _interval(change, decimals) if change.low is not None else ""
     return _signed(change.value, decimals) + unit + low_high + tested
+
+
+def _plain(change: Difference, half: float) -> str:
+    """``+0.031 [+0.029, +0.033]``: in the metric's own unit."""
+    decimals = _decimals(half, most=6) if half else _decimals_of(change.value, 3)
+    if change.low is None or change.high is None:
+        return f"{change.value:+.{decimals}f}"
+    low, high = (f"{x:+.{decimals}f}" for x in (change.low, change.high))
+    return f"{change.value:+.{decimals}f} [{low}, {high}]"
 
 
 def is_factor(change: Difference) -> bool:
@@ -96,7 +109,8 @@ def _with_interval(entry: Entry, *, scale: float, unit: str) -> str:
     value = scale * entry.value
     if not half:
         return (f"{value:.1f}" if unit else _significant(value, 4)) + unit
-    decimals = 1 if unit else max(_decimals(half, most=4), _decimals_of(value, 4))
+    most = 4 if abs(value) >= 0.01 else 7
+    decimals = 1 if unit else max(_decimals(half, most=most), min(4, _decimals_of(value, 4)))
     if entry.half is not None:
         return f"{value:.{decimals}f}{unit} ± {half:.{decimals}f}"
     low, high = scale * (entry.low or 0.0), scale * (entry.high or 0.0)

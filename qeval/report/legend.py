@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 
+from qeval.report.compare import MARGINS, Margins
 from qeval.report.format import difference_text, is_factor
 from qeval.report.places import UNKNOWN
-from qeval.report.table import Entry, Table
+from qeval.report.table import Column, Entry, Table
 from qeval.tasks.layouts import LAYOUTS
 
 
@@ -20,6 +23,7 @@ class TableFacts:
     baselines: tuple[str, ...]
     tasks: Mapping[str, tuple[str, ...]]
     contexts: set[int]
+    margins: Margins = MARGINS
 
 
 def legend(table: Table, facts: TableFacts) -> tuple[str, ...]:
@@ -33,8 +37,8 @@ def _numbers(table: Table, facts: TableFacts) -> Iterator[str]:
         return
     if any(e.half is not None for e in entries):
         yield (
-            "±: 95% interval by Student's t: 1.96 standard errors on each side of many units, 2.26 of "
-            "10, 3.18 of 4"
+            "±: 95% interval by Student's t; of windows as of a correlated series, in blocks as "
+            "long as the text needs"
         )
     named = [
         c.group
@@ -43,7 +47,7 @@ def _numbers(table: Table, facts: TableFacts) -> Iterator[str]:
     ]
     if named:
         yield f"{', '.join(dict.fromkeys(named))} [low, high]: 95% interval"
-    yield from _differences(table, entries, " / ".join(facts.baselines))
+    yield from _differences(table, entries, " / ".join(facts.baselines), facts.margins)
 
 
 def _protocols(table: Table) -> Iterator[str]:
@@ -54,9 +58,9 @@ def _protocols(table: Table) -> Iterator[str]:
             yield f"{column.title}: {column.protocol}{first}"
 
 
-def _differences(table: Table, entries: list[Entry], names: str) -> Iterator[str]:
+def _differences(table: Table, entries: list[Entry], names: str, margins: Margins) -> Iterator[str]:
     kinds = {e.difference.kind for e in entries if e.difference}
-    if kinds & {"relative", "points"}:
+    if kinds & {"relative", "points", "difference"}:
         yield (
             f"second line: difference from the baseline ({names}), paired unit by unit, with its 95% "
             "interval; pts: percentage points"
@@ -67,9 +71,41 @@ def _differences(table: Table, entries: list[Entry], names: str) -> Iterator[str
         same = ", where that was measured under the same conditions" if _several_places(table) else ""
         yield f"× of {_of_what(table)}: ratio to the baseline ({names}){same}, not tested"
     if any("n.s." in difference_text(e) for e in entries):
-        yield "n.s.: not significant, the difference may be chance (p >= 0.05)"
+        yield (
+            "n.s.: not distinguishable from the baseline: the difference may be chance (p >= 0.05, by "
+            "Holm's correction for the rows compared)"
+        )
+    if any(e.difference and e.difference.equivalent for e in entries):
+        within = {"relative": f"{100 * margins.relative:g}%", "points": f"{100 * margins.points:g} pts"}
+        said = " or ".join(text for kind, text in within.items() if kind in kinds)
+        yield f"equiv.: the same as the baseline within {said}, by two one-sided tests at 5%"
+    if least := [text for c in table.columns if (text := _detectable(table, c))]:
+        yield (
+            "a true difference of this size would have been seen in four runs of five (median of the "
+            f"rows): {'; '.join(least)}"
+        )
+    if any(e.at_floor for e in entries):
+        yield (
+            "at the floor: no larger than what the baseline differs by from itself (the rows called "
+            "floor); such rows are not ranked among each other"
+        )
     if not names and len(table.rows) > 1:
         yield "no row is a baseline: no differences are shown"
+
+
+def _detectable(table: Table, column: Column) -> str:
+    """``PPL gptq/wikitext2 0.8%``; empty where nothing was tested."""
+    changes = [d for row in table.rows if (d := row.entries[column.id].difference)]
+    found = [d.detectable for d in changes if d.detectable is not None]
+    if not found:
+        return ""
+    name, value = f"{column.title} {column.protocol}", median(found)
+    if not math.isfinite(value):
+        return f"{name} none"
+    kind = changes[0].kind
+    if kind == "difference":
+        return f"{name} {value:.2g} {column.unit}".rstrip()
+    return f"{name} {100 * value:.2g}{'%' if kind == 'relative' else ' pts'}"
 
 
 def _of_what(table: Table) -> str:

@@ -28,6 +28,10 @@ _PARTS = (
     "difference high",
     "difference kind",
     "significant",
+    "p",
+    "p Holm",
+    "equivalent",
+    "detectable",
     "status",
 )
 
@@ -119,6 +123,10 @@ def _csv_details(entry: Entry) -> Iterator[object]:
     yield from shown
     tested = change.significant if change else None
     yield None if tested is None else int(tested)
+    yield from (change.p, change.adjusted) if change else (None, None)
+    same = change.equivalent if change else None
+    yield None if same is None else int(same)
+    yield change.detectable if change else None
     yield entry.status or "ok"
 
 

@@ -72,12 +72,17 @@ class RowRecords:
     @cached_property
     def low_bits(self) -> frozenset[str]:
         """``activations`` and ``kv_cache`` where the row has them rounded."""
-        return frozenset(KEYS.keys() & (self.quantization.get("options") or {}).keys())
+        return frozenset(KEYS.keys() & (self.quantization.get("options") or {}).keys()) - {"floor"}
+
+    @property
+    def floor(self) -> str:
+        """What the row is a floor for, if it is one: ``rounding``, ``repetition`` or ``engine``."""
+        return str(self.quantization.get("floor") or "")
 
     @property
     def costs_as_float(self) -> bool:
         """Whether its process took the memory and time of more bits than its label says."""
-        return self.simulated or bool(self.low_bits)
+        return self.simulated or bool(self.low_bits) or bool(self.floor)
 
     def order(self, axis: int) -> int:
         return min(order(record, axis) for record in self.evals)

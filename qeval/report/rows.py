@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from qeval.core.errors import UsageError, first_line
-from qeval.core.intervals import half_width
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
-from qeval.report.compare import Difference, difference
+from qeval.report.compare import MARGINS, Difference, Margins, difference
 from qeval.report.costs import Costs, accounted, costs
 from qeval.report.fill import Cells, Filled, FoundCell, cells, elsewhere, metric_columns, places, shown
 from qeval.report.format import value_text
@@ -30,6 +29,8 @@ from qeval.report.row_records import (
     task_id,
 )
 from qeval.report.table import Column, Entry, Table, TableRow
+from qeval.report.verdicts import at_floor, judged
+from qeval.stats.intervals import half_width
 from qeval.store.results import cell_name, is_meant
 from qeval.tasks.layouts import LAYOUTS
 
@@ -61,6 +62,7 @@ class _Draft:
     costs: list[Costs]
     cells: list[Cells]
     shown: list[int] = field(default_factory=list)  # rows, in order
+    margins: Margins = MARGINS
 
 
 def build_table(
@@ -72,6 +74,7 @@ def build_table(
     baseline: str | None = None,
     sort: str | None = None,
     only: Sequence[str] = (),
+    margins: Margins = MARGINS,
 ) -> Table:
     """The table of the newest records.
 
@@ -84,11 +87,12 @@ def build_table(
             ``-`` largest first.
         only: rows and columns of cells whose name, method or task has one of these in it. Differences
             are still from the baseline.
+        margins: differences within which a row is equivalent to its baseline.
 
     Raises:
         UsageError: ``columns``, ``baseline``, ``sort`` or ``only`` match nothing.
     """
-    draft = _draft(sources(kept(records)), baseline)
+    draft = replace(_draft(sources(kept(records)), baseline), margins=margins)
     draft, filled = _only(draft, only)
     chosen = _chosen(draft, filled, wide, columns, layout)
     if sort is not None:
@@ -99,6 +103,8 @@ def build_table(
     for i in draft.shown:
         base = bases[i] if layout == "full" else None
         rows.append(_row(draft, i, base, shown_as[i], chosen, notes))
+    groups = [bases[i] if layout == "full" else None for i in draft.shown]
+    rows = judged(rows, groups, chosen, notes.number)
     table = Table(tuple(chosen), tuple(rows), tuple(notes.texts), layout=layout)
     return replace(table, legend=legend(table, _facts(draft, shown_as, bases)))
 
@@ -163,12 +169,32 @@ def _sort(draft: _Draft, pattern: str) -> None:
     column = col.one([*memory, *quality, *col.time_columns(facts, draft.hosts)], name)
     models = list(dict.fromkeys(row.identity for row in draft.rows))
 
+    floored = _at_floor(draft, column)
+
     def place(i: int) -> tuple[int, bool, float]:
-        value = _raw_value(draft, i, column)
+        value = 0.0 if i in floored else _raw_value(draft, i, column)  # none of them below another
         model = models.index(draft.rows[i].identity)
         return model, value is None, 0.0 if value is None else -value if falling else value
 
     draft.shown.sort(key=place)
+
+
+def _at_floor(draft: _Draft, column: Column) -> set[int]:
+    rows = [
+        TableRow(
+            row.identity,
+            dtype="",
+            quantization="",
+            engine=row.engine,
+            baseline=row.baseline,
+            simulated=False,
+            entries={column.id: _value(cell.metric) if cell and cell.metric else Entry()},
+            floor=row.floor,
+        )
+        for row, found in zip(draft.rows, draft.cells, strict=True)
+        for cell in [found.get(column.id)]
+    ]
+    return set(at_floor(rows, column))
 
 
 def _raw_value(draft: _Draft, i: int, column: Column) -> float | None:
@@ -201,7 +227,7 @@ def _row(
         elif c.id in mine:
             pair = (mine[c.id], theirs.get(c.id))
             way = None if shared else ways.get(c.id)
-            entries[c.id] = _entry(draft.columns[c.id], source, pair, way, notes)
+            entries[c.id] = _entry(draft.columns[c.id], source, pair, way, notes, draft.margins)
         else:
             entries[c.id] = Entry(status=NONE)
     return TableRow(
@@ -212,6 +238,7 @@ def _row(
         baseline=source.baseline,
         simulated=source.simulated,
         low_bits=bool(source.low_bits),
+        floor=source.floor,
         entries=entries,
         notes=marks,
     )
@@ -234,11 +261,12 @@ def _entry(
     pair: tuple[FoundCell | None, FoundCell | None],
     way: str | None,
     notes: Notes,
+    margins: Margins,
 ) -> Entry:
     """``pair``: the row's own cell and its baseline's; ``way``: how they ran differently."""
     (found, base), column = pair, filled.column
     if found is None:
-        return Entry(status=NONE if elsewhere(source, filled) else PENDING)
+        return Entry(status=NONE if source.floor or elsewhere(source, filled) else PENDING)
     record = found.record
     if record.status == "skipped" and source.costs_as_float:
         return Entry(status=NONE)  # the legend's line on simulated rows says why
@@ -247,7 +275,7 @@ def _entry(
     if found.metric is None or (source.costs_as_float and column.cost):
         return Entry(status=NONE)
     said = [*_own_notes(found, source), *_twice(column, found)]
-    change = _difference(found, base)
+    change = _difference(found, base, margins)
     if isinstance(change, str):
         said.append(f"no difference shown: {change}")
         change = None
@@ -337,14 +365,16 @@ def _value(metric: Metric) -> Entry:
     return Entry(metric.value, half, metric.value - half, metric.value + half)
 
 
-def _difference(ours: FoundCell, base: FoundCell | None) -> Difference | str | None:
+def _difference(ours: FoundCell, base: FoundCell | None, margins: Margins) -> Difference | str | None:
     if base is None or base.metric is None or ours.metric is None:
         return None
+    if ours.metric.from_baseline and base.record.cell.get("baseline"):
+        return None  # the number says it
     # Windows have no names: they are the same where text and tokens are.
     for name, what in (("text_sha256", "text"), ("tokens_sha256", "tokens")):
         if ours.metric.pairs == "window" and _sha(ours, name) != _sha(base, name):
             return f"other {what} than the baseline's"
-    return difference(ours.metric, base.metric)
+    return difference(ours.metric, base.metric, margins)
 
 
 def _sha(found: FoundCell, name: str) -> object:
@@ -368,4 +398,4 @@ def _facts(
         if ("context", None) in facts.facts:
             contexts.add(int(facts.facts["context", None]))
     by_task = {task: tuple(models) for task, models in tasks.items()}
-    return TableFacts(tuple(named), by_task, contexts)
+    return TableFacts(tuple(named), by_task, contexts, draft.margins)

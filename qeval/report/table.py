@@ -50,6 +50,7 @@ class Entry:
     difference: Difference | None = None
     status: str = ""  # "failed", "broken (100% not finite)", "–", "…"; empty with a value
     accounted: bool = False  # computed from what would be stored, not measured
+    at_floor: bool = False  # no larger than what the same model differs by from itself
     notes: tuple[int, ...] = ()  # footnotes, counted from 1
 
 
@@ -64,6 +65,7 @@ class TableRow:
     entries: dict[str, Entry]  # by Column.id
     notes: tuple[int, ...] = ()
     low_bits: bool = False  # its activations or KV cache are
+    floor: str = ""  # "rounding", "repetition", "engine": the baseline again, to see what means nothing
 
     @property
     def marked(self) -> bool:

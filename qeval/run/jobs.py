@@ -18,11 +18,31 @@ from qeval.core.settings import EngineSettings
 
 
 @dataclass(frozen=True)
+class Against:
+    """What a row is compared with: weights and how they run; ``reference``: the key of their
+    predictions in the cache, None where they are computed beside the row's."""
+
+    artifact: Artifact
+    execution: Execution
+    reference: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        made, running = self.artifact.to_json(), self.execution.to_json()
+        return {"artifact": made, "execution": running, "reference": self.reference}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Against:
+        artifact = Artifact.from_json(data["artifact"])
+        return Against(artifact, Execution.from_json(data["execution"]), data["reference"])
+
+
+@dataclass(frozen=True)
 class Job:
     """``build``: run ``name`` (a method) with ``options`` into ``out``. ``eval``: open ``artifact``
-    and run ``name`` (a task); ``out`` is the cell's own folder, where samples stay."""
+    and run ``name`` (a task); ``out`` is the cell's own folder, where samples stay. ``reference``:
+    open ``artifact``, and keep under ``key`` what it predicts of the text of the task ``name``."""
 
-    kind: Literal["build", "eval"]
+    kind: Literal["build", "eval", "reference"]
     key: str
     title: str  # for people: "SmolLM2 · Q8_0 · gptq/wikitext2"
     model: ModelRef
@@ -36,11 +56,13 @@ class Job:
     limit: int | None = None
     weak_sandbox: bool = False
     python: Path | None = None  # the interpreter of another environment; None: the parent's
+    against: Against | None = None
 
     def to_json(self) -> str:
         data = asdict(self)
         data["artifact"] = self.artifact.to_json() if self.artifact else None
         data["settings"] = self.settings.to_json()
+        data["against"] = self.against.to_json() if self.against else None
         return json.dumps(data, indent=1, default=str)
 
     @staticmethod
@@ -51,6 +73,7 @@ class Job:
         execution = Execution.from_json(data["settings"].pop("execution", old))
         data["settings"] = EngineSettings(**data["settings"], execution=execution)
         data["artifact"] = Artifact.from_json(data["artifact"]) if data["artifact"] else None
+        data["against"] = Against.from_json(data["against"]) if data.get("against") else None
         for name in ("out", "cache_dir", "data_dir", "python"):
             data[name] = Path(data[name]) if data[name] else None
         return Job(**data)

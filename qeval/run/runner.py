@@ -19,13 +19,14 @@ from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
 from qeval.plan.cells import Cell, Row, artifact_key
-from qeval.plan.preflight import interpreter
+from qeval.plan.preflight import device_kind, interpreter
 from qeval.plan.state import why_skipped
 from qeval.quant.base import METHODS
 from qeval.run.executor import Executor
-from qeval.run.jobs import Job, JobResult
+from qeval.run.jobs import Against, Job, JobResult
 from qeval.store.artifacts import ArtifactCache
 from qeval.store.records import Store
+from qeval.store.references import References
 
 
 class Listener(Protocol):
@@ -158,9 +159,51 @@ class Runner:
             weak_sandbox=self.settings.weak_sandbox,
             **self._common(cell.row.model, cell.row.quantization.execution),
         )
-        result = self._run(job, cell.task.timeout)
+        against, failed = self._against(cell)
+        result = failed or self._run(replace(job, against=against), cell.task.timeout)
         made = _made(artifact, cell)
         return _record("eval", cell.key, cell.describe(), result, self.store.folder, made)
+
+    def _against(self, cell: Cell) -> tuple[Against | None, JobResult | None]:
+        """What the cell's row is compared with, its predictions computed if they are not there yet; or
+        why that failed."""
+        base, key = cell.baseline, cell.reference_key
+        if base is None or key is None:
+            return None, None
+        try:
+            q = base.quantization
+            made = base.artifact or self._artifact(base.model, q.method, q.options, q.label)
+        except _BuildFailed as err:
+            return None, JobResult("failed", f"the baseline's build failed: {err}", log=err.log)
+        against = Against(made, q.execution)
+        if self._is_live(cell):
+            return against, None
+        if References(self.settings.cache_dir).find(key) is None:
+            job = Job(
+                kind="reference",
+                key=key,
+                title=f"{base.name} · predictions for {cell.task.label}",
+                model=base.model,
+                name=cell.task.task,
+                options=cell.task.options.model_dump(mode="json"),
+                out=self.store.folder.resolve(),
+                artifact=made,
+                limit=cell.task.limit,
+                **self._common(base.model, q.execution),
+            )
+            result = self._run(job, cell.task.timeout)
+            if result.status != "ok":
+                error = f"the baseline's predictions: {result.error}"
+                return None, replace(result, error=error, payload={})
+        return replace(against, reference=key), None
+
+    def _is_live(self, cell: Cell) -> bool:
+        """Whether both models run side by side: as the task's option says; by itself on a GPU, whose
+        predictions come faster than a disk takes them."""
+        asked = getattr(cell.task.options, "baseline_from", "cache")
+        if asked != "auto":
+            return bool(asked == "live")
+        return device_kind(cell.row.engine, self.settings.engine.device) == "cuda"
 
     def _common(self, model: ModelRef, execution: Execution) -> dict[str, Any]:
         s = self.settings

@@ -97,9 +97,10 @@ def correlation_time(values: Sequence[float] | NDArray[np.float64]) -> float:
 
     x = np.asarray(values, np.float64)
     d = x - x.mean()
-    if not d.any():
+    largest = float(np.abs(d).max())
+    if largest == 0:
         return 1.0
-    spectrum = np.fft.rfft(d, 2 * len(d))
+    spectrum = np.fft.rfft(d / largest, 2 * len(d))
     r = np.fft.irfft(np.square(np.abs(spectrum)))[: len(d)]
     sums = 2 * np.cumsum(r / r[0]) - 1
     far = np.flatnonzero(np.arange(len(d)) >= _WINDOW * sums)

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,6 +128,22 @@ class Reference:
     def is_whole(self) -> bool:
         codes = self.folder / "codes"
         return codes.is_file() and codes.stat().st_size == 2 * self.rows * self.vocabulary
+
+    def predictions(
+        self, windows: Sequence[Sequence[int]], *, first: int = 1
+    ) -> Iterator[NDArray[np.float64]]:
+        """As an engine gives them, up to a constant for each token: [len - first, vocabulary].
+
+        Raises:
+            StoreError: it is of other windows.
+        """
+        sizes = [len(window) - first for window in windows]
+        if sum(sizes) != self.rows:
+            raise StoreError(f"{self.folder}: holds {self.rows} tokens, not {sum(sizes)}: remove it")
+        start = 0
+        for size in sizes:
+            yield decoded(self.read(start, size))
+            start += size
 
     def read(self, start: int, n: int) -> NDArray[np.uint16]:
         """The codes of ``n`` rows: read, not mapped, since mapped pages would count as this process's

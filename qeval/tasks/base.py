@@ -5,7 +5,7 @@ A task's module imports no torch, transformers or llama_cpp at its top: the pare
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from qeval.engines.base import LM
 
 if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
+    from qeval.engines.base import Ids, Logits
     from qeval.models.tokenizer import Tokenizer
 
 OptionsT = TypeVar("OptionsT", bound=Options, contravariant=True)
@@ -42,6 +43,14 @@ class TaskResult:
             check(metric)
 
 
+class Predictor(Protocol):
+    """What predicts tokens: an engine, or what one predicted before."""
+
+    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[Logits]:
+        """See LM.predictions."""
+        ...
+
+
 @dataclass(frozen=True)
 class TaskContext:
     """``out`` is this cell's own folder under the results folder; what a killed worker left in it
@@ -54,6 +63,9 @@ class TaskContext:
     limit: int | None = None  # first units only (windows, problems); recorded and shown
     batch_size: int | None = None
     weak_sandbox: bool = False
+    n_threads: int = 1  # of the CPU
+    baseline: Predictor | None = None  # what a task that is `against_baseline` compares with
+    passes: int = 1  # of the same text: more where the row draws noise, which is another each time
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -80,6 +92,9 @@ class Task(Protocol[OptionsT]):
     # in the keys of its cells, and in the tables' columns. (The number of sequences at once is not: a
     # task whose number depends on that has it among its options.)
     measures_machine: ClassVar[bool] = False
+    # Whether its numbers compare a row with its baseline. What the baseline is, is then in the keys of
+    # its cells; ``remember`` says what is computed of it once, for all rows.
+    against_baseline: ClassVar[bool] = False
 
     def label(self, options: OptionsT) -> str: ...
 
@@ -98,6 +113,11 @@ class Task(Protocol[OptionsT]):
         downloads nothing, and what is missing in it ``preflight`` has said."""
         return
 
+    def remember(self, lm: LM, options: OptionsT, context: TaskContext) -> tuple[int, Iterator[Logits]]:
+        """Of a task that is ``against_baseline``: how many tokens the baseline ``lm`` predicts, and its
+        logits of them, window by window. Others have none."""
+        return 0, iter(())
+
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult: ...
 
 
@@ -109,6 +129,7 @@ TASKS: Registry[type[Task[Options]]] = Registry(
         "mbpp": "qeval.tasks.coding.mbpp:Mbpp",
         "speed": "qeval.tasks.speed:Speed",
         "tensor_stats": "qeval.tasks.tensor_stats:TensorStats",
+        "divergence": "qeval.tasks.divergence.task:Divergence",
     },
 )
 """The options that a task is given are always of its own ``Options``."""
@@ -124,6 +145,10 @@ def measures_machine(task: Task[Options]) -> bool:
 def preflight_model(task: Task[Options], options: Options, model: ModelRef, data: DataSource) -> None:
     if (ask := getattr(task, "preflight_model", None)) is not None:
         ask(options, model, data)
+
+
+def against_baseline(task: Task[Options]) -> bool:
+    return getattr(task, "against_baseline", False)
 
 
 def takes_limit(task: Task[Options], options: Options) -> bool:

@@ -18,7 +18,6 @@ import hashlib
 import math
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final
@@ -28,7 +27,6 @@ from pydantic import AliasChoices, Field, field_validator
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import DataError, QevalError
 from qeval.core.files import user_path
-from qeval.core.intervals import mean_stderr
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.data.calibration import (
@@ -44,6 +42,7 @@ from qeval.data.datasets import FILE_PREFIX, Corpus, text_dataset
 from qeval.engines.base import LM
 from qeval.models.tokenizer import first_difference
 from qeval.models.told import count_up_to, encoder, told_limit
+from qeval.stats.intervals import mean_stderr
 from qeval.tasks.base import Task, TaskContext, TaskResult
 
 if TYPE_CHECKING:
@@ -133,12 +132,12 @@ class Perplexity(Task[PerplexityOptions]):
             if length is not None:
                 check_length(data, _benchmark_calibration(options, length), model)
         else:
-            check_windows("perplexity", options, model, data, _own(options), _TEXTS[options.protocol])
+            check_windows("perplexity", options, model, data, options.protocol)
 
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
-        seq_len = window_length("perplexity", options, lm, context, _own(options))
-        windows = _BUILDERS[options.protocol](options, seq_len, context)
+        seq_len = window_length("perplexity", options, lm, context, own_length(options.protocol))
+        windows = windows_of(options.protocol, options, seq_len, context)
         ids = windows.ids[: context.limit]
         metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
         facts = {
@@ -154,11 +153,6 @@ class Perplexity(Task[PerplexityOptions]):
             *tokenizer_drift(lm, context, windows),
         )
         return TaskResult((metric, *extra), notes, facts=facts, context=seq_len, memory_rank=3)
-
-
-def _own(options: PerplexityOptions) -> int:
-    """The protocol's window."""
-    return LLAMACPP_N_CTX if options.protocol == "llamacpp" else GPTQ_SEQ_LEN
 
 
 def protocol_id(options: PerplexityOptions) -> str:
@@ -218,8 +212,7 @@ def check_windows(
     options: TextOptions,
     model: ModelRef,
     data: DataSource,
-    own: int = GPTQ_SEQ_LEN,
-    text_in: Callable[[TextOptions, Corpus], str] | None = None,
+    protocol: str = "gptq",
 ) -> None:
     """What a job would find of its windows, as far as the model's files tell it before. Of a set of
     documents some are long enough for any usual window.
@@ -227,16 +220,31 @@ def check_windows(
     Raises:
         DataError: the model takes no windows of that many tokens, or the text is shorter than one.
     """
-    length, encode = told_window(task, options, model, own), encoder(model)
+    length, encode = told_window(task, options, model, own_length(protocol)), encoder(model)
     if length is None or encode is None or text_of(options) in DOCUMENT_SETS:
         return
     corpus = data.load(text_of(options))
-    n = count_up_to(encode, (text_in or _gptq_text)(options, corpus), length)
+    n = count_up_to(encode, _TEXTS[protocol](options, corpus), length)
     if n < length:
         raise DataError(too_short(corpus.name, n, length))
 
 
 # Windows
+
+
+def own_length(protocol: str) -> int:
+    """Tokens of a window, where neither the spec nor the model says otherwise."""
+    return LLAMACPP_N_CTX if protocol == "llamacpp" else GPTQ_SEQ_LEN
+
+
+def windows_of(protocol: str, options: TextOptions, seq_len: int, context: TaskContext) -> Windows:
+    """Raises DataError where the text is shorter than one window."""
+    return _BUILDERS[protocol](options, seq_len, context)
+
+
+def first_predicted(protocol: str, seq_len: int) -> int:
+    """The first token of a window that is scored: llama-perplexity scores logits n_ctx/2 .. n_ctx-2."""
+    return seq_len // 2 + 1 if protocol == "llamacpp" else 1
 
 
 def text_of(options: TextOptions) -> str:
@@ -276,7 +284,7 @@ def _gptq_text(options: TextOptions, corpus: Corpus) -> str:
     return joined(corpus)
 
 
-def _llamacpp_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+def _llamacpp_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Windows:
     """Chunks whose first token is replaced by BOS where the vocabulary adds one. No other special token
     is added, and those that the text names are text, as llama-perplexity reads them."""
     corpus = context.data.load(text_of(options))
@@ -294,7 +302,7 @@ def _llamacpp_text(options: TextOptions, corpus: Corpus) -> str:
     return "\n".join(corpus.documents)
 
 
-def _benchmark_windows(options: PerplexityOptions, seq_len: int, context: TaskContext) -> Windows:
+def _benchmark_windows(options: TextOptions, seq_len: int, context: TaskContext) -> Windows:
     chosen = _benchmark_calibration(options, seq_len)
     drawn = draw(context.data, context.tokenizer, chosen)
     text = context.tokenizer.decode(drawn.windows[0])
@@ -331,10 +339,10 @@ def _measure_gptq(
 def _measure_llamacpp(
     lm: LM, ids: list[list[int]], options: PerplexityOptions, context: TaskContext
 ) -> Measured:
-    """llama-perplexity scores logits n_ctx/2 .. n_ctx-2 and takes the error over single tokens."""
+    """llama-perplexity takes the error over single tokens."""
     import numpy as np
 
-    nll = _nll(lm, ids, len(ids[0]) // 2 + 1, context)
+    nll = _nll(lm, ids, first_predicted("llamacpp", len(ids[0])), context)
     means = [float(x.mean(dtype="float64")) for x in nll]
     finite, share = _nonfinite(nll)
     tokens = np.concatenate(nll).astype(np.float64)

@@ -38,7 +38,11 @@ def _record(
     known = list(QUANTIZATIONS)
     cell = {
         "model": {"id": model, "identity": f"sha256:{model}", "dtype": dtype},
-        "quantization": QUANTIZATIONS[quantization],
+        "quantization": dict(
+            QUANTIZATIONS.get(
+                quantization, {"name": quantization, "label": quantization, "options": {}}
+            )
+        ),
         "task": {"name": task, "label": task, "options": {}},
         "engine": {"name": "llamacpp" if quantization.startswith("Q") else "hf"},
         "limit": limit,
@@ -46,9 +50,9 @@ def _record(
         "order": list(order or (0, known.index(quantization), TASKS.index(task))),
     }
     artifact = {
-        "bpw": BPW[quantization],
-        "bpw_file": BPW[quantization] + 0.1,
-        "weight_bytes": int(BPW[quantization] * GIB / 8),
+        "bpw": BPW.get(quantization, 4.0),
+        "bpw_file": BPW.get(quantization, 4.0) + 0.1,
+        "weight_bytes": int(BPW.get(quantization, 4.0) * GIB / 8),
         "embedding_bytes": GIB // 4,
         "simulated": quantization.startswith("RTN"),
         "notes": [],

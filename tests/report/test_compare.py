@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeval.core.intervals import t_quantile
 from qeval.core.record import Metric, completed
 from qeval.report import compare
 
@@ -68,16 +67,6 @@ def test_a_small_but_consistent_shift_is_significant_although_the_windows_differ
     change = compare.difference(ppl(list(ours)), ppl(list(base)))
     assert change.significant
     assert 0.001 < change.low < change.value < change.high < 0.009
-
-
-def test_t_interval_and_quantile_equal_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for df in (1, 2, 5, 10, 11, 12, 20, 30, 100, 1000):
-        assert t_quantile(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-5)
-    d = [0.3, -0.1, 0.25, 0.05]
-    mean, half = compare.t_interval(d)
-    interval = stats.ttest_1samp(d, 0).confidence_interval()
-    assert (mean - half, mean + half) == pytest.approx(tuple(interval), rel=1e-5)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -193,3 +182,73 @@ def test_shares_of_a_plug_in_are_told_apart_in_points(unit, whole):
 def test_a_blown_up_perplexity_stays_finite():
     change = compare.difference(ppl([600.0, 700.0]), ppl([1.0, 1.0]))
     assert math.isfinite(change.high)
+
+
+def kld(values, base=False) -> Metric:
+    mean = sum(values) / len(values)
+    return made(
+        "kld",
+        mean,
+        "kl/x",
+        "nats",
+        values=tuple(values),
+        better="lower",
+        pairs="window",
+        change="difference",
+        from_baseline=True,
+    )
+
+
+def test_two_divergences_are_told_apart_window_by_window():
+    """Of windows that are hard for both, where each alone has a wide interval."""
+    rng = np.random.default_rng(0)
+    hard = rng.gamma(2, 0.05, 60)
+    a, b = hard, 1.1 * hard + rng.normal(0, 0.002, 60)
+    change = compare.difference(kld(list(b)), kld(list(a)))
+    assert change.kind == "difference" and change.value == pytest.approx(b.mean() - a.mean())
+    assert 0 < change.low < change.value < change.high and change.significant
+    assert compare.difference(kld([0.2]), kld([0.1])) == compare.Difference("difference", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("n", "gained", "lost"), [(20, 0.05, 0.1), (50, 0.05, 0.05), (164, 0.02, 0.06)]
+)
+def test_intervals_of_greedy_problems_cover_at_least_94_in_a_hundred(n, gained, lost):
+    rng, inside, rounds = np.random.default_rng(n), 0, 3000
+    for up, down, _ in rng.multinomial(n, [gained, lost, 1 - gained - lost], rounds):
+        low, high = compare.changed_interval(int(up), int(down), n)
+        inside += low <= gained - lost <= high
+    assert inside / rounds > 0.935  # 94% less 1.2 standard errors
+
+
+@pytest.mark.parametrize("n", [5, 20, 164])
+def test_intervals_of_sampled_problems_cover(n):
+    rng, inside, rounds = np.random.default_rng(n), 0, 600
+    for _ in range(rounds):
+        rate = rng.beta(0.3, 0.5, n)
+        d = (rng.binomial(20, rate) - rng.binomial(20, rate)) / 20
+        change = compare.points(list(d))
+        inside += change.low <= 0 <= change.high
+    assert inside / rounds > 0.92
+
+
+def test_three_verdicts():
+    rng = np.random.default_rng(1)
+    base = rng.normal(3, 0.5, 148)
+    near = compare.difference(ppl(list(base + rng.normal(0.001, 0.005, 148))), ppl(list(base)))
+    far = compare.difference(ppl(list(base + rng.normal(0.05, 0.05, 148))), ppl(list(base)))
+    unknown = compare.difference(ppl(list(base[:5] + rng.normal(0, 0.1, 5))), ppl(list(base[:5])))
+    assert near.equivalent
+    assert far.significant and not far.equivalent
+    assert not unknown.significant and not unknown.equivalent
+    wide = compare.Margins(relative=0.5)
+    assert compare.difference(ppl(list(base + 0.05)), ppl(list(base)), wide).equivalent
+
+
+def test_holm_is_harder_on_many_rows():
+    change = compare.Difference("points", 0.1, 0.01, 0.2, p=0.03, significant=True)
+    [alone] = compare.corrected([change])
+    assert alone.significant and alone.adjusted == 0.03
+    together = compare.corrected([change, change, compare.Difference("ratio", 2.0)])
+    assert [d.significant for d in together] == [False, False, None]
+    assert together[0].adjusted == pytest.approx(0.06) and together[0].p == 0.03

@@ -142,7 +142,7 @@ def test_of_two_folders_with_the_same_cell_the_newest_shows_and_the_other_is_nam
     (found,) = [row.entries["ppl gptq/wikitext2"] for row in table.rows]
     assert found.value == new.metrics[0].value
     assert table.footnotes == (
-        "from results/new, the newest (2023-11-14 23:13); results/old has 21.12 ± 1.27 "
+        "from results/new, the newest (2023-11-14 23:13); results/old has 21.12 ± 13.41 "
         "(2023-11-14 22:13)",
     )
     again = replace(old, metrics=new.metrics)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from qeval.core.cores import usable_cores
 from qeval.core.errors import SandboxError, UsageError
-from qeval.core.intervals import mean_stderr, pass_at_k, share_interval
 from qeval.core.progress import Progress
 from qeval.core.record import Metric
 from qeval.sandbox import Limits, Program, Sandbox, Verdict, Verdicts
+from qeval.stats.intervals import mean_stderr, pass_at_k, share_interval
 from qeval.tasks.coding.samples import Problem, Sample
 from qeval.tasks.coding.verdicts import Graded, VerdictFile, program_key
 

@@ -25,7 +25,7 @@ def summarized(windows: Sequence[Tokens], protocol: str) -> tuple[Metric, ...]:
     bad = np.isnan(tokens.kld)
     share, sizes = float(bad.mean()), [int((~np.isnan(w.kld)).sum()) for w in windows]
     if bad.all():
-        return (Metric("kld", None, protocol, "nats", n=len(windows), nonfinite=share),)
+        return (_bare("kld", None, protocol, "nats", len(windows), share),)
 
     def mean(name: str, column: str, unit: str) -> Metric:
         """Over the tokens; its units are windows, which have as many tokens each."""
@@ -39,9 +39,9 @@ def summarized(windows: Sequence[Tokens], protocol: str) -> tuple[Metric, ...]:
     ]
     kld = tokens.kld[~bad]
     for name, q in QUANTILES.items():
-        found.append(Metric(name, float(np.quantile(kld, q)), protocol, "nats", n=len(kld)))
+        found.append(_bare(name, float(np.quantile(kld, q)), protocol, "nats", len(kld)))
     rms = math.sqrt(float(np.nanmean(np.square(tokens.delta_p))))
-    found.append(Metric("delta_p_rms", rms, protocol, "share", n=len(kld)))
+    found.append(_bare("delta_p_rms", rms, protocol, "share", len(kld)))
     difference = tokens.nll_q - tokens.nll_p
     units = [_mean(w.nll_q - w.nll_p) for w in windows]
     found.append(_metric("ln_ppl_ratio", float(np.nanmean(difference)), units, protocol, "nats", share))
@@ -49,9 +49,33 @@ def summarized(windows: Sequence[Tokens], protocol: str) -> tuple[Metric, ...]:
         inside = ~bad & (tokens.top >= low) & ((tokens.top < high) | (high == 1.0))
         if inside.any():
             name, n = f"kld_top_{low:g}_{high:g}", int(inside.sum())
-            found.append(Metric(name, float(tokens.kld[inside].mean()), protocol, "nats", n=n))
+            found.append(_bare(name, float(tokens.kld[inside].mean()), protocol, "nats", n))
     assert sum(sizes) == len(kld)
     return tuple(found)
+
+
+_SHOWN = {"kld": "KLD", "same_top": "same top", "kld_p99": "p99 KLD"}
+
+
+def _bare(
+    name: str, value: float | None, protocol: str, unit: str, n: int, nonfinite: float = 0.0
+) -> Metric:
+    """A number without units that pair."""
+    return Metric(
+        name,
+        value,
+        protocol,
+        unit,
+        n=n,
+        nonfinite=nonfinite,
+        better="lower",
+        pairs="none",
+        change="none",
+        heading=_SHOWN.get(name, name),
+        group="divergence",
+        shown=name in _SHOWN,
+        from_baseline=True,
+    )
 
 
 def _mean(column: NDArray[np.float64]) -> float | None:
@@ -85,4 +109,11 @@ def _metric(
         n=len(known),
         nonfinite=nonfinite,
         values=tuple(units),
+        better="higher" if unit == "share" else "lower",
+        pairs="window",
+        change="points" if unit == "share" else "difference",
+        heading=_SHOWN.get(name, name),
+        group="divergence",
+        shown=name in _SHOWN,
+        from_baseline=True,
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    Logits = NDArray[np.float32] | NDArray[np.float64] | torch.Tensor
+    from qeval.engines.base import Logits
 
 _AT_ONCE = 2**21  # float64 entries of a piece: 16 MiB, of which there are about six
 _AT_ONCE_GPU = 2**26

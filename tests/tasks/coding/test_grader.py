@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeval.core.errors import DataError, SandboxError, StoreError, UsageError
-from qeval.core.intervals import pass_at_k
 from qeval.sandbox import Limits, Program, Verdict, find_sandbox
+from qeval.stats.intervals import pass_at_k
 from qeval.tasks.coding.grader import (
     REFERENCE_FACTOR,
     REFERENCE_GRACE,

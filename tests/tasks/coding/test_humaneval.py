@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from qeval.core.errors import MissingExtraError
-from qeval.core.intervals import wilson
 from qeval.data.datasets import DataSource
 from qeval.sandbox import Limits
+from qeval.stats.intervals import wilson
 from qeval.tasks.coding.grader import grade
 from qeval.tasks.coding.humaneval import HumanEval, HumanEvalOptions
 from qeval.tasks.coding.samples import Sample, benchmark, read_samples

