@@ -1,9 +1,11 @@
 """quanto checkpoints (safetensors and quanto_qmap.json), by the library's ``requantize``.
 
-Three traps of optimum-quanto 0.2.7 are mended here. On the CPU its int8 kernel crashes on tensors of
-a mapped file in bfloat16 (a segmentation fault), which are copied first, and refuses inputs that do not
-lie one behind the other (Mamba's): they are copied, too. And int4 and int2 weights cannot be used in
-torch's inference mode ("Cannot set version_counter"): the model leaves it while it runs.
+Four traps of optimum-quanto 0.2.7 are mended here. A model keeps the dtype of its files, and ``to``
+another one leaves the scales behind: the tensors are cast before the library takes them. On the CPU its
+int8 kernel crashes on tensors of a mapped file in bfloat16 (a segmentation fault), which are copied
+first, and refuses inputs that do not lie one behind the other (Mamba's): they are copied, too. And int4
+and int2 weights cannot be used in torch's inference mode ("Cannot set version_counter"): the model
+leaves it while it runs.
 """
 
 from __future__ import annotations
@@ -93,6 +95,9 @@ class Quanto(PackedFormat):
         for file in weight_files(artifact.path):
             with safe_open(file, "pt") as tensors:
                 state |= {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118
+        dtype = getattr(torch, settings.dtype)
+        scales = {t.dtype for name, t in state.items() if name.endswith(".weight._scale")}
+        state = {name: t.to(dtype) if t.dtype in scales else t for name, t in state.items()}
         kinds = json.loads((artifact.path / _FILE).read_text(encoding="utf-8"))
         model = empty_model(artifact.path, settings.dtype, settings.trust_remote_code)
         requantize(model, state, kinds, device=torch.device(device))
@@ -103,8 +108,6 @@ class Quanto(PackedFormat):
             if names:
                 raise EngineError(f"{artifact.path}: {len(names)} {what}, first {names[0]}")
         model.requires_grad_(False)
-        if model.dtype != getattr(torch, settings.dtype):
-            model.to(getattr(torch, settings.dtype))
         for module in model.modules():
             if isinstance(module, QModuleMixin):
                 module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))

@@ -427,3 +427,26 @@ def test_what_a_format_needs_is_known_before_any_job(made, tmp_path, monkeypatch
     monkeypatch.undo()
     with pytest.raises(UsageError, match="float32"):
         check_runs(artifact, ref)
+
+
+@pytest.mark.real
+def test_quanto_runs_in_another_dtype_than_that_of_its_files(made):
+    """The files have float16; a spec's own dtype is bfloat16."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from qeval.core.settings import EngineSettings
+        from qeval.engines.hf import HfEngine
+        from qeval.formats.describe import describe_folder
+        artifact, found = describe_folder(Path(sys.argv[1]), "float16"), {}
+        for dtype in ("float16", "bfloat16", "float32"):
+            settings = EngineSettings(device="cpu", dtype=dtype, n_threads=1)
+            found[dtype] = HfEngine.open(artifact, settings).logits([7 * i % 512 for i in range(16)])
+        exact = found.pop("float32")
+        print([float(np.linalg.norm(x - exact) / np.linalg.norm(exact)) for x in found.values()])
+    """
+    command = [sys.executable, "-c", code, made / "quanto-qint8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    half, brain = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < half < brain < 0.1  # 10 bits of a fraction, and 7
