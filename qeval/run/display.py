@@ -7,13 +7,16 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qeval.core.console import say, tell
 from qeval.core.errors import one_line
 from qeval.core.record import Metric, Record
 from qeval.core.units import human_seconds
 from qeval.store.results import cell_name
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
@@ -33,7 +36,7 @@ class Progress:
         self._done = 0
         self._start = time.monotonic()
         self._title = ""
-        self._bars: Any = None
+        self._bars: RichProgress | None = None
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -136,7 +139,7 @@ class Bar:
     EVERY_S = 10.0
 
     def __enter__(self) -> Bar:
-        self._bars: Any = None
+        self._bars: RichProgress | None = None
         self._first: tuple[float, int] | None = None  # when, and how much was done by then
         if sys.stderr.isatty():
             self._bars = _bars("{task.fields[rate]}")
@@ -165,7 +168,7 @@ class Bar:
             say(f"{done:,} of {total:,} {unit}{', ' + rate if rate else ''}")
 
 
-def _bars(*more: str) -> object:
+def _bars(*more: str) -> RichProgress:
     """Bars with further columns of text."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from qeval.core import guard
 from qeval.core.files import write_atomic
@@ -92,7 +93,9 @@ def _environment(job: Job) -> dict[str, str]:
     }
 
 
-def _wait(process: Any, progress: Any, timeout: float | None, on_progress: OnProgress) -> bool:
+def _wait(
+    process: subprocess.Popen[bytes], progress: FileIO, timeout: float | None, on_progress: OnProgress
+) -> bool:
     """Pass progress lines on until the worker ends; True where the timeout ended the wait."""
     deadline = None if timeout is None else time.monotonic() + timeout
     buffer = b""
@@ -113,7 +116,7 @@ def _wait(process: Any, progress: Any, timeout: float | None, on_progress: OnPro
     return False
 
 
-def _wait_closed(process: Any, deadline: float | None) -> bool:
+def _wait_closed(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
     try:
         process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import StoreError
@@ -235,7 +235,7 @@ def _made(artifact: Artifact, cell: Cell) -> dict[str, object]:
 
 
 def _record(
-    kind: Any,
+    kind: Literal["build", "eval"],
     key: str,
     cell: dict[str, object],
     result: JobResult,

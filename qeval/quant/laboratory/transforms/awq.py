@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qeval.core.errors import BuildError
 from qeval.formats.affine import fake_quantize
@@ -110,20 +110,20 @@ class _Watch:
         self.feed, self._module = feed, module
         self._sum: Tensor | float = 0.0  # of |x|, [channels]
         self._n_tokens = 0
-        self._calls: list[tuple[object, object]] = []  # of the inspected module
+        self._calls: list[tuple[tuple[Tensor, ...], dict[str, Tensor]]] = []  # of the inspected module
         self._n_kept = 0  # their tokens
 
-    def hooks(self) -> Iterator[Any]:
+    def hooks(self) -> Iterator[RemovableHandle]:
         yield self.feed.readers[0].module.register_forward_pre_hook(self._add)
         if len(self.feed.readers) > 1:
             yield self._module.register_forward_pre_hook(self._keep, with_kwargs=True)
 
-    def _add(self, module: nn.Module, args: Any) -> None:
+    def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].flatten(0, -2)
         self._sum += x.float().abs().sum(dim=0)
         self._n_tokens += len(x)
 
-    def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _keep(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if self._n_kept < SAMPLE_TOKENS:
             states = args[0] if args else kwargs["hidden_states"]
             self._calls.append((args, kwargs))
@@ -162,7 +162,7 @@ class _Watch:
 
         return error
 
-    def _run(self, args: Any, kwargs: Any) -> Tensor:
+    def _run(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
         out = self._module(*args, **kwargs)
         states: Tensor = out[0] if isinstance(out, tuple) else out
         return states.float()
