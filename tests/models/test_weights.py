@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qeval.core.artifact import ModelRef
 from qeval.core.errors import ModelError
 from qeval.formats.describe import describe_folder
+from qeval.formats.recognise import check_float
 from qeval.models.resolve import check_model, identify, resolve_model
 from qeval.models.tensors import Tensor, is_plausible
 from qeval.models.torch_file import read_torch_file
@@ -99,9 +101,9 @@ def test_floats_that_are_labelled_integers_are_refused(tiny_llama, tmp_path, nam
     with pytest.raises(
         ModelError, match=rf"model.safetensors: {name} is {label}, and weights are floats"
     ):
-        resolve_model(str(folder), dtype="float32", cache_dir=tmp_path / "cache")
-    with pytest.raises(ModelError, match=f"{name} is {label}"):
         describe_folder(folder, "float32")
+    with pytest.raises(ModelError, match=f"{name} is {label}"):  # before a build of any method
+        check_float("rtn", ModelRef("m", folder, "sha256:0", "float32"))
 
 
 def relabel(file: Path, name: str, label: str) -> None:
@@ -139,10 +141,12 @@ def test_a_bin_of_integers_is_refused_and_one_with_a_mask_is_not(tiny_llama, tmp
     import torch
 
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    check_model(as_bin(tiny_llama, tmp_path / "mask", **{"model.layers.0.self_attn.bias": mask}))
+    masked = as_bin(tiny_llama, tmp_path / "mask", **{"model.layers.0.self_attn.bias": mask})
+    check_model(masked)
+    describe_folder(masked, "float32")
     whole = {"model.norm.weight": torch.ones(64, dtype=torch.int32)}
     with pytest.raises(ModelError, match=r"pytorch_model.bin: model.norm.weight is I32"):
-        check_model(as_bin(tiny_llama, tmp_path / "whole", **whole))
+        describe_folder(as_bin(tiny_llama, tmp_path / "whole", **whole), "float32")
 
 
 def test_a_tensor_in_two_shards_is_refused(tiny_llama, tmp_path):
