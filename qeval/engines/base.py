@@ -60,6 +60,11 @@ def seed_of(seed: int, prompt: Ids, sample: int) -> int:
     return int.from_bytes(digest[:4], "little") >> 1
 
 
+def per_window(first: int | Sequence[int], windows: Sequence[Ids]) -> list[int]:
+    """``first`` of ``LM.predictions`` for each window."""
+    return [first] * len(windows) if isinstance(first, int) else list(first)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One finished sequence: the new tokens, the stopping id not included."""
@@ -124,10 +129,16 @@ class LM(Protocol):
         Not finite values are passed on as they are."""
         ...
 
-    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[Logits]:
+    def predictions(
+        self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
+    ) -> Iterator[Logits]:
         """Per window, in order: the logits that predict tokens ``first`` .. len-1 of it, as the engine
         has them: [len - first, vocabulary], float32 in memory or the model's dtype on its device.
-        Whoever keeps one keeps what it is a view of."""
+        Whoever keeps one keeps what it is a view of.
+
+        ``first`` may be another number for each window. No other logits are computed. Neighbours of
+        equal length (and ``first``) may run in one batch. A window may be one token longer than
+        ``max_seq_len``: nothing follows its last token."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str] | None:

@@ -22,7 +22,7 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import LM, Completion, Ids, Internals, Sampling, StepTrace, Stop
+from qeval.engines.base import LM, Completion, Ids, Internals, Sampling, StepTrace, Stop, per_window
 from qeval.models.finite import nonfinite_notes
 
 if TYPE_CHECKING:
@@ -118,15 +118,17 @@ class HfEngine(LM):
         from qeval.models.loading import check_causal
 
         check_causal(self._model)
-        for batch in self._batches(windows):
+        for batch, _ in self._batches(windows, first):
             yield from self._score(batch, first)
 
-    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[torch.Tensor]:
+    def predictions(
+        self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
+    ) -> Iterator[torch.Tensor]:
         from qeval.models.loading import check_causal
 
         check_causal(self._model)
-        for batch in self._batches(windows):
-            yield from self._forward(self._tensor(batch), first)
+        for batch, start in self._batches(windows, first):
+            yield from self._forward(self._tensor(batch), start)
 
     def pieces(self, ids: Sequence[int]) -> list[str] | None:
         from qeval.core.artifact import ModelRef
@@ -284,18 +286,22 @@ class HfEngine(LM):
         cache = self._new_cache()
         return {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
 
-    def _batches(self, windows: Sequence[Ids]) -> Iterator[list[Ids]]:
-        """Consecutive windows of one length, as many as the token budget and batch_size allow: a
-        batch_size meant for generation must not make the logits of 200 long windows."""
-        for length, group in groupby(windows, key=len):
-            equal = list(group)
+    def _batches(
+        self, windows: Sequence[Ids], first: int | Sequence[int]
+    ) -> Iterator[tuple[list[Ids], int]]:
+        """Consecutive windows of one length and one ``first``, as many as the token budget and
+        batch_size allow: a batch_size meant for generation must not make the logits of 200 long
+        windows."""
+        pairs = zip(windows, per_window(first, windows), strict=True)
+        for (length, start_at), group in groupby(pairs, key=lambda pair: (len(pair[0]), pair[1])):
+            equal = [window for window, _ in group]
             tokens = _TOKENS_AT_ONCE[self._device.type]
             if self._low_bit_cache is not None:
                 tokens = min(tokens, _TOKENS_CACHED)
             budget = max(1, tokens // length)
             size = min(self._batch_size or budget, budget)
             for start in range(0, len(equal), size):
-                yield equal[start : start + size]
+                yield equal[start : start + size], start_at
 
     def _score(self, batch: list[Ids], first: int) -> list[NDArray[np.float32]]:
         import torch
@@ -310,12 +316,14 @@ class HfEngine(LM):
         vocabulary]: a view of what the model gave, nothing is copied."""
         import torch
 
-        keep = ids.shape[1] - first + 1  # logits at first-1 .. last; the last one predicts nothing here
+        # The last token predicts nothing here: it is left out where the model has no room for it.
+        fed = ids[:, :-1] if ids.shape[1] > self.max_seq_len else ids
+        keep = fed.shape[1] - first + 1  # logits at first-1 .. the last that is fed
         with torch.inference_mode():
             logits: torch.Tensor = self._model(
-                input_ids=ids, logits_to_keep=keep, **self._caching()
+                input_ids=fed, logits_to_keep=keep, **self._caching()
             ).logits
-            return logits[:, -keep:-1]
+            return logits[:, -keep:][:, : ids.shape[1] - first]
 
     def _kv_bytes(self, context: int) -> int | None:
         """Keys and values of every layer, in the model's dtype or in the row's own bits; None where the

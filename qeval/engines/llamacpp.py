@@ -22,7 +22,7 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop
+from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop, per_window
 from qeval.engines.slots import Slots
 from qeval.llama import library as llama
 from qeval.llama.gguf_file import read_header
@@ -100,16 +100,21 @@ class LlamaCppEngine(LM):
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         for context, group in self._groups(windows):
             found: list[list[NDArray[np.float32]]] = [[np.empty(0, np.float32)] for _ in group]
-            for i, start, logits in self._pieces(context, group, first):
+            for i, start, logits in self._pieces(context, group, [first] * len(group)):
                 targets = group[i][start : start + len(logits)]
                 found[i].append(token_nll(logits, targets, self._pool))
             yield from (np.concatenate(pieces) for pieces in found)
 
-    def predictions(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+    def predictions(
+        self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
+    ) -> Iterator[NDArray[np.float32]]:
+        firsts = iter(per_window(first, windows))
         for context, group in self._groups(windows):
-            found = [np.empty((len(ids) - first, self.vocab_size), np.float32) for ids in group]
-            for i, start, logits in self._pieces(context, group, first):
-                found[i][start - first : start - first + len(logits)] = logits
+            begin = [next(firsts) for _ in group]
+            sizes = [len(ids) - b for ids, b in zip(group, begin, strict=True)]
+            found = [np.empty((size, self.vocab_size), np.float32) for size in sizes]
+            for i, start, logits in self._pieces(context, group, begin):
+                found[i][start - begin[i] : start - begin[i] + len(logits)] = logits
             while found:
                 yield found.pop(0)  # not kept here: the caller decides how long they live
 
@@ -131,7 +136,7 @@ class LlamaCppEngine(LM):
                 start += size
 
     def _pieces(
-        self, context: Context, arrays: Sequence[NDArray[np.int32]], first: int
+        self, context: Context, arrays: Sequence[NDArray[np.int32]], first: Sequence[int]
     ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Run windows together: which one, the number of the first token predicted, and the logits that
         predict it and those that follow, [n, vocabulary]: llama.cpp's own buffer, which the next piece
@@ -139,7 +144,10 @@ class LlamaCppEngine(LM):
         step = self._positions_at_once(context, len(arrays))
         for start in range(0, max(map(len, arrays)) - 1, step):  # nothing follows the last token
             parts = [window[start : min(start + step, len(window) - 1)] for window in arrays]
-            scored = [max(0, start + len(part) - max(start, first - 1)) for part in parts]
+            scored = [
+                max(0, start + len(part) - max(start, f - 1))
+                for part, f in zip(parts, first, strict=True)
+            ]
             logits = _decode(context, parts, start, scored)
             ends = np.cumsum(scored)
             for i, (part, n, end) in enumerate(zip(parts, scored, ends, strict=True)):

@@ -125,6 +125,7 @@ TASKS: Registry[type[Task[Options]]] = Registry(
     "task",
     {
         "perplexity": "qeval.tasks.perplexity:Perplexity",
+        "lambada": "qeval.tasks.lambada:Lambada",
         "humaneval": "qeval.tasks.coding.humaneval:HumanEval",
         "mbpp": "qeval.tasks.coding.mbpp:Mbpp",
         "speed": "qeval.tasks.speed:Speed",

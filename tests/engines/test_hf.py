@@ -74,6 +74,38 @@ def test_predictions_are_the_logits_of_every_window(lm):
         np.testing.assert_allclose(rows.numpy(), lm.logits(ids)[8:-1], rtol=1e-4, atol=1e-5)
 
 
+def test_predictions_begin_where_each_window_says_and_no_other_logits_are_computed(lm, monkeypatch):
+    windows = [WINDOWS[0], WINDOWS[1], WINDOWS[2][:20], WINDOWS[3][:20], WINDOWS[4][:20]]
+    first, computed = [40, 40, 19, 16, 16], []
+    head = lm._model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _module, _args, out: computed.append(tuple(out.shape[:2])))
+    found = list(lm.predictions(windows, first=first))
+    hook.remove()
+    for ids, start, rows in zip(windows, first, found, strict=True):
+        assert rows.shape == (len(ids) - start, 512)
+        np.testing.assert_allclose(rows.numpy(), lm.logits(ids)[start - 1 : -1], rtol=1e-4, atol=1e-5)
+    assert computed == [
+        (2, 9),
+        (1, 2),
+        (2, 5),
+    ]  # one more each: the last token's, which predicts nothing
+
+
+def test_a_window_may_be_one_token_longer_than_the_model_takes(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=512, n_positions=47, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    lm = open_lm(tmp_path)
+    assert lm.max_seq_len == 47 and len(WINDOWS[0]) == 48
+    (rows,) = lm.predictions(WINDOWS[:1], first=45)
+    with torch.inference_mode():
+        expected = model(torch.tensor([WINDOWS[0][:-1]])).logits[0, 44:]
+    np.testing.assert_allclose(rows.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_windows_of_unequal_length_keep_their_order(lm):
     windows = [WINDOWS[0][:20], WINDOWS[1], WINDOWS[2][:20], WINDOWS[3]]
     together = list(lm.nll(windows))

@@ -111,6 +111,22 @@ def test_predictions_are_the_logits_of_every_window(engine, first, monkeypatch):
         assert np.allclose(-log_p[range(len(rows)), ids[first:]], expected, atol=2e-5)
 
 
+def test_predictions_begin_where_each_window_says_and_no_other_logits_are_computed(engine, monkeypatch):
+    windows, first = [IDS, IDS[::-1], IDS[5:40], IDS[2:21]], [90, 95, 30, 1]
+    computed, decode = [], llamacpp._decode
+
+    def spy(context, parts, start, scored):
+        computed.append(sum(scored))
+        return decode(context, parts, start, scored)
+
+    monkeypatch.setattr(llamacpp, "_decode", spy)
+    found = list(engine.predictions(windows, first=first))
+    assert sum(computed) == sum(map(len, found)) == 6 + 1 + 5 + 18
+    for ids, start, rows in zip(windows, first, found, strict=True):
+        assert rows.shape == (len(ids) - start, engine.vocab_size)
+        assert_same_up_to_f16(rows, engine.logits(ids)[start - 1 : -1])
+
+
 @pytest.mark.parametrize("first", [1, 2, 33, 95])
 def test_first_gives_the_tail_of_the_same_numbers(engine, first):
     [whole], [tail] = engine.nll([IDS]), engine.nll([IDS], first=first)
