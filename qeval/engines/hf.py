@@ -128,7 +128,8 @@ class HfEngine(LM):
 
         check_causal(self._model)
         for batch, start in self._batches(windows, first):
-            yield from self._forward(self._tensor(batch), start)
+            # Nothing follows the last token, so that it is not fed.
+            yield from self._forward(self._tensor(batch)[:, :-1], start)
 
     def pieces(self, ids: Sequence[int]) -> list[str] | None:
         from qeval.core.artifact import ModelRef
@@ -307,23 +308,21 @@ class HfEngine(LM):
         import torch
 
         ids = self._tensor(batch)
-        windows = zip(self._forward(ids, first), ids[:, first:], strict=True)
+        windows = zip(self._forward(ids, first)[:, :-1], ids[:, first:], strict=True)
         with torch.inference_mode():
             return [_window_nll(rows, targets).cpu().numpy() for rows, targets in windows]
 
     def _forward(self, ids: torch.Tensor, first: int) -> torch.Tensor:
-        """The logits that predict tokens ``first`` .. last of each window, [windows, len - first,
+        """The logits after tokens ``first`` - 1 .. last of each window, [windows, len - first + 1,
         vocabulary]: a view of what the model gave, nothing is copied."""
         import torch
 
-        # The last token predicts nothing here: it is left out where the model has no room for it.
-        fed = ids[:, :-1] if ids.shape[1] > self.max_seq_len else ids
-        keep = fed.shape[1] - first + 1  # logits at first-1 .. the last that is fed
+        keep = ids.shape[1] - first + 1
         with torch.inference_mode():
             logits: torch.Tensor = self._model(
-                input_ids=fed, logits_to_keep=keep, **self._caching()
+                input_ids=ids, logits_to_keep=keep, **self._caching()
             ).logits
-            return logits[:, -keep:][:, : ids.shape[1] - first]
+            return logits[:, -keep:]
 
     def _kv_bytes(self, context: int) -> int | None:
         """Keys and values of every layer, in the model's dtype or in the row's own bits; None where the

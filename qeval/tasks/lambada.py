@@ -17,27 +17,24 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from qeval.core.errors import DataError
-from qeval.core.intervals import mean_stderr, share_interval
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM
+from qeval.stats.intervals import mean_stderr, share_interval
 from qeval.tasks.base import Task, TaskContext, TaskResult
 from qeval.tasks.perplexity import Windows, tokenizer_drift
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from qeval.data.datasets import Corpus, DataSource
+    from qeval.engines.base import Logits
     from qeval.models.tokenizer import Tokenizer
-
-    Logits = NDArray[np.float32] | torch.Tensor
 
 DATASET = "lambada"
 PROTOCOL = "lambada/openai"
@@ -168,8 +165,7 @@ def answered(lm: LM, passages: Sequence[Passage], context: TaskContext) -> list[
     order = sorted(range(len(passages)), key=lambda i: (-len(passages[i].ids), passages[i].first, i))
     windows, first = [passages[i].ids for i in order], [passages[i].first for i in order]
     found: dict[int, Answer] = {}
-    predictions: Iterator[Logits] = lm.predictions(windows, first=first)
-    for i, logits in zip(order, predictions, strict=True):
+    for i, logits in zip(order, lm.predictions(windows, first=first), strict=True):
         found[i] = answer(logits, passages[i].word)
         context.progress(len(found), len(passages), "passages")
     return [found[i] for i in range(len(passages))]
