@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, command, debug
+from qeval.cli.shared import FOLDER, command, debug, run_settings
 from qeval.cli.table import print_table
 from qeval.core.console import echo, say, warn
 from qeval.core.errors import OutputError, short
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from qeval.core.record import Record
     from qeval.core.settings import RunSettings
-    from qeval.plan.spec import Experiment
+    from qeval.plan.spec import Spec
     from qeval.plan.survey import Survey
 
 
@@ -90,67 +90,61 @@ def run_spec(
     """Plan the spec, do what has no ok record yet, return the records of all its cells. ``debug``
     prints the tracebacks of workers that fail."""
     from qeval.plan.kept_spec import keep
-    from qeval.plan.preflight import fetch, refuse
     from qeval.plan.spec import load_spec
-    from qeval.plan.state import is_done
-    from qeval.plan.survey import survey
+    from qeval.plan.survey import ready, survey
     from qeval.run.display import Progress
     from qeval.run.executor import LocalExecutor
     from qeval.run.runner import Runner
     from qeval.store.records import Store
-    from qeval.store.results import FAILED, failed_cells, failures_line
+    from qeval.store.results import failed_cells
 
     overrides = {"limit": limit, "device": device}
     experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
-    settings = _settings(experiment, data_dir, cache_dir, allow_weak_sandbox)
+    settings = _settings(experiment.settings, data_dir, cache_dir, allow_weak_sandbox)
     store = Store(results or Path("results") / experiment.name)
-    found = survey(experiment, settings, store.latest(), only=only)
+    done = store.latest()
     if dry_run:
+        found = survey(experiment, settings, done, only=only)
         _print_plan(found)
-        return Outcome(1 if found.problems else 0, None)
-    refuse(found.problems)
-    if found.downloads:
-        fetch(found.downloads)
-        found = survey(experiment, settings, store.latest(), only=only)
-        refuse(found.problems)
+        if found.problems:
+            return Outcome(1, None)
+        return _outcome(found.stays_failed(done), None, store.folder)
+    found = ready(experiment, settings, done, only=only)
     with store.lock():
         keep(experiment, store.folder)
-        done = store.latest()
-        pending = [cell for cell in found.chosen_cells if not is_done(cell, done)]
-        n = len(found.chosen_cells)
-        say(f"{n - len(pending)} of {n} cells are done in {store.folder}")
-        with Progress(len(pending), store.folder if debug else None) as progress:
+        steps = found.to_do(store.latest())
+        n = len(found.steps)
+        say(f"{n - len(steps)} of {n} cells are done in {store.folder}")
+        with Progress(len(steps), store.folder if debug else None) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
-            Runner(store, executor, settings, progress).run(pending)
+            Runner(store, executor, settings, progress).run(steps)
         records = found.records(store.read())
         warn(store.warnings)
     keys = {cell.key for cell in found.cells}
     failed = failed_cells([r for r in records if r.key in keys])  # not what failed elsewhere
-    return (
-        Outcome(FAILED, records, failures_line(failed, store.folder)) if failed else Outcome(0, records)
-    )
+    return _outcome(failed, records, store.folder)
+
+
+def _outcome(failed: list[Record], records: list[Record] | None, folder: Path) -> Outcome:
+    from qeval.store.results import FAILED, failures_line
+
+    return Outcome(FAILED, records, failures_line(failed, folder)) if failed else Outcome(0, records)
 
 
 def _settings(
-    experiment: Experiment, data_dir: Path | None, cache_dir: Path | None, weak: bool
+    spec: Spec, data_dir: Path | None, cache_dir: Path | None, weak_sandbox: bool
 ) -> RunSettings:
-    from qeval.core.files import real_path
-    from qeval.core.settings import EngineSettings, RunSettings, default_cache_dir
-    from qeval.data.datasets import DataSource
+    from qeval.core.settings import EngineSettings
 
-    spec = experiment.settings
     engine = EngineSettings(
         device=spec.device, batch_size=spec.batch_size, n_threads=spec.n_threads
     )  # dtype and trust_remote_code are each model's own
-    cache = cache_dir or (Path(spec.cache_dir) if spec.cache_dir else default_cache_dir())
-    data = data_dir or (Path(spec.data_dir) if spec.data_dir else None)
-    found = DataSource(data).data_dir  # QEVAL_DATA_DIR where neither is given
-    return RunSettings(
-        cache_dir=real_path(cache),
-        data_dir=real_path(found) if found else None,
-        engine=engine,
+    return run_settings(
+        engine,
+        cache_dir or (Path(spec.cache_dir) if spec.cache_dir else None),
+        data_dir or (Path(spec.data_dir) if spec.data_dir else None),
         build_timeout=spec.timeout,
-        weak_sandbox=weak,
+        weak_sandbox=weak_sandbox,
     )
 
 
@@ -158,12 +152,12 @@ def _print_plan(found: Survey) -> None:
     """A line a cell on stdout; on stderr what would be downloaded, and what is in the way."""
     from qeval.plan.preflight import report
 
-    for planned, state in zip(found.chosen, found.states, strict=True):
+    for planned, state in found.chosen:
         key = planned.cell.key[:12] if planned.cell else "-"
         limit = f" [first {planned.task.limit}]" if planned.task.limit else ""
         reason = f" ({short(state.reason, 80)})" if state.reason else ""
         echo(f"{key:12}  {planned.engine or '-':9} {state!s:13} {planned.name}{limit}{reason}")
-    kinds = [state.kind for state in found.states]
+    kinds = [state.kind for _, state in found.chosen]
     say(f"{len(kinds)} cells, {kinds.count('done')} done")
     for download in found.downloads:
         say(f"to download: {download.what}")

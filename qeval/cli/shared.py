@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from qeval.core.settings import EngineSettings, RunSettings
 
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
@@ -58,3 +61,17 @@ CACHE_DIR = click.option(
 def debug() -> bool:
     """Asked before the command line is understood, since that may be what fails."""
     return "--debug" in sys.argv
+
+
+def run_settings(
+    engine: EngineSettings, cache_dir: Path | None, data_dir: Path | None, **more: Any
+) -> RunSettings:
+    """With the folders of the environment's variables, or the usual ones, where none are given."""
+    from qeval.core.files import real_path
+    from qeval.core.settings import RunSettings, default_cache_dir
+    from qeval.data.datasets import DataSource
+
+    data = DataSource(data_dir).data_dir
+    return RunSettings(
+        real_path(cache_dir or default_cache_dir()), real_path(data) if data else None, engine, **more
+    )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, FORMATS, command
+from qeval.cli.shared import FOLDER, FORMATS, command, run_settings
 from qeval.core.console import echo, say
 from qeval.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qeval.core.record import Record
+    from qeval.core.settings import RunSettings
+    from qeval.plan.spec import Dtype, Experiment, ModelEntry, TaskEntry
+    from qeval.run.display import Bar
+    from qeval.tensor_stats.rows import Statistics
+
 BITS = click.IntRange(2, 8)
+TASK = "tensor_stats"
 DTYPES = ("float32", "float16", "bfloat16")
 KINDS = ("weight", "input", "key", "value")  # tensor_stats/rows.py has both; a test compares
 STATISTICS = ("absmax", "std", "kurtosis", "outlier", "sqnr")
@@ -77,7 +86,7 @@ def model_statistics(
     png: Path | None,
     save: Path | None,
     limit: int,
-    dtype: str,
+    dtype: Dtype,
     device: str,
     data_dir: Path | None,
     cache_dir: Path | None,
@@ -90,10 +99,10 @@ def model_statistics(
         UsageError: no such device; more than two models; a picture or a file of two; no matplotlib
             for a picture.
     """
-    from qeval.cli.statistics import How, statistics
     from qeval.core.devices import device_name
     from qeval.core.extras import require
     from qeval.core.settings import EngineSettings
+    from qeval.plan.spec import ModelEntry
     from qeval.tensor_stats.layers import lines, render
 
     try:
@@ -106,12 +115,107 @@ def model_statistics(
         raise UsageError(f"qeval stats: {'--png' if png else '--save'} is for one model")
     if png:
         require("plot", "matplotlib")
-    settings = EngineSettings(device, dtype, trust_remote_code=trust_remote_code)
-    how = How(options, limit, settings, data_dir, cache_dir)
-    found = [statistics(model, how, save) for model in models]
+    settings = run_settings(EngineSettings(device), cache_dir, data_dir)
+    task = _task(options, limit)
+    found = []
+    for model in models:
+        entry = ModelEntry(id=model or ".", dtype=dtype, trust_remote_code=trust_remote_code)
+        found.append(_statistics(entry, task, settings, save))
     if png:
         from qeval.tensor_stats.heat_map import draw
 
         draw(png, found[0], sort or "sqnr")
         say(f"wrote {png}")
     return render(fmt, found, lines(found, kinds=kinds, sort=sort, top=top), sort)
+
+
+def _statistics(
+    model: ModelEntry, task: TaskEntry, settings: RunSettings, save: Path | None
+) -> Statistics:
+    """Those of a model folder or hub id, measured as a run of this one cell would; ``save`` keeps their
+    file. A file that was saved (``.jsonl``) is read.
+
+    Raises:
+        UsageError: the model's engine cannot show its tensors.
+        PreflightError: the machine lacks something, or the model or the text is not there.
+        EngineError: what the worker says.
+        StoreError: the file cannot be written.
+    """
+    from qeval.core.errors import EngineError, StoreError
+    from qeval.core.files import disk_message
+    from qeval.plan.survey import ready
+    from qeval.run.display import Bar
+    from qeval.run.executor import LocalExecutor
+    from qeval.run.runner import Runner
+    from qeval.store.records import Store
+    from qeval.tensor_stats.rows import read
+
+    if Path(model.id).suffix == ".jsonl":
+        return read(Path(model.id))
+    found = ready(_experiment(model, task, settings), settings, {})
+    for step in found.steps:
+        if step.state.kind == "skip":
+            raise UsageError(
+                f"{model.id}: {step.state.reason}: give the float model's folder, or a packed one that "
+                "transformers loads"
+            )
+    with tempfile.TemporaryDirectory(prefix="qeval-stats-") as temporary:
+        folder = Path(temporary)
+        say(f"{model.id} · {task.label} ...")
+        with Bar() as bar:
+            executor = LocalExecutor(folder / "jobs")
+            [record] = Runner(Store(folder), executor, settings, _Quiet(bar)).run(found.steps)
+        if record.status != "ok":
+            raise EngineError(f"{model.id}: {record.error}")
+        for note in record.notes:
+            say(note)
+        file = folder / record.files["layers"]
+        if save is not None:
+            try:
+                shutil.copyfile(file, save)
+            except OSError as err:
+                raise StoreError(disk_message(save.parent, err)) from err
+        return read(file)
+
+
+class _Quiet:
+    """A Listener for Runner: the progress of its only job."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.job_progress = bar.update
+
+    def job_started(self, title: str) -> None: ...
+    def build_ended(self, record: Record) -> None: ...
+    def cell_ended(self, record: Record) -> None: ...
+
+
+def _experiment(model: ModelEntry, task: TaskEntry, settings: RunSettings) -> Experiment:
+    """The spec of this one cell."""
+    from qeval.plan.spec import Experiment, Quantization, Spec
+    from qeval.quant.base import METHODS
+
+    spec = Spec(
+        name="stats",
+        models=[model.id],
+        quantizations=["none"],
+        tasks=[TASK],
+        device=settings.engine.device,
+    )
+    none = Quantization("none", METHODS["none"].Options(), "none")
+    return Experiment(spec.name, (model,), (none,), (task,), None, spec, "")
+
+
+def _task(given: dict[str, Any], limit: int) -> TaskEntry:
+    from pydantic import ValidationError
+
+    from qeval.plan.spec import TaskEntry
+    from qeval.tasks.base import TASKS
+
+    task = TASKS[TASK]()
+    try:
+        options = task.Options.model_validate(given)
+    except ValidationError as err:
+        first = err.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from err
+    return TaskEntry(TASK, options, task.label(options), limit, timeout=None)

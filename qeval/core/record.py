@@ -153,6 +153,12 @@ class Record:
     schema_version: int = SCHEMA_VERSION
     folder: str = field(default="", compare=False, repr=False)
 
+    @property
+    def settled(self) -> bool:
+        """Measured, or skipped for a reason that its key contains (task, engine and method versions):
+        nothing is to be done again."""
+        return self.status in ("ok", "skipped")
+
     def to_json(self) -> dict[str, object]:
         return {name: finite(value) for name, value in asdict(self).items() if name != "folder"}
 

@@ -134,22 +134,6 @@ class Cell:
         }
 
 
-def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> list[Cell]:
-    """Every cell in the order of the spec.
-
-    Raises:
-        ModelError: a checkpoint that a row names is missing or broken.
-        UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
-    """
-    conditions = Conditions(experiment.settings)
-    return [
-        cell
-        for m, model in enumerate(models)
-        for q, quantization in enumerate(experiment.quantizations)
-        for cell in row_cells(experiment, model, quantization, (m, q), cache_dir, conditions)
-    ]
-
-
 def row_cells(
     experiment: Experiment,
     model: ModelRef,
@@ -159,7 +143,12 @@ def row_cells(
     conditions: Conditions,
 ) -> list[Cell]:
     """The cells of one row, of the tasks that it is for; ``order``: the place of its model and its own.
-    None where a task added the row and the model's engine cannot have it. Raises as ``plan``."""
+    None where a task added the row and the model's engine cannot have it.
+
+    Raises:
+        ModelError: a checkpoint that the row names is missing or broken.
+        UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
+    """
     row = _row(experiment, model, quantization, order, cache_dir)
     if quantization.only and _missing(row):
         return []

@@ -1,4 +1,4 @@
-"""What happens to a cell, decided in one place: `qeval run` does it, ``--dry-run`` prints it."""
+"""What happens to a cell, decided here alone: a run and `qeval stats` do it, ``--dry-run`` prints it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class State:
     a ``build``; nothing, since the build is ``cached`` or the weights are there (``run``)."""
 
     kind: Kind
-    reason: str = ""  # of skip and refused
+    reason: str = ""  # of skip and refused; of a build after which the cell may be skipped
 
     def __str__(self) -> str:
         steps = {"download": "download, run", "build": "build, run", "cached": "cached, run"}
@@ -31,18 +31,13 @@ class State:
 
 
 def is_done(cell: Cell, done: Mapping[str, Record]) -> bool:
-    """Measured, or skipped for a reason that its key contains (task, engine and method versions)."""
-    return cell.key in done and done[cell.key].status in ("ok", "skipped")
-
-
-def missing_capabilities(cell: Cell) -> frozenset[str]:
-    return TASKS[cell.task.task].needs - ENGINES[cell.row.engine].capabilities
+    return cell.key in done and done[cell.key].settled
 
 
 def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
     """Why a cell has no number; None where it is measured. ``artifact``: its weights, None where they
     are not built yet."""
-    if missing := missing_capabilities(cell):
+    if missing := TASKS[cell.task.task].needs - ENGINES[cell.row.engine].capabilities:
         return f"the engine {cell.row.engine} offers no {', '.join(sorted(missing))}"
     if TASKS[cell.task.task].on_simulated:
         return None
@@ -53,3 +48,19 @@ def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
     ):
         simulated = "simulated weights"
     return f"{simulated} run as the float model does: nothing to measure" if simulated else None
+
+
+def to_build(cell: Cell) -> State:
+    """Of a cell whose weights are not there, and which is not skipped as far as its method knows."""
+    row = cell.row.quantization
+    unknown = not row.running and METHODS[row.method]().simulates(row.options) is None
+    if unknown and not TASKS[cell.task.task].on_simulated:
+        return State("build", "skipped if the build gives simulated weights")
+    return State("build")
+
+
+def once_built(cell: Cell, state: State, artifact: Artifact | None) -> State:
+    """The state when the builds of its row have ended; ``artifact``: None where they failed."""
+    if state.kind == "build" and artifact and (reason := why_skipped(cell, artifact)):
+        return State("skip", reason)
+    return state

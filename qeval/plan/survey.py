@@ -21,10 +21,10 @@ from qeval.plan import preflight
 from qeval.plan.cells import Cell, Conditions, Row, artifact_key, row_cells
 from qeval.plan.preflight import Download, Findings, Problem, ask
 from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
-from qeval.plan.state import Kind, State, is_done, why_skipped
+from qeval.plan.state import State, is_done, to_build, why_skipped
 from qeval.quant.base import METHODS
 from qeval.store.artifacts import ArtifactCache
-from qeval.store.results import is_meant
+from qeval.store.results import failed_cells, is_meant
 
 if TYPE_CHECKING:
     from qeval.core.record import Record
@@ -58,12 +58,22 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What happens to a cell. ``artifact``: its weights, where they are there."""
+
+    cell: Cell
+    state: State
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
 class Survey:
-    """``planned``: every cell of the spec, in its order; ``states`` are those of the ``chosen``."""
+    """``planned``: every cell of the spec, in its order; ``chosen``: what happens to those that are
+    asked for."""
 
     planned: tuple[Planned, ...]
-    chosen: tuple[Planned, ...]
-    states: tuple[State, ...]
+    chosen: tuple[tuple[Planned, State], ...]
+    steps: tuple[Step, ...]  # of the chosen cells that are known
     problems: tuple[Problem, ...]
     downloads: tuple[Download, ...]
 
@@ -72,9 +82,15 @@ class Survey:
         """All that are known."""
         return [p.cell for p in self.planned if p.cell]
 
-    @cached_property
-    def chosen_cells(self) -> list[Cell]:
-        return [p.cell for p in self.chosen if p.cell]
+    def to_do(self, done: Mapping[str, Record]) -> list[Step]:
+        """The steps whose cells are not ``done``: another run may have been here since."""
+        return [step for step in self.steps if not is_done(step.cell, done)]
+
+    def stays_failed(self, done: Mapping[str, Record]) -> list[Record]:
+        """The failures of cells that are not done again."""
+        again = {step.cell.key for step in self.to_do(done)}
+        left = [cell.key for cell in self.cells if cell.key not in again]
+        return failed_cells([done[key] for key in left if key in done])
 
     def records(self, records: Sequence[Record]) -> list[Record]:
         """Those of these cells, named and ordered as the cells are now, with what was measured of them
@@ -110,19 +126,46 @@ def survey(
     """
     look = _Look(experiment, settings, DataSource(settings.data_dir, download=False))
     planned = tuple(look.planned())
-    chosen = select(planned, only)
-    parts, states = [], []
-    for p in chosen:
+    wanted = select(planned, only)
+    parts, chosen = [], []
+    for p in wanted:
         state, found = look.state(p, done)
-        states.append(state)
+        chosen.append((p, state))
         parts.append(found)
-    devices = [look.device(p) for p in chosen]  # also where all is measured: it is in the keys of some
-    space = look.space(chosen, states)
+    devices = [look.device(p) for p in wanted]  # also where all is measured: it is in the keys of some
+    space = look.space(chosen)
     for problem in space.problems:
         no_room = State("refused", problem.message)
-        states = [no_room if state.kind == "build" else state for state in states]
+        chosen = [(p, no_room if state.kind == "build" else state) for p, state in chosen]
     all_found = Findings.union([*devices, *parts, space])
-    return Survey(planned, chosen, tuple(states), all_found.problems, all_found.downloads)
+    steps = [
+        Step(p.cell, state, None if state.kind == "done" else look.artifact(p.cell.row))
+        for p, state in chosen
+        if p.cell
+    ]
+    return Survey(planned, tuple(chosen), tuple(steps), all_found.problems, all_found.downloads)
+
+
+def ready(
+    experiment: Experiment,
+    settings: RunSettings,
+    done: Mapping[str, Record],
+    *,
+    only: Sequence[str] = (),
+) -> Survey:
+    """A survey that nothing is in the way of: what has to be downloaded first is.
+
+    Raises:
+        PreflightError: something is.
+        UsageError: as ``survey``.
+    """
+    found = survey(experiment, settings, done, only=only)
+    preflight.refuse(found.problems)
+    if found.downloads:
+        preflight.fetch(found.downloads)
+        found = survey(experiment, settings, done, only=only)
+        preflight.refuse(found.problems)
+    return found
 
 
 def select(planned: Sequence[Planned], patterns: Sequence[str]) -> tuple[Planned, ...]:
@@ -150,6 +193,7 @@ class _Look:
     settings: RunSettings
     data: DataSource
     _answers: dict[Hashable, Findings] = field(default_factory=dict)
+    _built: dict[str, Artifact | None] = field(default_factory=dict)
 
     @cached_property
     def cache(self) -> ArtifactCache:
@@ -233,11 +277,16 @@ class _Look:
         if found.downloads:
             return State("download"), found
         assert p.cell is not None  # else one of the two says why
-        kind: Kind = "run" if p.cell.row.artifact else "cached" if artifact else "build"
-        return State(kind), found
+        if artifact is None:
+            return to_build(p.cell), found
+        return State("run" if p.cell.row.artifact else "cached"), found
 
     def artifact(self, row: Row) -> Artifact | None:
-        return row.artifact or self.cache.peek(row.artifact_key)
+        if row.artifact:
+            return row.artifact
+        if row.artifact_key not in self._built:
+            self._built[row.artifact_key] = self.cache.peek(row.artifact_key)
+        return self._built[row.artifact_key]
 
     def findings(self, p: Planned, artifact: Artifact | None) -> Findings:
         """What is in the way of one cell. A build that is there already needs none of what made it."""
@@ -296,10 +345,10 @@ class _Look:
             return Findings()
         return ask(quantization.label, lambda: self.data.check(chosen.dataset))
 
-    def space(self, chosen: Sequence[Planned], states: Sequence[State]) -> Findings:
+    def space(self, chosen: Sequence[tuple[Planned, State]]) -> Findings:
         """Of the builds whose sizes are known before."""
         sizes: dict[str, int] = {}
-        for p, state in zip(chosen, states, strict=True):
+        for p, state in chosen:
             if state.kind == "build" and p.cell is not None:
                 sizes |= dict(self._sizes(p.cell.row))
         return preflight.space(sum(sizes.values()), len(sizes), self.settings.cache_dir)

@@ -57,6 +57,9 @@ class AutoRound(Method[AutoRoundOptions]):
     def reads(self, options: AutoRoundOptions) -> CalibrationOptions | None:
         return options.calibration if options.iters else None
 
+    def simulates(self, options: AutoRoundOptions) -> bool:
+        return False
+
     def weight_bits(self, options: AutoRoundOptions, dtype: str) -> float:
         return options.num_bits
 

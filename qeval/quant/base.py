@@ -91,10 +91,9 @@ class Method(Protocol[OptionsT]):
         """Other models that it takes, by name and revision; those of a hub are downloaded first."""
         return ()
 
-    def simulates(self, options: OptionsT) -> bool:
-        """Whether its artifacts are float weights that carry the rounding, where that is known before
-        they are built."""
-        return False
+    def simulates(self, options: OptionsT) -> bool | None:
+        """Whether its artifacts are float weights that carry the rounding; None: only build() knows."""
+        return None
 
     def weight_bits(self, options: OptionsT, dtype: str) -> float:
         """The fewest bits that build() writes for a weight of a linear layer, for the space on the

@@ -67,6 +67,9 @@ class BitsAndBytes(Method[BitsAndBytesOptions]):
         if options.num_bits == 4 and device == "cpu" and model.path.is_dir():
             check_4bit_on_cpu(self.label(options), linear_shapes(model.path))
 
+    def simulates(self, options: BitsAndBytesOptions) -> bool:
+        return False
+
     def weight_bits(self, options: BitsAndBytesOptions, dtype: str) -> float:
         return options.num_bits
 

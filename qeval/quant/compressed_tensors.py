@@ -114,6 +114,9 @@ class CompressedTensors(Method[CompressedTensorsOptions]):
     def reads(self, options: CompressedTensorsOptions) -> CalibrationOptions | None:
         return options.reads
 
+    def simulates(self, options: CompressedTensorsOptions) -> bool:
+        return False
+
     def weight_bits(self, options: CompressedTensorsOptions, dtype: str) -> float:
         return 4 if options.scheme.startswith("W4") else 8
 

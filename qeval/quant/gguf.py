@@ -101,6 +101,9 @@ class Gguf(Method[GgufOptions]):
     def reads(self, options: GgufOptions) -> CalibrationOptions | None:
         return (options.calibration or CalibrationOptions()) if options.uses_imatrix else None
 
+    def simulates(self, options: GgufOptions) -> bool:
+        return False
+
     def weight_bits(self, options: GgufOptions, dtype: str) -> float:
         found = re.search(r"\d+", options.type)  # Q5_K_M has 5, and a little more
         return float(found[0]) if found else 0.0

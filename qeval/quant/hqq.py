@@ -41,6 +41,9 @@ class Hqq(Method[HqqOptions]):
     def packages(self, options: HqqOptions) -> tuple[Packages, ...]:
         return (Packages("hqq", ("torch", "transformers", "accelerate", "hqq")),)
 
+    def simulates(self, options: HqqOptions) -> bool:
+        return False
+
     def weight_bits(self, options: HqqOptions, dtype: str) -> float:
         return options.num_bits
 

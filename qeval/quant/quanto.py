@@ -39,6 +39,9 @@ class Quanto(Method[QuantoOptions]):
             Packages("quanto", ("torch", "transformers", "accelerate", "optimum", "optimum.quanto")),
         )
 
+    def simulates(self, options: QuantoOptions) -> bool:
+        return False
+
     def weight_bits(self, options: QuantoOptions, dtype: str) -> float:
         return {"int2": 2, "int4": 4}.get(options.weights, 8)
 

@@ -63,6 +63,9 @@ class TorchAo(Method[TorchAoOptions]):
     def packages(self, options: TorchAoOptions) -> tuple[Packages, ...]:
         return (Packages("torchao", ("torch", "transformers", "accelerate", "torchao")),)
 
+    def simulates(self, options: TorchAoOptions) -> bool:
+        return False
+
     def weight_bits(self, options: TorchAoOptions, dtype: str) -> float:
         return 4 if options.scheme == "int4wo" else 8
 

@@ -79,7 +79,7 @@ class Progress:
 
     def _why(self, record: Record) -> None:
         """With ``logs_in``: the traceback of a job that failed, once (a build serves many cells)."""
-        if self._logs_in is None or record.log is None or record.status in ("ok", "skipped"):
+        if self._logs_in is None or record.log is None or record.settled:
             return
         if record.log not in self._printed:
             self._printed.add(record.log)

@@ -1,4 +1,4 @@
-"""The parent: pending cells -> build and eval jobs -> records. The only writer of the store.
+"""The parent: steps of the plan -> build and eval jobs -> records. The only writer of the store.
 
 A row's artifact is built once (or found in the cache) and serves all its tasks. Whatever happens to a
 job becomes a record, and the run continues with the next.
@@ -7,6 +7,7 @@ job becomes a record, and the run continues with the next.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,7 +21,8 @@ from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
 from qeval.plan.cells import Cell, Row, artifact_key
 from qeval.plan.preflight import device_kind, interpreter
-from qeval.plan.state import why_skipped
+from qeval.plan.state import once_built
+from qeval.plan.survey import Step
 from qeval.quant.base import METHODS
 from qeval.run.executor import Executor
 from qeval.run.jobs import Against, Job, JobResult
@@ -48,33 +50,35 @@ class Runner:
         self.listener = listener
         self.cache = ArtifactCache(settings.cache_dir)
 
-    def run(self, cells: list[Cell]) -> list[Record]:
-        """Do the cells, row by row; the new records. Call with the store locked.
+    def run(self, steps: Sequence[Step]) -> list[Record]:
+        """Do what the plan says, row by row; the new records. Call with the store locked.
 
         Raises:
             StoreError: the results or the cache cannot be written (what is done stays done).
         """
         records = []
-        for row, group in itertools.groupby(cells, key=lambda cell: cell.row):
+        for row, group in itertools.groupby(steps, key=lambda step: step.cell.row):
             records += self._run_row(row, list(group))
         return records
 
-    def _run_row(self, row: Row, cells: list[Cell]) -> list[Record]:
-        wanted = [c for c in cells if why_skipped(c, None) is None]
+    def _run_row(self, row: Row, steps: list[Step]) -> list[Record]:
         failure: _BuildFailed | None = None
-        artifact = row.artifact
-        if artifact is None and wanted:
+        artifact = steps[0].artifact
+        if any(step.state.kind in ("build", "cached") for step in steps):
             try:
                 q = row.quantization
                 artifact = self._artifact(row.model, q.method, q.options, q.label)
             except _BuildFailed as err:
                 failure = err
-        return [self._finish(self._outcome(cell, artifact, failure)) for cell in cells]
+        return [self._finish(self._outcome(step, artifact, failure)) for step in steps]
 
-    def _outcome(self, cell: Cell, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
-        if reason := why_skipped(cell, artifact):
+    def _outcome(self, step: Step, artifact: Artifact | None, failure: _BuildFailed | None) -> Record:
+        cell, state = step.cell, once_built(step.cell, step.state, artifact)
+        if state.kind == "skip":
             made = _made(artifact, cell) if artifact else None
-            return Record("eval", cell.key, cell.describe(), "skipped", artifact=made, error=reason)
+            return Record(
+                "eval", cell.key, cell.describe(), "skipped", artifact=made, error=state.reason
+            )
         if failure is not None or artifact is None:
             status = failure.status if failure else "failed"
             return Record(

@@ -17,7 +17,7 @@ _LOGS = 3  # named in one line
 def failed_cells(records: Sequence[Record]) -> list[Record]:
     """The newest record of every cell that has neither a number nor a reason to have none."""
     evals = latest(r for r in records if r.kind == "eval").values()
-    return [r for r in evals if r.status not in ("ok", "skipped")]
+    return [r for r in evals if not r.settled]
 
 
 def failures_line(failed: Sequence[Record], folder: Path) -> str:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from planned import plan
 
 from qeval.cli.run import run_spec
 from qeval.core import cores, devices, provenance
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import PreflightError, UsageError
 from qeval.engines.base import ENGINES
-from qeval.plan.cells import Cell, plan
+from qeval.plan.cells import Cell
 from qeval.plan.spec import load_spec
 from qeval.quant.base import METHODS
 from qeval.tasks.base import TASKS

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from planned import plan
 
 from qeval.core.artifact import ModelRef
 from qeval.core.record import Metric, Record
-from qeval.plan.cells import plan
 from qeval.plan.kept_spec import as_kept_spec_says
 from qeval.plan.spec import load_spec
 from qeval.report import build_table

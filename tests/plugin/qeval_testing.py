@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from qeval.core.artifact import Artifact
-from qeval.core.errors import BuildError, EngineError
+from qeval.core.errors import BuildError, EngineError, ModelError
+from qeval.core.extras import require
 from qeval.core.options import Options
 from qeval.core.record import MemoryReport, Metric
 from qeval.data.calibration import CalibrationOptions
-from qeval.quant.base import Method
+from qeval.quant.base import Method, Packages
 from qeval.tasks.base import TaskResult
 
 
@@ -29,6 +30,8 @@ class CopyOptions(Options):
     simulated: bool = False
     fail: bool = False
     die: bool = False
+    announced: bool = False  # whether `simulated` is told before the build
+    needs: str | None = None  # a package
     reads: str | None = None  # a calibration text
 
 
@@ -42,6 +45,12 @@ class Copy(Method):
 
     def label(self, options):
         return f"copy{options.num_bits}" + (" fail" * options.fail) + (" die" * options.die)
+
+    def simulates(self, options):
+        return options.simulated if options.announced else None
+
+    def packages(self, options):
+        return (Packages("testing", (options.needs,)),) if options.needs else ()
 
     def reads(self, options):
         return CalibrationOptions(dataset=options.reads) if options.reads else None
@@ -57,7 +66,7 @@ class Copy(Method):
         with built.open("a") as log:
             log.write(f"build {options.num_bits}\n")
         return Artifact(
-            path, "ngram", options.simulated, 1000 * options.num_bits, 500, options.num_bits, 9.0
+            path, self.engine, options.simulated, 1000 * options.num_bits, 500, options.num_bits, 9.0
         )
 
 
@@ -65,6 +74,40 @@ class Old(Copy):
     """`old`: of the time when a method said that it works in place."""
 
     in_place = True
+
+
+class Mute(Copy):
+    """`mute`: for an engine that can do nothing."""
+
+    engine = "mute"
+
+
+class Far(Copy):
+    """`far`: for an engine whose package is missing."""
+
+    engine = "far"
+
+
+class HereOptions(Options):
+    path: str
+
+
+class Here(Method):
+    """`here`: weights that are there already."""
+
+    version = 1
+    Options = HereOptions
+    scalar = "path"
+    engine = None
+
+    def label(self, options):
+        return f"here {Path(options.path).name}"
+
+    def find(self, options, model, cache_dir):
+        path = Path(options.path).absolute()
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        return Artifact(path, "ngram", False, 8000, 500, 8.0, 9.0)
 
 
 class NgramEngine:
@@ -106,6 +149,19 @@ class NgramEngine:
 
     def close(self):
         pass
+
+
+class MuteEngine(NgramEngine):
+    name = "mute"
+    capabilities = frozenset({"memory"})
+
+
+class FarEngine(NgramEngine):
+    name = "far"
+
+    @classmethod
+    def preflight(cls):
+        require("testing", "no_such_module")
 
 
 def _refuse():

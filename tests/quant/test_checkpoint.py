@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from planned import plan
 
 from qeval.core.errors import ModelError, UsageError
 from qeval.models.resolve import resolve_model
 from qeval.models.weights import read_tensors
-from qeval.plan.cells import plan
 from qeval.plan.spec import load_spec
 from qeval.quant.checkpoint import CheckpointOptions
 

@@ -7,9 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qeval.core.settings import EngineSettings, RunSettings
-from qeval.models.resolve import resolve_model
-from qeval.plan.cells import plan
 from qeval.plan.spec import load_spec
+from qeval.plan.survey import Step, survey
 from qeval.run.executor import OnProgress
 from qeval.run.jobs import Job, JobResult
 from qeval.run.runner import Runner
@@ -48,23 +47,18 @@ class Silent:
     def cell_ended(self, record): ...
 
 
+def steps(path: Path, settings: RunSettings) -> list[Step]:
+    found = survey(load_spec(path), settings, {})
+    assert not found.problems
+    return found.to_do({})
+
+
 def test_a_job_runs_in_the_dtype_and_with_the_trust_of_its_own_model(tiny_llama: Path, tmp_path: Path):
     path = tmp_path / "t.yaml"
     path.write_text(SPEC.format(tiny_llama))
-    experiment = load_spec(path)
-    models = [
-        resolve_model(
-            m.id,
-            dtype=m.dtype or experiment.settings.dtype,
-            cache_dir=tmp_path,
-            trust_remote_code=m.trust_remote_code,
-        )
-        for m in experiment.models
-    ]
     executor = Keeps()
     settings = RunSettings(tmp_path, None, EngineSettings(device="cpu", batch_size=3))
-    cells = plan(experiment, models, tmp_path)
-    records = Runner(Store(tmp_path / "r"), executor, settings, Silent()).run(cells)
+    records = Runner(Store(tmp_path / "r"), executor, settings, Silent()).run(steps(path, settings))
     found = [
         (j.settings.dtype, j.settings.trust_remote_code, j.settings.batch_size) for j in executor.jobs
     ]
@@ -105,11 +99,9 @@ def test_rows_that_differ_in_activations_and_kv_cache_share_one_build(tiny_llama
     model.symlink_to(tiny_llama)
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     path.write_text(LOW_BITS.format(model=model, text=text))
-    ref = resolve_model(str(model), dtype="float32", cache_dir=tmp_path)
-    cells = plan(load_spec(path), [ref], tmp_path)
     executor = InProcess()
     settings = RunSettings(tmp_path, None, EngineSettings(device="cpu"))
-    records = Runner(Store(tmp_path / "r"), executor, settings, Silent()).run(cells)
+    records = Runner(Store(tmp_path / "r"), executor, settings, Silent()).run(steps(path, settings))
     ppl = "gptq/file:text.txt@32"
     assert executor.titles == [
         "RTN W4A16g4 · build",
@@ -169,10 +161,9 @@ def test_weights_that_are_not_finite_break_every_number_and_are_named(tiny_llama
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     path.write_text(BROKEN.format(model=model, text=text, dtype="float16"))
-    ref = resolve_model(str(model), dtype="float16", cache_dir=tmp_path)
     settings = RunSettings(tmp_path, None, EngineSettings(device="cpu"))
     store = Store(tmp_path / "r")
-    records = Runner(store, InProcess(), settings, Silent()).run(plan(load_spec(path), [ref], tmp_path))
+    records = Runner(store, InProcess(), settings, Silent()).run(steps(path, settings))
     found = {(r.cell["quantization"]["label"], r.cell["task"]["name"]): r for r in records}
     for task in ("perplexity", "speed"):
         floats, rounded = found["none", task], found["RTN W8A16", task]

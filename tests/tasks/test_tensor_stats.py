@@ -5,7 +5,6 @@ import json
 import re
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 from qeval.cli.main import cli
 from qeval.cli.run import run_spec
 from qeval.cli.stats import model_statistics
-from qeval.core.artifact import ModelRef
+from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import EngineError, MissingExtraError, UsageError
 from qeval.core.settings import EngineSettings
 from qeval.data.datasets import DataSource
@@ -202,12 +201,12 @@ def test_what_cannot_be_measured_is_said_before_a_worker_starts(tiny_llama, tmp_
         model_statistics([str(tiny_llama)], **{**HOW, "group_size": 0})
     gguf = tmp_path / "m.gguf"
     monkeypatch.setattr(
-        "qeval.cli.statistics.resolve_model",
+        "qeval.plan.survey.resolve_model",
         lambda name, **_: ModelRef(name, gguf, "sha256:0", "bfloat16"),
     )
     monkeypatch.setattr(
-        "qeval.cli.statistics.describe_folder",
-        lambda *_: SimpleNamespace(engine="llamacpp"),
+        "qeval.quant.none.describe_folder",
+        lambda *_: Artifact(gguf, "llamacpp", False, 0, 0, 8.0, 8.0),
     )
     with pytest.raises(UsageError, match="the engine llamacpp offers no tensors: give the float"):
         model_statistics([str(gguf)], **HOW)
