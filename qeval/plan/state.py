@@ -1,4 +1,4 @@
-"""What happens to a cell, decided here alone: a run and `qeval stats` do it, ``--dry-run`` prints it."""
+"""What happens to a cell is decided here alone: runs and `qeval stats` do it, dry runs print it."""
 
 from __future__ import annotations
 

@@ -200,6 +200,7 @@ def test_what_cannot_be_measured_is_said_before_a_worker_starts(tiny_llama, tmp_
     with pytest.raises(UsageError, match="--group-size: must be"):
         model_statistics([str(tiny_llama)], **{**HOW, "group_size": 0})
     gguf = tmp_path / "m.gguf"
+    gguf.touch()
     monkeypatch.setattr(
         "qeval.plan.survey.resolve_model",
         lambda name, **_: ModelRef(name, gguf, "sha256:0", "bfloat16"),
