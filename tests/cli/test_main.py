@@ -46,7 +46,7 @@ def test_help_and_table_import_nothing_heavy():
         "import sys, qeval.cli.main\n"
         "slow = {'pydantic', 'yaml', 'rich', 'numpy', 'qeval.plan', 'qeval.run', 'qeval.report'}\n"
         "found = slow & set(sys.modules)\n"
-        "import qeval.store.results, qeval.report.rows, qeval.plan.survey, qeval.run.runner\n"
+        "import qeval.store.results, qeval.report.rows, qeval.plan.survey\n"
         "heavy = {'torch', 'transformers', 'llama_cpp', 'datasets', 'scipy', 'numpy'}\n"
         "found |= heavy & set(sys.modules)\n"
         "sys.exit(', '.join(found) or 0)"
