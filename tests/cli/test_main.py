@@ -87,7 +87,7 @@ def test_list_names_everything_with_options():
     for word in ("none: ", "rtn: ", "gguf: ", "checkpoint: ", "num_bits: int, default 4", "group_size"):
         assert word in out
     assert (
-        "offers activations, generate, kv_cache, logits, memory, nll, steps"
+        "offers activations, floor, generate, kv_cache, logits, memory, nll, steps"
         in qeval("list", "engines").stdout
     )
     assert "n_samples" in qeval("list", "tasks").stdout
@@ -241,3 +241,11 @@ def test_tables_of_folders_are_cut_sorted_and_compared_as_asked(tmp_path):
         done = qeval("table", "r", *options, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert options[1] in done.stderr
+
+
+def test_the_specs_that_come_with_qeval_are_found_by_name():
+    paths = qeval("list", "configs").stdout.split()
+    assert [p.rpartition("/")[2] for p in paths if "demo" in p] == ["demo.yaml"]
+    assert qeval("list", "configs", "demo").stdout.split() == [p for p in paths if "/demo." in p]
+    done = qeval("list", "configs", "dmo")
+    assert done.returncode == 2 and "did you mean 'demo'?" in done.stderr
