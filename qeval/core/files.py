@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -103,6 +104,12 @@ def real_path(path: Path | str) -> Path:
 def exists(path: Path) -> bool:
     """Path.exists, which raises for a name that is too long or holds a NUL."""
     return os.path.exists(path)  # noqa: PTH110
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content, in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")

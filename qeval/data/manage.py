@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from qeval.core.errors import DataError
-from qeval.core.files import disk_message
+from qeval.core.files import disk_message, file_sha256
 from qeval.data.datasets import (
     Corpus,
     Dataset,
@@ -89,13 +88,13 @@ def fetch(name: str, data_dir: Path) -> Fetched:
     source = DataSource(data_dir)
     present = source.find(entry)
     if present is not None:
-        return Fetched(source.read(entry), present, _file_sha256(present), downloaded=False)
+        return Fetched(source.read(entry), present, file_sha256(present), downloaded=False)
     corpus = from_hub(entry, entry.hub, source.searched(entry))
     path = data_dir / entry.files[0].path
     _write(path, encode(path, corpus.documents, table=entry.column is None))
     if documents_sha256(read_rows(path, entry.column)) != corpus.sha256:
         raise DataError(f"{path}: does not read back as it was written: check the disk")
-    return Fetched(corpus, path, _file_sha256(path), downloaded=True)
+    return Fetched(corpus, path, file_sha256(path), downloaded=True)
 
 
 def verify(data_dir: Path) -> tuple[Verified, ...]:
@@ -115,7 +114,7 @@ def verify(data_dir: Path) -> tuple[Verified, ...]:
 
 
 def _verified(entry: Dataset, file: LocalFile, path: Path) -> Verified:
-    found = _file_sha256(path)
+    found = file_sha256(path)
     try:
         checked(entry, read_rows(path, entry.column), str(path))
     except DataError as err:
@@ -149,11 +148,3 @@ def _write(path: Path, data: bytes) -> None:
         raise DataError(disk_message(path.parent, err)) from err
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import HubError, ModelError, StoreError, UsageError, short
 from qeval.core.extras import require
-from qeval.core.files import exists, not_regular, user_path, write_atomic
+from qeval.core.files import exists, file_sha256, not_regular, user_path, write_atomic
 from qeval.llama.gguf_file import all_parts
 from qeval.llama.gguf_file import read_header as read_gguf_header
 from qeval.models.causal import check_causal, check_causal_gguf
@@ -162,8 +162,7 @@ def _hashes(files: Sequence[Path], cache_dir: Path) -> list[str]:
         stat = file.stat()
         sign = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
         if sign not in known:
-            with file.open("rb") as handle:
-                known[sign] = hashlib.file_digest(handle, "sha256").hexdigest()
+            known[sign] = file_sha256(file)
         wanted = _hub_sha256(file)
         if wanted and known[sign] != wanted:
             raise ModelError(_corrupted(file, "sha256", known[sign], wanted))

@@ -26,7 +26,7 @@ from pydantic import AliasChoices, Field, field_validator
 
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import DataError, QevalError
-from qeval.core.files import user_path
+from qeval.core.files import file_sha256, user_path
 from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.data.calibration import (
@@ -85,7 +85,8 @@ class TextOptions(Options):
             data["dataset"] = f"pydoc:{sys.version_info.major}.{sys.version_info.minor}"
         if self.dataset.startswith(FILE_PREFIX):
             path = user_path(self.dataset.removeprefix(FILE_PREFIX))
-            data["dataset"] = f"file:{_file_sha256(path)}"
+            found = file_sha256(path) if path.is_file() else "missing"  # preflight says so
+            data["dataset"] = f"file:{found}"
         return data
 
 
@@ -466,10 +467,3 @@ def tokenizer_drift(lm: LM, context: TaskContext, windows: Windows) -> tuple[str
                 f"{first_difference(ours, theirs)}",
             )
     return ()
-
-
-def _file_sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"  # preflight says so
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qeval.core.errors import StoreError
-from qeval.core.files import regular_target, write_atomic
+from qeval.core.files import file_sha256, regular_target, write_atomic
 
 
 def device(path: Path) -> None:
@@ -99,3 +99,11 @@ def test_what_cannot_be_encoded_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomic(path, "\ud800")
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_of_a_file(tmp_path):
+    import hashlib
+
+    data = bytes(range(256)) * 10_000  # more than one read
+    (tmp_path / "a").write_bytes(data)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
