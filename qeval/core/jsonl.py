@@ -3,6 +3,7 @@ that none takes all memory or all time; every fault is named by file and line.""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import zlib
@@ -12,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from qeval.core.errors import DataError
-from qeval.core.files import open_regular, parse_json
+from qeval.core.errors import DataError, StoreError
+from qeval.core.files import disk_message, open_regular, parse_json
 from qeval.core.units import human_bytes
 
 MAX_LINE = 1 << 25  # characters; their JSON may take twenty times as many bytes of memory
@@ -65,6 +66,20 @@ def _line(text: TextIO, path: Path) -> str:
     except UnicodeDecodeError as err:
         raise DataError(f"{path}: not UTF-8 text ({err}); give a .jsonl file") from err
     return line
+
+
+def append_line(file: IO[bytes], line: str, path: Path) -> None:
+    """Write a line to the end of ``path``, which ``file`` has open without a buffer.
+
+    Raises:
+        StoreError: it was not written whole.
+    """
+    try:
+        data = line.encode()
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "written in part")
+    except OSError as err:
+        raise StoreError(disk_message(path.parent, err)) from err
 
 
 def parsed(text: str | bytes, where: str) -> Any:

@@ -7,7 +7,6 @@ begins with something else than the prompt, the line has that as ``prefix``.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import reprlib
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from qeval.core.errors import DataError, StoreError, UsageError, did_you_mean, short
 from qeval.core.files import disk_message
-from qeval.core.jsonl import lines, parsed
+from qeval.core.jsonl import append_line, lines, parsed
 from qeval.data.datasets import DataSource
 from qeval.sandbox import Program
 
@@ -157,12 +156,7 @@ class SampleFile:
         self.done = {(sample.task_id, sample.sample): sample for sample in kept}
 
     def add(self, sample: Sample) -> None:
-        try:
-            data = sample.line().encode()
-            if self._file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, "written in part")
-        except OSError as err:
-            raise StoreError(disk_message(self._path.parent, err)) from err
+        append_line(self._file, sample.line(), self._path)
         self.done[sample.task_id, sample.sample] = sample
 
     def __enter__(self) -> SampleFile:

@@ -19,7 +19,7 @@ from typing import get_args
 
 from qeval.core.errors import DataError, StoreError
 from qeval.core.files import disk_message, open_regular, regular_target, write_atomic
-from qeval.core.jsonl import parsed
+from qeval.core.jsonl import append_line, parsed
 from qeval.sandbox import Limits, Program, Verdict
 from qeval.sandbox.base import Status
 from qeval.tasks.coding.samples import Sample
@@ -83,12 +83,7 @@ class VerdictFile:
             raise StoreError(disk_message(path.parent, err)) from err
 
     def add(self, graded: Graded) -> None:
-        try:
-            data = graded.line().encode()
-            if self._file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, "written in part")
-        except OSError as err:
-            raise StoreError(disk_message(self._path.parent, err)) from err
+        append_line(self._file, graded.line(), self._path)
 
     def finish(self, graded: Sequence[Graded]) -> None:
         """Leave exactly these lines."""
