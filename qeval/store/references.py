@@ -17,13 +17,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qeval.core.errors import StoreError
 from qeval.core.files import disk_message
 from qeval.core.units import human_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _DEEPEST = 40.0  # nats under the largest
 _CODES = 65535
@@ -32,6 +34,8 @@ _CODES = 65535
 def encoded(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
     """[n, vocabulary] of float -> codes of the same shape. What is not finite makes its whole row
     65535, which no finite row is: its largest has code 0."""
+    import numpy as np
+
     with np.errstate(all="ignore"):
         depth = logits.max(-1, keepdims=True).astype(np.float64) - logits
         codes = np.rint(np.sqrt(np.minimum(depth, _DEEPEST)) * (_CODES / _DEEPEST**0.5))
@@ -42,6 +46,8 @@ def encoded(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def decoded(codes: NDArray[np.uint16]) -> NDArray[np.float64]:
     """Logits up to a constant for each row, NaN where they were not finite."""
+    import numpy as np
+
     logits: NDArray[np.float64] = codes * (_DEEPEST**0.5 / _CODES)
     np.square(logits, out=logits)
     np.negative(logits, out=logits)
@@ -148,6 +154,8 @@ class Reference:
     def read(self, start: int, n: int) -> NDArray[np.uint16]:
         """The codes of ``n`` rows: read, not mapped, since mapped pages would count as this process's
         memory."""
+        import numpy as np
+
         codes = np.fromfile(
             self.folder / "codes",
             np.uint16,

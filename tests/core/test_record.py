@@ -118,7 +118,7 @@ def test_what_a_metric_says_of_itself_is_kept():
     [
         ({"better": "more"}, "metric 'x': better 'more': give 'lower', 'higher' or 'none'"),
         ({"pairs": "passage"}, "give 'window', 'problem', 'item' or 'none'"),
-        ({"change": "log"}, "give 'relative', 'points', 'ratio', 'time' or 'none'"),
+        ({"change": "log"}, "give 'relative', 'difference', 'points', 'ratio', 'time' or 'none'"),
         (
             {"change": "points", "unit": "marks"},
             "change 'points' of the unit 'marks': give '', 'share' or",

@@ -107,7 +107,7 @@ def test_the_real_sandbox_says_the_same(samples, reader, real, monkeypatch):
 
 def test_the_text_for_a_reader(samples, reader):
     report = replace(score_file(samples), seconds=0.002)
-    head = "pass@1: 0.5000  95% 0.3333 to 0.6667\n6 samples of 2 problems: "
+    head = "pass@1: 0.5000  95% 0.0000 to 1.0000\n6 samples of 2 problems: "
     ends = "3 passed, 1 timeout, 1 syntax, 1 failed\n"
     tail = (
         f"sandbox: reader (eyes)\nverdicts: {samples.parent}/s.verdicts.jsonl\n"
@@ -399,7 +399,7 @@ def test_the_command_prints_lines(samples, reader):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [next(iter(line)) for line in lines] == ["verdict"] * 6 + ["totals"]
     done = CliRunner().invoke(cli, ["score", str(samples), "--verdicts", str(samples.parent / "v")])
-    assert done.stdout.startswith("pass@1: 0.5000  95% 0.3333 to 0.6667\n")
+    assert done.stdout.startswith("pass@1: 0.5000  95% 0.0000 to 1.0000\n")
     assert (samples.parent / "v").read_text() == (samples.parent / "s.verdicts.jsonl").read_text()
 
 
