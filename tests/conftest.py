@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -34,10 +33,6 @@ def _share_the_machine(workers: int) -> None:
     atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
-if importlib.util.find_spec("setuptools"):
-    # At its first import it takes the place of distutils, which fails half-way where its own warnings
-    # are errors: so before they are.
-    importlib.import_module("setuptools")
 if "PYTEST_XDIST_WORKER" in os.environ:
     _share_the_machine(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 

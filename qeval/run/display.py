@@ -123,7 +123,7 @@ def _outcome(record: Record) -> str:
     took = f" ({human_seconds(seconds)})" if seconds else ""
     if record.status != "ok":
         return f"{record.status}: {record.error}{took}"
-    shown = ", ".join(_shown(metric) for metric in record.metrics)
+    shown = ", ".join(_shown(metric) for metric in record.metrics if metric.shown)
     return f"{shown or 'built'}{took}"
 
 

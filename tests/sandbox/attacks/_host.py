@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
-import importlib.util
 import json
 import os
 import secrets
@@ -27,6 +26,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ def packages() -> Iterator[tuple[str, str]]:
     """(folder, module in it) for what is installed on this machine beside the standard library of its
     interpreter: one or two of every folder below /usr/lib and of this Python's own."""
     for name in ("click", "pip"):
-        if (spec := importlib.util.find_spec(name)) and spec.origin:
+        # Not importlib.util's: setuptools' own finder takes a look at pip as a sign to stand back.
+        if (spec := PathFinder.find_spec(name)) and spec.origin:
             yield str(Path(spec.origin).parents[1]), name
     standard = os.path.realpath(os.path.dirname(os.__file__))
     for folder in sorted(Path("/usr/lib").iterdir()):
