@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     "--baseline", metavar="NAME", help="The row that differences are from: a label or a method."
 )
 @click.option(
+    "--compare",
+    "pair",
+    nargs=2,
+    metavar="ROW ROW",
+    help="Only these two rows: the second's differences from the first.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Differences within it are equivalent: of a perplexity; points of a share.",
+)
+@click.option(
     "--sort",
     metavar="COLUMN",
     help="Order the rows of a model by it, smallest first; -COLUMN: largest.",
@@ -53,10 +68,12 @@ def table(results: tuple[Path, ...], fmt: str, **options: object) -> None:
 
 
 def print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> None:
+    from qeval.report.compare import Margins
     from qeval.report.render import render
     from qeval.report.rows import build_table
 
     terminal = fmt == "text" and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    table = build_table(records, **options)
+    margin = options.pop("margin", 1.0) / 100
+    table = build_table(records, margins=Margins(margin, margin), **options)
     echo(render(table, fmt, width=width, color=terminal), end="")

@@ -175,6 +175,17 @@ COMPARISONS: Mapping[Change, Callable[[Metric, Metric, Margins], Difference | st
 }
 
 
+def flips(ours: Metric | None, base: Metric | None) -> list[float] | None:
+    """+1, 0 and -1 for each item that passed or failed in both; None for any other metric."""
+    if ours is None or base is None or ours.pairs not in ("problem", "item") or ours.change != "points":
+        return None
+    one = SHARE_UNITS.get(ours.unit, 1.0)
+    d = _paired(ours, base)
+    if d is None or isinstance(d, str) or not all(x / one in (-1.0, 0.0, 1.0) for x in d):
+        return None
+    return [x / one for x in d]
+
+
 def _paired(ours: Metric, base: Metric) -> list[float] | str | None:
     """ours - base unit by unit; a reason where units differ or have no number; None for metrics whose
     units do not pair."""

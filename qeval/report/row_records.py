@@ -75,6 +75,11 @@ class RowRecords:
         return frozenset(KEYS.keys() & (self.quantization.get("options") or {}).keys()) - {"floor"}
 
     @property
+    def names(self) -> set[str]:
+        """What the row can be called by: its label, its method."""
+        return {_label(self), str(self.quantization.get("name"))}
+
+    @property
     def floor(self) -> str:
         """What the row is a floor for, if it is one: ``rounding``, ``repetition`` or ``engine``."""
         return str(self.quantization.get("floor") or "")

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from qeval.core.errors import UsageError, first_line
+from qeval.core.errors import UsageError, did_you_mean, first_line
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
-from qeval.report.compare import MARGINS, Difference, Margins, difference
+from qeval.report.compare import MARGINS, Difference, Margins, difference, flips, mcnemar_p
 from qeval.report.costs import Costs, accounted, costs
 from qeval.report.fill import Cells, Filled, FoundCell, cells, elsewhere, metric_columns, places, shown
 from qeval.report.format import value_text
@@ -75,6 +75,7 @@ def build_table(
     sort: str | None = None,
     only: Sequence[str] = (),
     margins: Margins = MARGINS,
+    pair: tuple[str, str] | None = None,
 ) -> Table:
     """The table of the newest records.
 
@@ -88,11 +89,14 @@ def build_table(
         only: rows and columns of cells whose name, method or task has one of these in it. Differences
             are still from the baseline.
         margins: differences within which a row is equivalent to its baseline.
+        pair: two rows by label or method; only these, and the second's differences from the first.
 
     Raises:
         UsageError: ``columns``, ``baseline``, ``sort`` or ``only`` match nothing.
     """
-    draft = replace(_draft(sources(kept(records)), baseline), margins=margins)
+    draft = replace(_draft(sources(kept(records)), pair[0] if pair else baseline), margins=margins)
+    if pair is not None:
+        _keep_pair(draft, pair)
     draft, filled = _only(draft, only)
     chosen = _chosen(draft, filled, wide, columns, layout)
     if sort is not None:
@@ -106,7 +110,9 @@ def build_table(
     groups = [bases[i] if layout == "full" else None for i in draft.shown]
     rows = judged(rows, groups, chosen, notes.number)
     table = Table(tuple(chosen), tuple(rows), tuple(notes.texts), layout=layout)
-    return replace(table, legend=legend(table, _facts(draft, shown_as, bases)))
+    said = legend(table, _facts(draft, shown_as, bases))
+    pooled = _pooled(draft, bases, shown_as) if layout == "full" else []
+    return replace(table, legend=(*said, *pooled))
 
 
 def _draft(rows: list[RowRecords], baseline: str | None) -> _Draft:
@@ -119,6 +125,40 @@ def _draft(rows: list[RowRecords], baseline: str | None) -> _Draft:
     filled = metric_columns(rows, named)
     inside = [cells(row, filled, named) for row in rows]
     return _Draft(rows, filled, named, labels(hosts), found, inside, list(range(len(rows))))
+
+
+def _keep_pair(draft: _Draft, pair: tuple[str, str]) -> None:
+    """Raises UsageError where the second of the two is no row; the first was found before."""
+    draft.shown = [i for i in draft.shown if pair[1] in draft.rows[i].names or draft.rows[i].baseline]
+    if not any(not draft.rows[i].baseline for i in draft.shown):
+        names = [name for row in draft.rows for name in row.names]
+        raise UsageError(f"no row is called {pair[1]!r}{did_you_mean(pair[1], names)}")
+
+
+def _pooled(
+    draft: _Draft, bases: Sequence[int | None], shown_as: Sequence[tuple[str, str]]
+) -> list[str]:
+    """A line for each row on all items together that pass or fail, where several tasks have such."""
+    lines = []
+    for i in draft.shown:
+        base = bases[i]
+        if base is None or draft.rows[i].floor:
+            continue
+        tasks = [
+            d
+            for name, found in draft.cells[i].items()
+            if found is not None and (theirs := draft.cells[base].get(name)) is not None
+            if (d := flips(found.metric, theirs.metric)) is not None
+        ]
+        if len(tasks) > 1:
+            every = [x for d in tasks for x in d]
+            gained, lost = every.count(1.0), every.count(-1.0)
+            p = mcnemar_p(gained, lost)
+            lines.append(
+                f"{shown_as[i][1]}, all {len(every):,} items of {len(tasks)} tasks: {lost} lost and "
+                f"{gained} gained, p = {p:.2g} (McNemar)"
+            )
+    return lines
 
 
 def _only(draft: _Draft, patterns: Sequence[str]) -> tuple[_Draft, list[Filled]]:

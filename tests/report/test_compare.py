@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qeval.core.record import Metric, completed
@@ -70,6 +70,7 @@ def test_a_small_but_consistent_shift_is_significant_although_the_windows_differ
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
+@settings(deadline=None)  # scipy is imported in the first
 def test_mcnemar_equals_the_binomial_test(gained, lost):
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qeval.core.errors import UsageError
 from qeval.report.rows import build_table
 from qeval.report.verdicts import GAIN
 
@@ -109,3 +110,24 @@ def test_many_rows_need_stronger_evidence(record, pass_at_1):
     first = next(e for e in table(3).rows[1].entries.values() if e.difference)
     assert first.difference.p == pytest.approx(2 / 64)
     assert first.difference.adjusted == pytest.approx(6 / 64)
+
+
+def test_two_rows_are_compared_with_each_other(divergence):
+    table = build_table(divergence(*ROWS), pair=("Q8_0", "Q6_K"))
+    assert [row.quantization for row in table.rows] == ["Q8_0", "Q6_K"]
+    [column] = [c.id for c in table.columns if c.name == "kld"]
+    assert table.rows[1].entries[column].difference.value == pytest.approx(0.0019)
+    with pytest.raises(UsageError, match=r"no row is called 'Q6'.*Q6_K"):
+        build_table(divergence(*ROWS), pair=("Q8_0", "Q6"))
+
+
+def test_all_items_of_a_row_are_pooled(record, pass_at_1):
+    lost = [0.0] * 6 + [1.0] * 14
+    records = [
+        record(label, task, [pass_at_1(values, protocol)], order=(0, i, j))
+        for i, (label, values) in enumerate([("none", [1.0] * 20), ("q", lost)])
+        for j, (task, protocol) in enumerate([("humaneval", "humaneval/x"), ("mbpp", "mbpp/x")])
+    ]
+    [line] = [text for text in build_table(records).legend if text.endswith("(McNemar)")]
+    assert line.startswith("q, all 40 items of 2 tasks: 12 lost and 0 gained, p = 0.00049")
+    assert not [t for t in build_table(records[::2]).legend if t.endswith("(McNemar)")]
