@@ -65,6 +65,7 @@ class TextOptions(Options):
 
     dataset: str = Field(validation_alias=AliasChoices("dataset", "datasets"))
     seq_len: int | None = Field(default=None, ge=2)  # None: the protocol's own
+    spread: bool = False  # `limit` takes windows from all over the text, and not the first
 
     @field_validator("dataset")
     @classmethod
@@ -81,6 +82,8 @@ class TextOptions(Options):
     def identity(self) -> dict[str, object]:
         """Content instead of the path of a ``file:``; pydoc's text is that of a CPython version."""
         data = self.model_dump(mode="json")
+        if not self.spread:  # came later: keys stay
+            del data["spread"]
         if self.dataset == "pydoc":
             data["dataset"] = f"pydoc:{sys.version_info.major}.{sys.version_info.minor}"
         if self.dataset.startswith(FILE_PREFIX):
@@ -139,7 +142,7 @@ class Perplexity(Task[PerplexityOptions]):
         """Raises DataError where the text is shorter than one window."""
         seq_len = window_length("perplexity", options, lm, context, own_length(options.protocol))
         windows = windows_of(options.protocol, options, seq_len, context)
-        ids = windows.ids[: context.limit]
+        ids = chosen(windows.ids, options, context.limit)
         metric, extra = _MEASURES[options.protocol](lm, ids, options, context)
         facts = {
             "text_sha256": windows.text_sha256,
@@ -162,7 +165,12 @@ def protocol_id(options: PerplexityOptions) -> str:
     own = f"@{options.seq_len}" if options.seq_len else ""
     if options.protocol == "gptq-benchmark":
         return f"gptq/benchmark:{CALIBRATION_SPLIT.get(name, name)}{own}"
-    return f"{options.protocol}/{name}{own}"
+    return f"{options.protocol}/{name}{own}{spread_mark(options)}"
+
+
+def spread_mark(options: TextOptions) -> str:
+    """Behind a protocol's id."""
+    return "~spread" if options.spread else ""
 
 
 def dataset_name(dataset: str) -> str:
@@ -246,6 +254,14 @@ def windows_of(protocol: str, options: TextOptions, seq_len: int, context: TaskC
 def first_predicted(protocol: str, seq_len: int) -> int:
     """The first token of a window that is scored: llama-perplexity scores logits n_ctx/2 .. n_ctx-2."""
     return seq_len // 2 + 1 if protocol == "llamacpp" else 1
+
+
+def chosen(windows: list[list[int]], options: TextOptions, limit: int | None) -> list[list[int]]:
+    """The first ``limit`` windows; with ``spread`` the middle ones of as many equal parts of the text,
+    which are hardly correlated and stand for all of it."""
+    if limit is None or limit >= len(windows) or not options.spread:
+        return windows[:limit]
+    return [windows[(2 * i + 1) * len(windows) // (2 * limit)] for i in range(limit)]
 
 
 def text_of(options: TextOptions) -> str:

@@ -23,8 +23,10 @@ from qeval.tasks.base import Task, TaskContext, TaskResult
 from qeval.tasks.perplexity import (
     TextOptions,
     check_windows,
+    chosen,
     dataset_name,
     gptq_windows,
+    spread_mark,
     text_of,
     window_length,
 )
@@ -79,7 +81,7 @@ class TensorStats(Task[TensorStatsOptions]):
 
         seq_len = window_length("tensor_stats", options, lm, context)
         windows = gptq_windows(options, seq_len, context)
-        ids = windows.ids[: context.limit]
+        ids = chosen(windows.ids, options, context.limit)
         bits = Bits(options.weight_bits, options.group_size, options.activation_bits, options.kv_bits)
         rows, notes = collect(lm.internals(), ids, bits, context.progress)
         about = {
@@ -116,7 +118,7 @@ def protocol_id(options: TensorStatsOptions) -> str:
     window = f"@{options.seq_len}" if options.seq_len else ""
     group = "" if options.group_size == -1 else f"g{options.group_size}"
     grids = f"W{options.weight_bits}{group}A{options.activation_bits}KV{options.kv_bits}"
-    return f"tensor_stats/{dataset_name(options.dataset)}{window}/{grids}"
+    return f"tensor_stats/{dataset_name(options.dataset)}{window}/{grids}{spread_mark(options)}"
 
 
 def _of(rows: Sequence[TensorRow], group: str) -> list[TensorRow]:

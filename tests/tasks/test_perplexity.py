@@ -16,7 +16,13 @@ from qeval.data.datasets import Corpus, DataSource
 from qeval.engines.hf import HfEngine
 from qeval.formats.describe import describe_folder
 from qeval.tasks.base import TaskContext
-from qeval.tasks.perplexity import Perplexity, PerplexityOptions, window_length
+from qeval.tasks.perplexity import (
+    Perplexity,
+    PerplexityOptions,
+    chosen,
+    protocol_id,
+    window_length,
+)
 
 WORDS = [
     "the",
@@ -332,3 +338,20 @@ def test_the_longest_sequence_of_a_model(kind, more, limit, tmp_path):
 
     AutoConfig.for_model(kind, **more).save_pretrained(tmp_path)
     assert model_limit(tmp_path) == limit
+
+
+def test_a_limit_takes_the_first_windows_or_spreads_them():
+    windows = [[i] for i in range(100)]
+    first = PerplexityOptions(dataset="wikitext2")
+    spread = PerplexityOptions(dataset="wikitext2", spread=True)
+    assert chosen(windows, first, 4) == windows[:4]
+    assert chosen(windows, spread, 4) == [[12], [37], [62], [87]]
+    assert chosen(windows, spread, None) == chosen(windows, spread, 100) == windows
+    assert chosen(windows[:3], spread, 5) == windows[:3]
+
+
+def test_spread_windows_are_another_protocol_and_the_first_keep_their_key():
+    first = PerplexityOptions(dataset="wikitext2")
+    spread = PerplexityOptions(dataset="wikitext2", spread=True)
+    assert "spread" not in first.identity() and spread.identity()["spread"]
+    assert (protocol_id(first), protocol_id(spread)) == ("gptq/wikitext2", "gptq/wikitext2~spread")

@@ -24,9 +24,11 @@ from qeval.tasks.divergence.tokens import Tokens, compared
 from qeval.tasks.perplexity import (
     TextOptions,
     check_windows,
+    chosen,
     dataset_name,
     first_predicted,
     own_length,
+    spread_mark,
     text_of,
     tokenizer_drift,
     window_length,
@@ -66,7 +68,7 @@ class Divergence(Task[DivergenceOptions]):
 
     def label(self, options: DivergenceOptions) -> str:
         own = f"@{options.seq_len}" if options.seq_len else ""
-        return f"kl/{options.protocol}/{dataset_name(options.dataset)}{own}"
+        return f"kl/{options.protocol}/{dataset_name(options.dataset)}{own}{spread_mark(options)}"
 
     def preflight(self, options: DivergenceOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Raises DataError where the text cannot be found."""
@@ -105,7 +107,7 @@ def _windows(
     """The windows, the first token of each that is predicted, and facts of them for the record."""
     seq_len = window_length("divergence", options, lm, context, own_length(options.protocol))
     windows = windows_of(options.protocol, options, seq_len, context)
-    ids = windows.ids[: context.limit]
+    ids = chosen(windows.ids, options, context.limit)
     facts = {
         "windows": windows,
         "text_sha256": windows.text_sha256,
