@@ -12,6 +12,7 @@ the archive of the installed version is the matching converter. Looked for, in t
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import os
 import re
@@ -26,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qeval.core.errors import BuildError, MissingExtraError
+from qeval.core.files import disk_message
 from qeval.envs.pip_log import why
 
 WRAPPER = Path(__file__).with_name("convert_wrapper.py")
@@ -152,6 +154,7 @@ def _download(release: str, scratch: Path) -> Path:
 
 def _unpack(archive: Path, target: Path) -> None:
     """Extract the converter's files, and nothing else, into ``target``."""
+    path = target
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
@@ -162,6 +165,8 @@ def _unpack(archive: Path, target: Path) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content.read())
     except (tarfile.TarError, EOFError, OSError) as err:
+        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BuildError(disk_message(path.parent, err)) from err
         raise BuildError(f"{archive}: cannot be unpacked ({err}); download it again") from err
     if not (target / SCRIPT).is_file():
         raise BuildError(

@@ -137,3 +137,14 @@ def test_a_bad_archive_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, kin
     with pytest.raises(BuildError, match=r"a\.tar\.gz"):
         converter_folder(tmp_path / "cache")
     assert contents(tmp_path / "cache") == set()
+
+
+def test_a_full_disk_is_not_the_archives_fault(tmp_path, monkeypatch):
+    monkeypatch.setenv("QEVAL_LLAMA_CPP_SDIST", str(make_archive(tmp_path / "a.tar.gz")))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BuildError, match="no space left on the device: free some"):
+        converter_folder(tmp_path / "cache")
