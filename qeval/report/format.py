@@ -9,6 +9,7 @@ from qeval.report.compare import Difference
 from qeval.report.table import Column, Entry
 
 SIMULATED = "†"
+_TINY = 5e-6  # smaller numbers are written with an exponent
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PRINTED_UNITS = {"bytes": "GiB", "share": "", "bits": ""}
 
@@ -109,6 +110,9 @@ def _with_interval(entry: Entry, *, scale: float, unit: str) -> str:
     value = scale * entry.value
     if not half:
         return (f"{value:.1f}" if unit else _significant(value, 4)) + unit
+    if not unit and 0 < abs(value) < _TINY:
+        low, high = scale * (entry.low or 0.0), scale * (entry.high or 0.0)
+        return f"{value:.2g} [{low:.2g}, {high:.2g}]"
     most = 4 if abs(value) >= 0.01 else 7
     decimals = 1 if unit else max(_decimals(half, most=most), min(4, _decimals_of(value, 4)))
     if entry.half is not None:

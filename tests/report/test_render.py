@@ -242,6 +242,16 @@ def test_unknown_format(small):
         (Column("wall_s", "evaluate", "s", kind="time"), Entry(200.0), "3 m 20 s"),
         (Column("x", "x"), Entry(0.0), "0"),
         (Column("ppl", "PPL"), Entry(status="failed", notes=(1, 12)), "failed ¹ ¹²"),
+        (
+            Column("kld", "KLD", "nats"),
+            Entry(0.00436, low=0.00395, high=0.00477),
+            "0.00436 [0.00395, 0.00477]",
+        ),
+        (
+            Column("kld", "KLD", "nats"),
+            Entry(3.09e-9, low=2.87e-9, high=3.32e-9),
+            "3.1e-09 [2.9e-09, 3.3e-09]",
+        ),
     ],
 )
 def test_values_have_the_digits_that_their_interval_supports(column, entry, expected):
