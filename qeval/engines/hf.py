@@ -66,6 +66,7 @@ class HfEngine(LM):
         self._low_bit_cache = low_bit_cache
         self._notes = notes
         self._largest_batch: int | None = None
+        self._is_causal = _is_noisy(settings)  # then `open` has looked before there was noise
         self._decoder: Decoder | None = None
         from qeval.models.loading import max_positions
 
@@ -104,29 +105,35 @@ class HfEngine(LM):
         if not asked:
             return cls(model, artifact, settings, notes=notes)
         from qeval.engines.low_bits import LowBitCache, add_rounding_noise, round_activations
+        from qeval.models.loading import check_causal
 
         note, cache = None, None
         if asked.activations:
             note = round_activations(model, asked.activations.num_bits, asked.activations.symmetric)
-        if asked.floor and asked.floor.kind == "rounding":
+        if _is_noisy(settings):
+            check_causal(model)  # now: with noise, every call predicts otherwise
             add_rounding_noise(model)
         if asked.kv_cache:
             cache = LowBitCache.on(model, asked.kv_cache.num_bits, asked.kv_cache.group_size)
         return cls(model, artifact, settings, cache, (*notes, *([note] if note else [])))
 
-    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+    def _check_causal(self) -> None:
+        """Once. Raises EngineError where the model is no causal one."""
         from qeval.models.loading import check_causal
 
-        check_causal(self._model)
+        if not self._is_causal:
+            check_causal(self._model)
+            self._is_causal = True
+
+    def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
+        self._check_causal()
         for batch, _ in self._batches(windows, first):
             yield from self._score(batch, first)
 
     def predictions(
         self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
     ) -> Iterator[torch.Tensor]:
-        from qeval.models.loading import check_causal
-
-        check_causal(self._model)
+        self._check_causal()
         for batch, start in self._batches(windows, first):
             # Nothing follows the last token, so that it is not fed.
             yield from self._forward(self._tensor(batch)[:, :-1], start)
@@ -342,6 +349,11 @@ class HfEngine(LM):
         return (
             2 * int(layers) * int(kv_heads) * int(head_dim) * context * int(self._model.dtype.itemsize)
         )
+
+
+def _is_noisy(settings: EngineSettings) -> bool:
+    floor = settings.execution.running.floor
+    return floor is not None and floor.kind == "rounding"
 
 
 def _place(device: torch.device) -> dict[str, str]:

@@ -124,6 +124,14 @@ def test_rounding_noise_is_above_zero_and_below_a_change(tiny_llama, changed, op
     assert floor["kld"].n == 9
 
 
+def test_noise_is_not_taken_for_a_look_ahead(tiny_llama, options, context, monkeypatch):
+    """The check that a model is causal compares two calls of it, between which noise differs."""
+    monkeypatch.setattr("qeval.models.loading._LEAK", 1e-9)
+    noise = Execution(running=Running(floor=FloorOptions(kind="rounding", seeds=1)))
+    context = replace(context, baseline=open_hf(tiny_llama))
+    assert named(TASK.run(open_hf(tiny_llama, execution=noise), options, context))["kld"].value > 0
+
+
 def test_the_other_engine_is_near(tiny_llama, options, context, cache_dir, tmp_path):
     made = build_gguf_file(tiny_llama, "F32", tmp_path / "out", cache_dir)
     lm = LlamaCppEngine.open(made, EngineSettings(device="cpu"))
