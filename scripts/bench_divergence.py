@@ -15,10 +15,11 @@ import copy
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from qeval.core.settings import EngineSettings
 from qeval.engines.hf import HfEngine
 from qeval.store.references import References
 from qeval.tasks.divergence.tokens import Tokens, compared
+
+if TYPE_CHECKING:
+    from qeval.engines.base import Logits
 
 SHAPES = {
     "llama-8b": {
@@ -64,9 +68,9 @@ def main() -> None:
 
     with ThreadPoolExecutor(threads) as pool, tempfile.TemporaryDirectory() as scratch:
 
-        def divergence(source: Callable[[], object]) -> Callable[[], float]:
+        def divergence(source: Callable[[], Iterator[Logits]]) -> Callable[[], float]:
             def run() -> float:
-                pairs = zip(ids, source(), q.predictions(ids, first=first), strict=True)  # type: ignore[call-overload]
+                pairs = zip(ids, source(), q.predictions(ids, first=first), strict=True)
                 parts = [compared(a, b, np.asarray(i[first:], np.int64), pool) for i, a, b in pairs]
                 return float(np.nanmean(Tokens.joined(parts).kld))
 

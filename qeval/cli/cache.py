@@ -43,6 +43,7 @@ def cache_remove(
 def cache_table(cache_dir: Path) -> str:
     from qeval.core.units import human_bytes
     from qeval.store.artifacts import ArtifactCache
+    from qeval.store.references import References
 
     cache = ArtifactCache(cache_dir)
     entries = cache.entries()
@@ -53,6 +54,8 @@ def cache_table(cache_dir: Path) -> str:
     total = sum(e.n_bytes for e in entries)
     kept = cache.unfinished_bytes()
     also = f"; {len(kept)} unfinished builds, {human_bytes(sum(kept))}" if kept else ""
+    if sizes := References(cache_dir).sizes():
+        also += f"; {len(sizes)} baselines' predictions, {human_bytes(sum(sizes.values()))}"
     return f"{columns(rows)}\n{len(entries)} models, {human_bytes(total)} in {cache_dir}{also}"
 
 
@@ -60,6 +63,7 @@ def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, e
     """Raises UsageError where nothing, more than one way of choosing, or no number of days is given."""
     from qeval.core.units import human_bytes
     from qeval.store.artifacts import ArtifactCache
+    from qeval.store.references import References
 
     if sum((bool(keys), older is not None, everything)) != 1:
         raise UsageError("qeval cache remove: give KEYS, or --older-than DAYS, or --all")
@@ -74,4 +78,5 @@ def remove_cached(cache_dir: Path, keys: tuple[str, ...], older: float | None, e
     freed = sum(e.n_bytes for e in removed)
     if everything or older is not None:
         freed += cache.remove_unfinished(older or 0.0)
+        freed += References(cache_dir).remove(older or 0.0)
     return f"removed {len(removed)} models, {human_bytes(freed)}"

@@ -138,13 +138,16 @@ class LM(Protocol):
 
         ``first`` may be another number for each window. No other logits are computed. Neighbours of
         equal length (and ``first``) may run in one batch. A window may be one token longer than
-        ``max_seq_len``: nothing follows its last token."""
-        ...
+        ``max_seq_len``: nothing follows its last token.
+
+        An engine that does not say otherwise runs them one by one through ``logits``."""
+        firsts = [first] * len(windows) if isinstance(first, int) else first
+        for ids, start in zip(windows, firsts, strict=True):
+            yield self.logits(ids[:-1])[start - 1 :]
 
     def pieces(self, ids: Sequence[int]) -> list[str] | None:
-        """What each token is in the engine's own vocabulary; None where it has none of its own, or
-        reads the one beside the model."""
-        ...
+        """What each token is in the engine's own vocabulary; None where it has none of its own."""
+        return None
 
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         """Logits after every position of one window: [len(ids), vocab_size], float32."""

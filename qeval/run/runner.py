@@ -49,6 +49,7 @@ class Runner:
         self.settings = settings
         self.listener = listener
         self.cache = ArtifactCache(settings.cache_dir)
+        self._no_reference: dict[str, JobResult] = {}  # what failed in this run is not tried again
 
     def run(self, steps: Sequence[Step]) -> list[Record]:
         """Do what the plan says, row by row; the new records. Call with the store locked.
@@ -182,6 +183,8 @@ class Runner:
         against = Against(made, q.execution)
         if self._is_live(cell):
             return against, None
+        if key in self._no_reference:
+            return None, self._no_reference[key]
         if References(self.settings.cache_dir).find(key) is None:
             job = Job(
                 kind="reference",
@@ -198,7 +201,8 @@ class Runner:
             result = self._run(job, cell.task.timeout)
             if result.status != "ok":
                 error = f"the baseline's predictions: {result.error}"
-                return None, replace(result, error=error, payload={})
+                self._no_reference[key] = replace(result, error=error, payload={})
+                return None, self._no_reference[key]
         return replace(against, reference=key), None
 
     def _is_live(self, cell: Cell) -> bool:

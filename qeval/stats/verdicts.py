@@ -11,15 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal
 
 from qeval.stats.series import Mean
 from qeval.stats.student import t_quantile
 
 ALPHA = 0.05
 POWER = 0.80
-
-Verdict = Literal["better", "worse", "equivalent", "not distinguishable"]
 
 
 def equivalent(difference: Mean, margin: float) -> bool:

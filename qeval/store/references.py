@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,19 @@ class References:
             return None
         return found if found.is_whole() else None
 
+    def sizes(self, days: float = 0.0) -> dict[Path, int]:
+        """The bytes of each that is as old as that, of what killed runs left, too."""
+        limit = time.time() - days * 86400
+        folders = [f for f in self.folder.glob("*") if f.is_dir() and f.stat().st_mtime <= limit]
+        return {f: sum(p.stat().st_size for p in f.iterdir()) for f in folders}
+
+    def remove(self, days: float = 0.0) -> int:
+        """Remove those; the number of bytes."""
+        chosen = self.sizes(days)
+        for folder in chosen:
+            shutil.rmtree(folder, ignore_errors=True)
+        return sum(chosen.values())
+
     @contextmanager
     def writing(self, key: str, rows: int, vocabulary: int) -> Iterator[Writer]:
         """Write one. It appears under its key when the block ends without an error.
@@ -95,10 +109,9 @@ class References:
                 yield writer
             writer.check_whole()
             (out / "reference.json").write_text(json.dumps({"rows": rows, "vocabulary": vocabulary}))
-            target = self.folder / key
-            if target.exists():  # damaged, or `find` would have had it; or another run was faster
-                shutil.rmtree(target, ignore_errors=True)
-            out.rename(target)
+            if self.find(key) is None:  # else another run was faster, and its readers are at it
+                shutil.rmtree(self.folder / key, ignore_errors=True)
+                out.rename(self.folder / key)
         except OSError as err:
             raise StoreError(disk_message(self.folder, err)) from err
         finally:

@@ -106,3 +106,25 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="disk"), References(tmp_path).writing(KEY, 10, 2000) as writer:
         writer.append(logits(10)[0])
     assert list((tmp_path / "references").iterdir()) == []
+
+
+def test_what_is_kept_can_be_listed_and_removed(tmp_path):
+    store = References(tmp_path)
+    assert store.sizes() == {} and store.remove() == 0
+    with store.writing(KEY, 10, 2000) as writer:
+        writer.append(logits(10)[0])
+    [(folder, size)] = store.sizes().items()
+    assert folder.name == KEY and size > 2 * 10 * 2000
+    assert store.remove(days=1) == 0 and store.find(KEY) is not None
+    assert store.remove() == size and store.find(KEY) is None
+
+
+def test_one_that_another_run_wrote_meanwhile_stays(tmp_path):
+    store = References(tmp_path)
+    with store.writing(KEY, 10, 2000) as slow:
+        with store.writing(KEY, 10, 2000) as fast:
+            fast.append(logits(10)[0])
+        inode = (store.folder / KEY).stat().st_ino
+        slow.append(logits(10)[0])
+    assert (store.folder / KEY).stat().st_ino == inode
+    assert [f.name for f in store.folder.iterdir()] == [KEY]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from qeval.core.errors import DataError
 from qeval.core.execution import FloorKind
@@ -44,7 +44,7 @@ _UNLIKE = 0.02  # share of ids that mean other text in the two vocabularies: ano
 
 
 class DivergenceOptions(TextOptions):
-    dataset: str = "wikitext2"
+    dataset: str = Field("wikitext2", validation_alias=AliasChoices("dataset", "datasets"))
     protocol: Literal["llamacpp", "gptq"] = "llamacpp"  # whose windows
     # The rows that show what differs without any quantization.
     floors: list[FloorKind] = Field(default_factory=lambda: [*get_args(FloorKind)])

@@ -15,6 +15,7 @@ from qeval.core.errors import DataError, StoreError
 from qeval.core.execution import Execution, FloorOptions, Running
 from qeval.core.settings import EngineSettings
 from qeval.data.datasets import DataSource
+from qeval.engines.base import LM
 from qeval.engines.hf import HfEngine
 from qeval.engines.llamacpp import LlamaCppEngine
 from qeval.formats.describe import describe_folder
@@ -172,3 +173,14 @@ def test_floors_and_the_way_to_the_baseline_are_not_in_the_key(options):
     same = options.model_copy(update={"floors": [], "baseline_from": "live"})
     assert same.identity() == options.identity()
     assert options.model_copy(update={"protocol": "gptq"}).identity() != options.identity()
+
+
+def test_several_texts_are_several_cells():
+    assert DivergenceOptions.model_validate({"datasets": "pydoc"}).dataset == "pydoc"
+
+
+def test_an_engine_that_has_logits_has_predictions(tiny_llama):
+    lm, windows = open_hf(tiny_llama), [list(range(3, 30)), list(range(9, 40))]
+    plain = LM.predictions(lm, windows, first=[5, 7])
+    for a, b in zip(plain, lm.predictions(windows, first=[5, 7]), strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-5)
