@@ -140,7 +140,7 @@ def row_cells(
     quantization: Quantization,
     order: tuple[int, int],
     cache_dir: Path,
-    conditions: Conditions,
+    this_machine: ThisMachine,
 ) -> list[Cell]:
     """The cells of one row, of the tasks that it is for; ``order``: the place of its model and its own.
     None where a task added the row and the model's engine cannot have it.
@@ -166,7 +166,7 @@ def row_cells(
                 row,
                 task,
                 t,
-                conditions.of(row.engine) if measures_machine(known) else None,
+                this_machine.conditions(row.engine) if measures_machine(known) else None,
                 baseline if against_baseline(known) else None,
             )
         )
@@ -204,15 +204,15 @@ def _row(
     return Row(model, quantization, engine, artifact, baseline, order)
 
 
-class Conditions:
+class ThisMachine:
     """What a worker of this machine would run on, as far as it can be known without starting one. Its
-    record has what it did run on."""
+    record has what it did run on (record.Conditions)."""
 
     def __init__(self, settings: Spec) -> None:
         self._settings = settings
         self._found: dict[str, dict[str, object]] = {}
 
-    def of(self, engine: str) -> dict[str, object]:
+    def conditions(self, engine: str) -> dict[str, object]:
         if engine not in self._found:
             self._found[engine] = self._look(ENGINES[engine])
         return self._found[engine]

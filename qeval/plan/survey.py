@@ -18,7 +18,7 @@ from qeval.data.datasets import DataSource
 from qeval.models.resolve import planned_download, resolve_model
 from qeval.models.weights import read_tensors
 from qeval.plan import preflight
-from qeval.plan.cells import Cell, Conditions, Row, artifact_key, row_cells
+from qeval.plan.cells import Cell, Row, ThisMachine, artifact_key, row_cells
 from qeval.plan.preflight import Download, Findings, Problem, ask
 from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
 from qeval.plan.state import State, is_done, to_build, why_skipped
@@ -200,8 +200,8 @@ class _Look:
         return ArtifactCache(self.settings.cache_dir)
 
     @cached_property
-    def conditions(self) -> Conditions:
-        return Conditions(self.experiment.settings)
+    def this_machine(self) -> ThisMachine:
+        return ThisMachine(self.experiment.settings)
 
     def once(self, key: Hashable, question: Callable[[], Findings]) -> Findings:
         if key not in self._answers:
@@ -258,7 +258,7 @@ class _Look:
             ]
             if downloads:
                 return [], Findings(downloads=tuple(downloads))
-            where = (order, self.settings.cache_dir, self.conditions)
+            where = (order, self.settings.cache_dir, self.this_machine)
             return row_cells(self.experiment, model, quantization, *where), Findings()
         except QevalError as err:
             return [], Findings(tuple(preflight.problems_of(name, err)))
