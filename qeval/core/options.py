@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _inputs_or_channel(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError("must be a positive number of inputs, or -1 (per channel)")
+    return value
+
+
+GroupSize = Annotated[int, AfterValidator(_inputs_or_channel)]
+"""Consecutive inputs that share a scale; -1: one scale per output channel."""
 
 
 class Options(BaseModel):

@@ -17,18 +17,17 @@ from pydantic import Field, model_validator
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import raise_all
 from qeval.core.execution import Kernel
-from qeval.core.options import Options
+from qeval.core.options import GroupSize, Options
 from qeval.data.calibration import CalibrationOptions
 from qeval.formats.limits import check_half_precision, check_widths
 from qeval.quant.base import BuildContext
 from qeval.quant.laboratory.base import (
     CalibratedMethod,
-    Format,
+    CalibratedOptions,
     PackableOptions,
-    check_export,
     gptq_config,
 )
-from qeval.quant.laboratory.method import build as build_with
+from qeval.quant.laboratory.method import quantize as quantize_with
 
 if TYPE_CHECKING:
     from gptqmodel import QuantizeConfig
@@ -41,19 +40,17 @@ class AwqCalibration(CalibrationOptions):
     seq_len: int = Field(default=512, ge=2)  # AutoAWQ's 128 x 512
 
 
-class AwqOptions(PackableOptions):
-    num_bits: int = Field(default=4, ge=2, le=8)  # packed: 4
-    group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
-    symmetric: bool = False
+class AwqOptions(CalibratedOptions, PackableOptions):
+    """Other bits than 4, groups of any size and ``format`` are of backend laboratory."""
+
+    group_size: GroupSize = 128
     calibration: AwqCalibration = AwqCalibration()
     backend: Literal["gptqmodel", "auto-awq", "laboratory"] = "gptqmodel"
-    format: Format | None = None  # of backend laboratory: None is simulated; the others always pack
-    kernel: Kernel = "auto"
 
     @model_validator(mode="after")
     def _fits_the_backend(self) -> AwqOptions:
         if self.backend == "laboratory":
-            return self._in_the_laboratory()
+            return self
         if self.format is not None:
             raise ValueError(f"format: backend {self.backend} always packs; leave it out")
         if self.num_bits != 4:
@@ -68,16 +65,9 @@ class AwqOptions(PackableOptions):
             raise ValueError("symmetric: AutoAWQ's GEMM format is asymmetric; leave it out")
         return self
 
-    def _in_the_laboratory(self) -> AwqOptions:
-        check_export(self)
-        if self.group_size < 1 and self.group_size != -1:
-            raise ValueError("group_size: a positive number of inputs, or -1 (per channel)")
-        return self
-
     @property
     def packed_on(self) -> Kernel | None:
-        simulated = self.backend == "laboratory" and self.format != "gptq"
-        return None if simulated else self.kernel
+        return super().packed_on if self.backend == "laboratory" else self.kernel
 
 
 @final
@@ -88,10 +78,9 @@ class Awq(CalibratedMethod[AwqOptions]):
     scalar: ClassVar[str | None] = "num_bits"
 
     def label(self, options: AwqOptions) -> str:
-        group = "" if options.group_size == -1 else f"g{options.group_size}"
         grid = " sym" if options.symmetric else ""
         packed = " packed" if options.format == "gptq" else ""
-        return f"AWQ W{options.num_bits}A16{group}{grid}{_BY[options.backend]}{packed}"
+        return f"AWQ {options.bits_label()}{grid}{_BY[options.backend]}{packed}"
 
     def environment(self, options: AwqOptions) -> str | None:
         return "auto-awq" if options.backend == "auto-awq" else None
@@ -136,7 +125,7 @@ def build_in_laboratory(options: AwqOptions, context: BuildContext) -> Artifact:
     from qeval.quant.laboratory.transforms.awq import AwqScales
 
     rules = GridRules(options.num_bits, options.group_size, options.symmetric)
-    return build_with(
+    return quantize_with(
         context,
         partial(clipped_rtn, rules=rules),
         options.calibration,

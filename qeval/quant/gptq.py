@@ -16,19 +16,17 @@ from pydantic import Field, model_validator
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
 from qeval.core.execution import Kernel
-from qeval.core.options import Options
-from qeval.data.calibration import CalibrationOptions
+from qeval.core.options import GroupSize, Options
 from qeval.quant.base import BuildContext
 from qeval.quant.laboratory.base import (
     GPTQ_BITS,
     GPTQ_GROUPS,
     CalibratedMethod,
-    Format,
     PackableOptions,
-    check_export,
     gptq_config,
     preflight_gptq,
 )
+from qeval.quant.laboratory.method import LaboratoryOptions
 from qeval.quant.laboratory.method import build as build_with
 
 if TYPE_CHECKING:
@@ -39,26 +37,20 @@ if TYPE_CHECKING:
 _BY = {"gptqmodel": "", "auto-gptq": " (AutoGPTQ)", "laboratory": " (laboratory)"}
 
 
-class GptqOptions(PackableOptions):
-    num_bits: int = Field(default=4, ge=2, le=8)  # 5, 6, 7: of backend laboratory
-    group_size: int = 128  # consecutive inputs that share a scale; -1: one scale per output channel
+class GptqOptions(LaboratoryOptions, PackableOptions):
+    """5, 6 and 7 bits, ``num_blocks`` and ``format`` are of backend laboratory: the others always pack
+    the whole model."""
+
+    group_size: GroupSize = 128
     act_order: bool = False  # columns by descending diagonal of H
     static_groups: bool = False  # grids found before anything is rounded: groups stay in order
     symmetric: bool = True
     percdamp: float = Field(default=0.01, gt=0, lt=1)  # of the mean diagonal of H
-    true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
-    num_blocks: int | None = Field(default=None, ge=1)  # of backend laboratory: the first n blocks only
-    calibration: CalibrationOptions = CalibrationOptions()
     backend: Literal["gptqmodel", "auto-gptq", "laboratory"] = "gptqmodel"
-    format: Format | None = None  # of backend laboratory: None is simulated; the others always pack
-    kernel: Kernel = "auto"
 
     @model_validator(mode="after")
     def _known(self) -> GptqOptions:
         if self.backend == "laboratory":
-            if self.group_size < 1 and self.group_size != -1:
-                raise ValueError("group_size: must be a positive number of inputs, or -1 (per channel)")
-            check_export(self)
             return self
         for key, known in {"num_bits": GPTQ_BITS, "group_size": GPTQ_GROUPS}.items():
             if (value := getattr(self, key)) not in known:
@@ -74,8 +66,7 @@ class GptqOptions(PackableOptions):
 
     @property
     def packed_on(self) -> Kernel | None:
-        simulated = self.backend == "laboratory" and self.format != "gptq"
-        return None if simulated else self.kernel
+        return super().packed_on if self.backend == "laboratory" else self.kernel
 
 
 @final
@@ -86,13 +77,11 @@ class Gptq(CalibratedMethod[GptqOptions]):
     scalar: ClassVar[str | None] = "num_bits"
 
     def label(self, options: GptqOptions) -> str:
-        group = "" if options.group_size == -1 else f"g{options.group_size}"
         order = " act-order" if options.act_order else ""
         order += " static groups" if options.static_groups else ""
         grid = "" if options.symmetric else " asym"
         by = _BY[options.backend] + (" packed" if options.format == "gptq" else "")
-        first = "" if options.num_blocks is None else f" first {options.num_blocks} blocks"
-        return f"GPTQ W{options.num_bits}A16{group}{order}{grid}{first}{by}"
+        return f"GPTQ {options.bits_label()}{order}{grid}{options.blocks_label()}{by}"
 
     def environment(self, options: GptqOptions) -> str | None:
         return "auto-gptq" if options.backend == "auto-gptq" else None
@@ -136,15 +125,8 @@ class Gptq(CalibratedMethod[GptqOptions]):
 
 def build_in_laboratory(options: GptqOptions, context: BuildContext) -> Artifact:
     """Raises BuildError for an unknown architecture and for activations that are not finite."""
-    return build_with(
-        context,
-        solver(options),
-        options.calibration,
-        num_bits=options.num_bits,
-        true_sequential=options.true_sequential,
-        num_blocks=options.num_blocks,
-        gptq=gptq_config(options, options.act_order and not options.static_groups),
-    )
+    packed = gptq_config(options, options.act_order and not options.static_groups)
+    return build_with(context, solver(options), options, gptq=packed)
 
 
 def solver(options: GptqOptions) -> Solve:

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact
-from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.quant.base import BuildContext
-from qeval.quant.laboratory.base import CalibratedMethod, Format, check_export, gptq_config
+from qeval.quant.laboratory.base import CalibratedMethod, Format, PackableOptions, gptq_config
 from qeval.quant.laboratory.method import LaboratoryOptions, build
 
 if TYPE_CHECKING:
     from qeval.quant.laboratory.driver import Solve
 
 
-class QuantEaseOptions(LaboratoryOptions):
+class QuantEaseOptions(LaboratoryOptions, PackableOptions):
     sweeps: int = Field(default=30, ge=1, le=10_000)  # over all columns
     relax: bool = True  # every third sweep does not round
     init: Literal["rtn", "gptq"] = "rtn"  # gptq: with act_order, groups stay consecutive inputs
@@ -31,20 +30,14 @@ class QuantEaseOptions(LaboratoryOptions):
     outliers: float = Field(default=0.0, ge=0, le=0.5)  # share of the weights kept in 16 bits
     structured: bool = False  # outliers are whole input columns
     format: Format = "simulated"
-    kernel: Kernel = "auto"
 
     @model_validator(mode="after")
     def _fitting(self) -> QuantEaseOptions:
         if self.structured and not self.outliers:
             raise ValueError("structured: says which outliers; give their share: outliers: 0.01")
-        check_export(self)
         if self.format == "gptq" and self.outliers:
             raise ValueError("outliers: format: gptq holds none; leave one of the two out")
         return self
-
-    @property
-    def packed_on(self) -> Kernel | None:
-        return self.kernel if self.format == "gptq" else None
 
 
 @final
@@ -63,15 +56,7 @@ class QuantEase(CalibratedMethod[QuantEaseOptions]):
 
     def build(self, options: QuantEaseOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture and for activations that are not finite."""
-        return build(
-            context,
-            solver(options),
-            options.calibration,
-            num_bits=options.num_bits,
-            true_sequential=options.true_sequential,
-            num_blocks=options.num_blocks,
-            gptq=gptq_config(options),
-        )
+        return build(context, solver(options), options, gptq=gptq_config(options))
 
 
 def solver(options: QuantEaseOptions) -> Solve:

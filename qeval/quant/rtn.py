@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from pydantic import Field, field_validator, model_validator
-
 from qeval.core.artifact import Artifact, LayerReport
-from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.quant.base import BuildContext
 from qeval.quant.laboratory.base import (
     Format,
     LaboratoryMethod,
     PackableOptions,
-    check_export,
     gptq_config,
 )
 
@@ -29,27 +25,7 @@ if TYPE_CHECKING:
 
 
 class RtnOptions(PackableOptions):
-    num_bits: int = Field(default=4, ge=2, le=8)
-    group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
-    symmetric: bool = False
     format: Format = "simulated"
-    kernel: Kernel = "auto"
-
-    @field_validator("group_size")
-    @classmethod
-    def _positive_or_channel(cls, value: int) -> int:
-        if value < 1 and value != -1:
-            raise ValueError("must be a positive number of inputs, or -1 (per channel)")
-        return value
-
-    @model_validator(mode="after")
-    def _exported(self) -> RtnOptions:
-        check_export(self)
-        return self
-
-    @property
-    def packed_on(self) -> Kernel | None:
-        return self.kernel if self.format == "gptq" else None
 
 
 @final
@@ -60,9 +36,8 @@ class Rtn(LaboratoryMethod[RtnOptions]):
     scalar: ClassVar[str | None] = None
 
     def label(self, options: RtnOptions) -> str:
-        group = "" if options.group_size == -1 else f"g{options.group_size}"
         packed = " packed" if options.format == "gptq" else ""
-        return f"RTN W{options.num_bits}A16{group}{' sym' if options.symmetric else ''}{packed}"
+        return f"RTN {options.bits_label()}{' sym' if options.symmetric else ''}{packed}"
 
     def build(self, options: RtnOptions, context: BuildContext) -> Artifact:
         """Raises BuildError where the group size does not divide a layer's inputs (all are named), and

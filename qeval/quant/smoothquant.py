@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from qeval.core.artifact import Artifact
-from qeval.core.execution import Kernel
 from qeval.core.options import Options
 from qeval.quant.base import BuildContext
-from qeval.quant.laboratory.base import CalibratedMethod, Format, check_export, gptq_config
+from qeval.quant.laboratory.base import CalibratedMethod, Format, PackableOptions, gptq_config
 from qeval.quant.laboratory.method import LaboratoryOptions, build
 
 if TYPE_CHECKING:
@@ -27,22 +26,12 @@ if TYPE_CHECKING:
 _WITH = {"rtn": "", "gptq": "+GPTQ", "quantease": "+QuantEase"}
 
 
-class SmoothQuantOptions(LaboratoryOptions):
+class SmoothQuantOptions(LaboratoryOptions, PackableOptions):
     num_bits: int = Field(default=8, ge=2, le=8)
     symmetric: bool = True
     alpha: float = Field(default=0.5, ge=0, le=1)  # 0: evens out the weights, 1: the inputs
     solver: Literal["rtn", "gptq", "quantease"] = "rtn"  # of the weights, each with its defaults
     format: Format = "simulated"
-    kernel: Kernel = "auto"
-
-    @model_validator(mode="after")
-    def _exported(self) -> SmoothQuantOptions:
-        check_export(self)
-        return self
-
-    @property
-    def packed_on(self) -> Kernel | None:
-        return self.kernel if self.format == "gptq" else None
 
 
 @final
@@ -54,8 +43,7 @@ class SmoothQuant(CalibratedMethod[SmoothQuantOptions]):
 
     def label(self, options: SmoothQuantOptions) -> str:
         strength = "" if options.alpha == 0.5 else f" {options.alpha:g}"
-        grid = options.grid_label()
-        grid = grid.replace(" sym", "") if options.symmetric else f"{grid} asym"
+        grid = options.bits_label() + options.blocks_label() + " asym" * (not options.symmetric)
         packed = " packed" if options.format == "gptq" else ""
         return f"SmoothQuant{strength}{_WITH[options.solver]} {grid}{packed}"
 
@@ -74,16 +62,7 @@ class SmoothQuant(CalibratedMethod[SmoothQuantOptions]):
             )
             return Smoothing(maxima, options.alpha)
 
-        return build(
-            context,
-            solver(options),
-            options.calibration,
-            num_bits=options.num_bits,
-            true_sequential=options.true_sequential,
-            num_blocks=options.num_blocks,
-            gptq=gptq_config(options),
-            transform=transform,
-        )
+        return build(context, solver(options), options, gptq=gptq_config(options), transform=transform)
 
 
 def solver(options: SmoothQuantOptions) -> Solve:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from pydantic import Field
 
 from qeval.core.artifact import Artifact
-from qeval.core.options import Options
+from qeval.core.options import GroupSize, Options
 from qeval.quant.base import BuildContext
 from qeval.quant.laboratory.base import CalibratedMethod
 from qeval.quant.laboratory.method import LaboratoryOptions, build
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class SpqrOptions(LaboratoryOptions):
     num_bits: int = Field(default=3, ge=2, le=8)
-    group_size: int = 16
+    group_size: GroupSize = 16
     outlier_threshold: float | None = Field(default=0.2, gt=0)  # None: no outliers
     statistic_bits: int | None = Field(
         default=3, ge=2, le=8
@@ -48,14 +48,7 @@ class Spqr(CalibratedMethod[SpqrOptions]):
 
     def build(self, options: SpqrOptions, context: BuildContext) -> Artifact:
         """Raises BuildError for an unknown architecture and for activations that are not finite."""
-        return build(
-            context,
-            solver(options),
-            options.calibration,
-            num_bits=options.num_bits,
-            true_sequential=options.true_sequential,
-            num_blocks=options.num_blocks,
-        )
+        return build(context, solver(options), options)
 
 
 def solver(options: SpqrOptions) -> Solve:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import BuildError, QevalError, UsageError, raise_all
@@ -25,7 +25,9 @@ _INT4_GROUPS = (32, 64, 128, 256)  # what tinygemm's kernel takes
 
 class TorchAoOptions(Options):
     scheme: Literal["int8wo", "int4wo", "int8dyn", "fp8wo", "fp8dyn"] = "int8wo"
-    group_size: int | None = None  # inputs that share a scale; None: int4wo 128, int8wo per channel
+    group_size: int | None = Field(  # inputs that share a scale; None: int4wo 128, int8wo per channel
+        default=None, ge=1
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TorchAoOptions:
@@ -35,8 +37,6 @@ class TorchAoOptions(Options):
             raise ValueError(f"{self.scheme} has one scale per output channel: drop group_size")
         if self.scheme == "int4wo" and self.group_size not in _INT4_GROUPS:
             raise ValueError(f"group_size of int4wo: one of {', '.join(map(str, _INT4_GROUPS))}")
-        if self.group_size < 1:
-            raise ValueError("group_size must be a positive number of inputs")
         return self
 
     @property

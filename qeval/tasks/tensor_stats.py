@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar, final
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from qeval.core.artifact import ModelRef
-from qeval.core.options import Options
+from qeval.core.options import GroupSize, Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM
 from qeval.tasks.base import Task, TaskContext, TaskResult
@@ -44,16 +44,9 @@ class TensorStatsOptions(TextOptions):
     """The bits are those of the grids that rounding noise is measured on."""
 
     weight_bits: int = Field(default=4, ge=2, le=8)  # asymmetric
-    group_size: int = -1  # of weights; -1: per output channel
+    group_size: GroupSize = -1  # of weights
     activation_bits: int = Field(default=8, ge=2, le=8)  # asymmetric, per token
     kv_bits: int = Field(default=4, ge=2, le=8)  # asymmetric, per token and head
-
-    @field_validator("group_size")
-    @classmethod
-    def _group(cls, value: int) -> int:
-        if value == -1 or value >= 1:
-            return value
-        raise ValueError("must be a number of inputs, or -1 for one scale per output channel")
 
 
 @final

@@ -345,7 +345,7 @@ def test_a_gguf_file_is_refused(tmp_path, monkeypatch, method):
         ("hqq", {"axis": 2}, "0 or 1"),
         ("torchao", {"scheme": "fp8wo", "group_size": 64}, "one scale per output channel: drop"),
         ("torchao", {"scheme": "int4wo", "group_size": 48}, "group_size of int4wo: one of 32, 64"),
-        ("torchao", {"scheme": "int8wo", "group_size": 0}, "positive number of inputs"),
+        ("torchao", {"scheme": "int8wo", "group_size": 0}, "greater than or equal to 1"),
         ("quanto", {"weights": "int3"}, "'int8', 'int4', 'int2' or 'float8'"),
         ("auto-round", {"group_size": 48}, "multiple of 32 inputs, or -1"),
         ("auto-round", {"iters": -1}, "greater than or equal to 0"),

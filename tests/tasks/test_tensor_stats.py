@@ -130,7 +130,7 @@ def test_the_protocol_is_part_of_the_column():
     ("options", "message"),
     [
         ("{dataset: nope}", "nope"),
-        ("{dataset: pydoc, group_size: 0}", r"group_size: must be a number of inputs, or -1"),
+        ("{dataset: pydoc, group_size: 0}", r"group_size: must be a positive number of inputs, or -1"),
         (
             "{dataset: pydoc, weight_bits: 1}",
             r"weight_bits: input should be greater than or equal to 2",

@@ -7,13 +7,15 @@ lies on an affine grid with whole zero points and nothing beside it; gptq_format
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
 
 from qeval import __version__
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError, raise_all
 from qeval.core.execution import Kernel
-from qeval.core.options import Options
+from qeval.core.options import GroupSize, Options
 from qeval.data.calibration import CalibrationOptions
 from qeval.formats.limits import check_half_precision, check_kernel, check_widths
 from qeval.models.tensors import DTYPE_BYTES
@@ -29,8 +31,12 @@ Format = Literal["simulated", "gptq"]
 checkpoint in the standard GPTQ format."""
 
 
-class PackableOptions(Options):
-    """Options of a method whose result is simulated or packed."""
+class GridOptions(Options):
+    """Options of a method whose result lies on an affine grid."""
+
+    num_bits: int = Field(default=4, ge=2, le=8)
+    group_size: GroupSize = -1
+    symmetric: bool = False
 
     @property
     def packed_on(self) -> Kernel | None:
@@ -40,65 +46,70 @@ class PackableOptions(Options):
     def execution(self) -> dict[str, object]:
         return {} if self.packed_on is None else {"kernel": self.packed_on}
 
-
-class Made(Protocol):
-    """What LaboratoryMethod reads of a method's options."""
-
-    @property
-    def num_bits(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def packed_on(self) -> Kernel | None: ...
+    def bits_label(self) -> str:
+        """``W4A16g128``, ``W3A16``."""
+        return f"W{self.num_bits}A16" + ("" if self.group_size == -1 else f"g{self.group_size}")
 
 
-class Calibrated(Made, Protocol):
-    """What CalibratedMethod reads of them."""
+class PackableOptions(GridOptions):
+    """Those of a method that packs its result where it is asked to."""
+
+    format: Format | None = None
+    kernel: Kernel = "auto"
 
     @property
-    def calibration(self) -> CalibrationOptions: ...
+    def packed_on(self) -> Kernel | None:
+        return self.kernel if self.format == "gptq" else None
+
+    @model_validator(mode="after")
+    def _can_be_packed(self) -> Self:
+        """Refuses bits and groups that the format cannot hold, and a kernel that would run nothing."""
+        if self.packed_on is None and self.kernel != "auto":
+            raise ValueError("kernel: no kernel runs simulated weights: leave it out, or format: gptq")
+        if self.format != "gptq":
+            return self
+        for key, known in {"num_bits": GPTQ_BITS, "group_size": GPTQ_GROUPS}.items():
+            if (value := getattr(self, key)) not in known:
+                choose = ", ".join(map(str, known))
+                raise ValueError(f"{key}: format: gptq holds {choose}, not {value}: leave format out")
+        if getattr(self, "num_blocks", None) is not None:
+            raise ValueError(
+                "num_blocks: format: gptq has all blocks quantized: leave one of the two out"
+            )
+        return self
 
 
-class Exported(Protocol):
-    """What the functions below read of them."""
+class CalibratedOptions(GridOptions):
+    """Those of a method that reads a calibration text."""
 
-    @property
-    def num_bits(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def symmetric(self) -> bool: ...
-    @property
-    def format(self) -> Format | None: ...
-    @property
-    def kernel(self) -> Kernel: ...
+    calibration: CalibrationOptions = CalibrationOptions()
 
 
-MadeT = TypeVar("MadeT", bound=Made, contravariant=True)
-CalibratedT = TypeVar("CalibratedT", bound=Calibrated, contravariant=True)
+GridT = TypeVar("GridT", bound=GridOptions, contravariant=True)
+CalibratedT = TypeVar("CalibratedT", bound=CalibratedOptions, contravariant=True)
 
 
-class LaboratoryMethod(Method[MadeT], Generic[MadeT]):
+class LaboratoryMethod(Method[GridT], Generic[GridT]):
     """A method of the laboratory, or one that another library may do as well."""
 
     name: ClassVar[str]  # in errors
     engine: ClassVar[str | None] = "hf"
 
-    def simulates(self, options: MadeT) -> bool:
+    def simulates(self, options: GridT) -> bool:
         return options.packed_on is None
 
-    def weight_bits(self, options: MadeT, dtype: str) -> float:
+    def weight_bits(self, options: GridT, dtype: str) -> float:
         return 8.0 * DTYPE_BYTES[dtype] if options.packed_on is None else options.num_bits
 
-    def packages(self, options: MadeT) -> tuple[Packages, ...]:
+    def packages(self, options: GridT) -> tuple[Packages, ...]:
         return () if options.packed_on is None else (GPTQMODEL,)
 
-    def check_device(self, options: MadeT, model: ModelRef, device: str) -> None:
+    def check_device(self, options: GridT, model: ModelRef, device: str) -> None:
         """Raises UsageError for a kernel that the device has not."""
         if options.packed_on is not None:
             check_kernel(self.name, options.packed_on, device)
 
-    def preflight(self, options: MadeT, model: ModelRef) -> None:
+    def preflight(self, options: GridT, model: ModelRef) -> None:
         """Raises UsageError for a .gguf file and for widths that do not fit, MissingExtraError for
         GPTQModel."""
         if options.packed_on is None:
@@ -116,21 +127,6 @@ class CalibratedMethod(LaboratoryMethod[CalibratedT], Generic[CalibratedT]):
 
     def reads(self, options: CalibratedT) -> CalibrationOptions:
         return options.calibration
-
-
-def check_export(options: Exported) -> None:
-    """Raises ValueError (in a validator: with the key's place in the spec) for bits and groups that the
-    format cannot hold."""
-    if options.format != "gptq":
-        if options.kernel != "auto":
-            raise ValueError("kernel: no kernel runs simulated weights: leave it out, or format: gptq")
-        return
-    for key, known in {"num_bits": GPTQ_BITS, "group_size": GPTQ_GROUPS}.items():
-        if (value := getattr(options, key)) not in known:
-            choose = ", ".join(map(str, known))
-            raise ValueError(f"{key}: format: gptq holds {choose}, not {value}: leave format out")
-    if getattr(options, "num_blocks", None) is not None:
-        raise ValueError("num_blocks: format: gptq has all blocks quantized: leave one of the two out")
 
 
 def _check_dense(named: str, model: ModelRef) -> None:
@@ -161,7 +157,7 @@ def preflight_gptq(method: str, group_size: int, model: ModelRef, otherwise: str
     )
 
 
-def gptq_config(options: Exported, act_order: bool = False) -> dict[str, object] | None:
+def gptq_config(options: PackableOptions, act_order: bool = False) -> dict[str, object] | None:
     """``quantization_config`` of config.json; None where the result is simulated. ``act_order``: the
     inputs of a group need not be neighbours. gptq_format.py says why asymmetric ones are gptq_v2."""
     if options.format != "gptq":

@@ -11,12 +11,12 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from qeval.core.artifact import Artifact
 from qeval.data.calibration import CalibrationOptions
 from qeval.quant.base import BuildContext
-from qeval.quant.laboratory.base import PackableOptions
+from qeval.quant.laboratory.base import CalibratedOptions
 
 if TYPE_CHECKING:
     import torch
@@ -28,29 +28,40 @@ if TYPE_CHECKING:
     """A float model (on the CPU), the calibration's windows, the device -> the driver's ``prepare``."""
 
 
-class LaboratoryOptions(PackableOptions):
-    num_bits: int = Field(default=4, ge=2, le=8)
-    group_size: int = -1  # consecutive inputs that share a scale; -1: one scale per output channel
-    symmetric: bool = False
+class LaboratoryOptions(CalibratedOptions):
     true_sequential: bool = True  # q, k, v; then o; then gate, up; then down
     num_blocks: int | None = Field(default=None, ge=1)  # the first n decoder blocks only
-    calibration: CalibrationOptions = CalibrationOptions()
-
-    @field_validator("group_size")
-    @classmethod
-    def _positive_or_channel(cls, value: int) -> int:
-        if value < 1 and value != -1:
-            raise ValueError("must be a positive number of inputs, or -1 (per channel)")
-        return value
 
     def grid_label(self) -> str:
         """``W4A16g128``, ``W3A16 sym``, ``W4A16 first 2 blocks``."""
-        group = "" if self.group_size == -1 else f"g{self.group_size}"
-        first = "" if self.num_blocks is None else f" first {self.num_blocks} blocks"
-        return f"W{self.num_bits}A16{group}{' sym' if self.symmetric else ''}{first}"
+        return f"{self.bits_label()}{' sym' if self.symmetric else ''}{self.blocks_label()}"
+
+    def blocks_label(self) -> str:
+        return "" if self.num_blocks is None else f" first {self.num_blocks} blocks"
 
 
 def build(
+    context: BuildContext,
+    solve: Solve,
+    options: LaboratoryOptions,
+    *,
+    gptq: dict[str, object] | None = None,
+    transform: Transform | None = None,
+) -> Artifact:
+    """``quantize`` as the options say."""
+    return quantize(
+        context,
+        solve,
+        options.calibration,
+        num_bits=options.num_bits,
+        true_sequential=options.true_sequential,
+        num_blocks=options.num_blocks,
+        gptq=gptq,
+        transform=transform,
+    )
+
+
+def quantize(
     context: BuildContext,
     solve: Solve,
     calibration: CalibrationOptions,
@@ -62,7 +73,7 @@ def build(
     transform: Transform | None = None,
 ) -> Artifact:
     """Quantize ``context.model`` with a solver, block by block, and save the rounded float weights; or,
-    with ``gptq`` (export.gptq_config), a packed checkpoint.
+    with ``gptq`` (base.gptq_config), a packed checkpoint.
 
     Raises:
         BuildError: what driver.py and the solvers refuse, with the layer's name.

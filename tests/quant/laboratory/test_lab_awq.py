@@ -130,7 +130,7 @@ def test_needs_no_library_and_no_kernel(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"kernel": "torch"}, "kernel: no kernel runs simulated weights"),
-        ({"group_size": 0}, "group_size: a positive number of inputs, or -1"),
+        ({"group_size": 0}, r"group_size\n.*must be a positive number of inputs, or -1"),
         ({"num_bits": 9}, "less than or equal to 8"),
         ({"num_bits": 3, "backend": "gptqmodel"}, "num_bits 3: packed AWQ has 4 bits; others with"),
         ({"num_bits": 3, "backend": "auto-awq"}, "num_bits 3: packed AWQ has 4 bits"),
