@@ -1,14 +1,23 @@
 """Tiny models of every family in the laboratory's table, and how quantized ones predict."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.artifact import Artifact, CalibrationFacts, ModelRef
+from qeval.core.options import Options
 from qeval.core.settings import EngineSettings
+from qeval.data.calibration import Calibration
 from qeval.engines.hf import HfEngine
 from qeval.formats.describe import describe_folder
-from qeval.quant.base import BuildContext
+from qeval.quant.base import BuildContext, Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SHARED = {
     "vocab_size": 256,
@@ -40,7 +49,7 @@ _LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
 }
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _GATED,
     "mistral": {**_GATED, "sliding_window": 16},
     "qwen2": _GATED,
@@ -63,7 +72,7 @@ STARVED = 5  # the expert of each of their layers that no token is routed to
 WINDOWS = torch.randint(1, 256, (8, 64), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def make_model(kind: str, **config: object):
+def make_model(kind: str, **config: object) -> PreTrainedModel:
     """Random weights, seed 0, float32, two blocks; the last expert of a mixture starves."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -76,7 +85,7 @@ def make_model(kind: str, **config: object):
     return model
 
 
-def _starve(model) -> None:
+def _starve(model: PreTrainedModel) -> None:
     """Its routers' rows become a, -a, b, -b, c, 0: one of each pair comes before the last."""
     with torch.no_grad():
         for name, router in model.named_parameters():
@@ -90,19 +99,22 @@ def saved(folder: Path, kind: str, **config: object) -> ModelRef:
     return ModelRef(kind, folder, "sha256:0", "float32")
 
 
-class Drawn:
+def drawn(windows: list[list[int]] = WINDOWS) -> Calibration:
     """A calibration that is always the same windows."""
-
-    def __init__(self, windows: list[list[int]] = WINDOWS) -> None:
-        self.windows = windows
-        self.facts = {"dataset": "test", "n_tokens": sum(map(len, windows))}
+    return Calibration(windows, CalibrationFacts(dataset="test", n_tokens=sum(map(len, windows))))
 
 
-def build(method, options, model: ModelRef, out: Path, windows: list[list[int]] = WINDOWS) -> Artifact:
+def build(
+    method: Method[Any],
+    options: Options,
+    model: ModelRef,
+    out: Path,
+    windows: list[list[int]] = WINDOWS,
+) -> Artifact:
     out.mkdir(exist_ok=True)
-    steps = []
+    steps: list[tuple[int, int, str]] = []
     context = BuildContext(
-        model, out, None, lambda _: Drawn(windows), lambda *p: steps.append(p), out, device="cpu"
+        model, out, None, lambda _: drawn(windows), lambda *p: steps.append(p), out, device="cpu"
     )
     artifact = method.build(options, context)
     assert steps[-1][0] == steps[-1][1]
@@ -121,7 +133,7 @@ def divergence(artifact: Artifact, model: ModelRef) -> float:
     return total / len(WINDOWS)
 
 
-def one_thread():
+def one_thread() -> Iterator[None]:
     """For a fixture. Thousands of tiny operations: a second thread costs more than it computes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".parquet", ".gz", ".model", ".onnx")
@@ -246,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         if reply == "file" and repo.gated and token not in repo.grants:
             message = (NO_GRANT if token else NO_TOKEN).format(f"{kind} {name}")
             return self.refuse(403 if token else 401, "GatedRepo", message)
-        return getattr(self, reply)(repo, sha, names | {"kind": kind})
+        getattr(self, reply)(repo, sha, names | {"kind": kind})
+        return None
 
     # What the routes answer
 
@@ -351,9 +353,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(code, body, {"X-Error-Message": message, **known, **(headers or {})})
 
 
-def _entry(name: str, data: bytes) -> dict[str, object]:
+def _entry(name: str, data: bytes) -> dict[str, Any]:
     """A file in a listing; ``oid`` is its id in git, or that of the pointer in a large one's place."""
-    entry: dict[str, object] = {"type": "file", "oid": git_id(data), "size": len(data), "path": name}
+    entry: dict[str, Any] = {"type": "file", "oid": git_id(data), "size": len(data), "path": name}
     if name.endswith(LARGE):
         pointer = (
             f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(data)}\nsize {len(data)}\n"

@@ -3,21 +3,24 @@
 python make_packed.py MODEL_FOLDER OUT_FOLDER
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-def float_model(path: Path, **settings):
+def float_model(path: Path, **settings: object) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float16, **settings)
 
 
 def bitsandbytes(path: Path, out: Path) -> None:
     from transformers import BitsAndBytesConfig
 
-    for name, options in {
+    kinds: dict[str, dict[str, Any]] = {
         "bnb-int8": {"load_in_8bit": True},
         "bnb-nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "bnb-fp4-double": {
@@ -25,7 +28,8 @@ def bitsandbytes(path: Path, out: Path) -> None:
             "bnb_4bit_quant_type": "fp4",
             "bnb_4bit_use_double_quant": True,
         },
-    }.items():
+    }
+    for name, options in kinds.items():
         config = BitsAndBytesConfig(**options)
         float_model(path, quantization_config=config).save_pretrained(out / name)
 

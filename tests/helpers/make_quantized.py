@@ -19,6 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,16 @@ def do(step: str) -> None:
             make_models()
         case "build":
             for name in names:
-                _kept(f"{name}.json", lambda name=name: build(OUT / name, name).to_json())
+                _kept(f"{name}.json", partial(_build, name))
         case "run":
             if method == "quanto":
                 _without_a_compiler()
             for name in filter(_is_built, names):
-                _kept(f"{name}.run.json", lambda name=name: run(name, _artifact(name)))
+                _kept(f"{name}.run.json", partial(_run, name))
         case "vary":
             for name, variant in VARIANTS.items():
                 if BUILDS[variant.of].method == method:
-                    _kept(
-                        f"{name}.run.json",
-                        lambda n=name, v=variant: run(n, vary(n, v), kernel=v.kernel),
-                    )
+                    _kept(f"{name}.run.json", partial(_vary, name, variant))
         case "weigh":  # gptq, awq: where GPTQModel is not
             for name in filter(_is_built, names):
                 if (artifact := _artifact(name)).format:
@@ -98,6 +96,18 @@ def do(step: str) -> None:
             _kept("failing.json", failing)
         case _:
             raise ValueError(step)
+
+
+def _build(name: str) -> Any:
+    return build(OUT / name, name).to_json()
+
+
+def _run(name: str) -> dict[str, Any]:
+    return run(name, _artifact(name))
+
+
+def _vary(name: str, variant: Variant) -> dict[str, Any]:
+    return run(name, vary(name, variant), kernel=variant.kernel)
 
 
 def _kept(name: str, result: Callable[[], Any]) -> None:
@@ -185,7 +195,7 @@ def make_models() -> None:
         artifact = describe_folder(OUT / name, "bfloat16")
         for dtype in ("float32", "bfloat16"):
             full = f"{name}-{dtype}"
-            _kept(f"{full}.run.json", lambda a=artifact, n=full, d=dtype: run(n, a, d))
+            _kept(f"{full}.run.json", partial(run, full, artifact, dtype))
 
 
 # -- building ---------------------------------------------------------------------------------
@@ -213,6 +223,7 @@ def build(folder: Path, name: str, progress: Callable[..., None] | None = None) 
 
 
 def calibration(model: Any, options: Any) -> Any:
+    from qeval.core.artifact import CalibrationFacts
     from qeval.data.calibration import Calibration, draw
     from qeval.data.datasets import DataSource
     from qeval.models.tokenizer import load_tokenizer
@@ -220,8 +231,15 @@ def calibration(model: Any, options: Any) -> Any:
     if options.dataset.startswith("file:"):
         return draw(DataSource(None), load_tokenizer(model), options)
     windows = random_windows(options.n_samples, options.seq_len, options.seed)
-    tokens = sum(map(len, windows))
-    return Calibration(windows, {**options.model_dump(), "n_tokens": tokens, "text_sha256": "0" * 64})
+    facts = CalibrationFacts(
+        dataset=options.dataset,
+        n_samples=options.n_samples,
+        seq_len=options.seq_len,
+        seed=options.seed,
+        n_tokens=sum(map(len, windows)),
+        text_sha256="0" * 64,
+    )
+    return Calibration(windows, facts)
 
 
 def killed() -> None:
@@ -397,17 +415,21 @@ def _from_modules(artifact: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _dense(module: Any) -> Tensor:
     """[out_features, in_features]"""
+    weight: Tensor
     match type(module).__name__:
         case "HQQLinear":
-            return module.dequantize()
+            weight = module.dequantize()
         case "Linear8bitLt":
-            return module.weight.data.float() * module.weight.SCB[:, None] / 127
+            weight = module.weight.data.float() * module.weight.SCB[:, None] / 127
         case "Linear4bit":
             from bitsandbytes.functional import dequantize_4bit
 
-            return dequantize_4bit(module.weight.data, module.weight.quant_state)
-    weight = module.weight
-    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight.data
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+        case _ if hasattr(module.weight, "__tensor_flatten__"):
+            weight = module.weight.dequantize()
+        case _:
+            weight = module.weight.data
+    return weight
 
 
 def _without_scales(state: dict[str, Tensor], floats: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+Logits = NDArray[np.float32]
 MODELS = ("llama", "starcoder2", "mixtral", "hunyuan", "neox")
 UNLIKE = ("mixtral", "hunyuan", "neox")  # transformers names their weights otherwise than their files
 ENOUGH = {"n_samples": 16, "seq_len": 64}  # 1024 tokens: more than any linear has inputs
@@ -172,29 +174,36 @@ _NEEDS = {  # method -> extra, module
 
 
 def random_windows(n: int, length: int, seed: int) -> list[list[int]]:
-    return np.random.default_rng(1000 + seed).integers(0, 512, (n, length)).tolist()
+    windows: list[list[int]] = np.random.default_rng(1000 + seed).integers(0, 512, (n, length)).tolist()
+    return windows
 
 
 def probe_ids() -> list[list[int]]:
     """What every model is asked about: 4 x 64 token ids that no calibration saw."""
-    return np.random.default_rng(0).integers(0, 512, (4, 64)).tolist()
+    windows: list[list[int]] = np.random.default_rng(0).integers(0, 512, (4, 64)).tolist()
+    return windows
 
 
-def divergence(wanted: np.ndarray, found: np.ndarray) -> float:
+def divergence(wanted: Logits, found: Logits) -> float:
     """Mean KL divergence (nats) of predictions, from their logits."""
     a, b = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in map(np.float64, (wanted, found)))
     return float((np.exp(a) * (a - b)).sum(-1).mean())
 
 
-def distance(wanted: np.ndarray, found: np.ndarray) -> float:
+def distance(wanted: Logits, found: Logits) -> float:
     """||found - wanted|| / ||wanted||."""
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def _logits(file: Path) -> Logits:
+    found: Logits = np.load(file)
+    return found
 
 
 def _data_bytes(file: Path) -> int:
     if file.suffix == ".safetensors":
         with file.open("rb") as handle:
-            (header,) = struct.unpack("<Q", handle.read(8))
+            header: int = struct.unpack("<Q", handle.read(8))[0]
         return file.stat().st_size - 8 - header
     with zipfile.ZipFile(file) as archive:
         return sum(i.file_size for i in archive.infolist() if "/data/" in i.filename)
@@ -229,7 +238,8 @@ class Quantized:
     def steps(self, name: str) -> list[list[Any]]:
         """What the build told of its progress."""
         self._built(name)
-        return json.loads((self.folder / f"{name}.steps.json").read_text())
+        steps: list[list[Any]] = json.loads((self.folder / f"{name}.steps.json").read_text())
+        return steps
 
     def data_bytes(self, name: str) -> int:
         """What the build's weight files hold but their headers: from their sizes, not their tensors."""
@@ -240,18 +250,18 @@ class Quantized:
 
     def build_error(self, name: str) -> str:
         """``UsageError: message`` that the build ended with."""
-        return self._built(name, failed=True)["error"]
+        return str(self._built(name, failed=True)["error"])
 
     def run(self, name: str) -> dict[str, Any]:
         return self._ran(name)
 
     def run_error(self, name: str) -> str:
-        return self._ran(name, failed=True)["error"]
+        return str(self._ran(name, failed=True)["error"])
 
-    def logits(self, name: str) -> np.ndarray:
+    def logits(self, name: str) -> Logits:
         """[4, 64, 512] for ``probe_ids``; ``llama-float32`` and the like are the float models'."""
         self._ran(name)
-        return np.load(self.folder / f"{name}.npy")
+        return _logits(self.folder / f"{name}.npy")
 
     def weights(self, name: str) -> dict[str, dict[str, float]]:
         """What make_quantized.py's ``weigh`` says of each quantized linear."""
@@ -260,29 +270,29 @@ class Quantized:
         step = "weigh" if method in ("gptq", "awq") else "run"
         return self._json(f"{step} {method}", f"{name}.weights.json")
 
-    def twin(self, name: str) -> np.ndarray:
+    def twin(self, name: str) -> Logits:
         """The logits of a float model with the weights that the packed one stands for."""
         self.weights(name)
-        return np.load(self.folder / f"{name}.twin.npy")
+        return _logits(self.folder / f"{name}.twin.npy")
 
-    def plain(self, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    def plain(self, name: str) -> tuple[dict[str, Any], Logits]:
         """What transformers alone found, and its logits."""
         self._built(name)
         found = self._json(f"plain {BUILDS[name].method}", f"{name}.plain.json")
-        return found, np.load(self.folder / f"{name}.plain.npy")
+        return found, _logits(self.folder / f"{name}.plain.npy")
 
     def divergence(self, name: str) -> float:
         """From the float model in float32."""
         model = BUILDS[name].model if name in BUILDS else name.split("-")[0]
         return divergence(self.logits(f"{model}-float32"), self.logits(name))
 
-    def _built(self, name: str, failed: bool = False) -> Any:
+    def _built(self, name: str, failed: bool = False) -> dict[str, Any]:
         method = BUILDS[name].method
         self.require(method)
         self.step("float")
         return self._json(f"build {method}", f"{name}.json", failed)
 
-    def _ran(self, name: str, failed: bool = False) -> Any:
+    def _ran(self, name: str, failed: bool = False) -> dict[str, Any]:
         if name.partition("-")[2] in ("float32", "bfloat16"):
             return self._json("float", f"{name}.run.json", failed)
         built = VARIANTS[name].of if name in VARIANTS else name
@@ -290,12 +300,12 @@ class Quantized:
         kind = "vary" if name in VARIANTS else "run"
         return self._json(f"{kind} {BUILDS[built].method}", f"{name}.run.json", failed)
 
-    def _json(self, step: str, name: str, failed: bool = False) -> Any:
+    def _json(self, step: str, name: str, failed: bool = False) -> dict[str, Any]:
         status, file = self.step(step), self.folder / name
         log = self.folder / f"{step}.log"
         tail = log.read_bytes()[-3000:].decode(errors="replace") if log.exists() else ""
         assert file.exists(), f"{step}: exit status {status}: {tail}"
-        data = json.loads(file.read_text())
+        data: dict[str, Any] = json.loads(file.read_text())
         assert ("error" in data) == failed, f"{name}: {data.get('error', 'no error')}"
         return data
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, MIXTURES, WINDOWS, Drawn, make_model, saved
+from families import FAMILIES, MIXTURES, WINDOWS, drawn, make_model, saved
 from transformers import DynamicCache
 
 from qeval.core.artifact import Artifact
@@ -97,7 +97,7 @@ def test_the_driver_measures_every_family_as_on_the_cpu(kind, dtype):
 
 def build(method, options, model, out, device: str) -> Artifact:
     out.mkdir()
-    context = BuildContext(model, out, None, lambda _: Drawn(), lambda *_: None, out, device=device)
+    context = BuildContext(model, out, None, lambda _: drawn(), lambda *_: None, out, device=device)
     return method.build(options, context)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from families import WINDOWS, Drawn, build, one_thread, saved
+from families import WINDOWS, build, drawn, one_thread, saved
 from pydantic import ValidationError
 from quantized import LABORATORY
 
@@ -129,7 +129,7 @@ def test_a_build_that_died_goes_on_with_what_was_packed(tmp_path, monkeypatch):
 
     def attempt(out):
         out.mkdir()
-        draw = lambda _: Drawn(WINDOWS[:2])  # noqa: E731
+        draw = lambda _: drawn(WINDOWS[:2])  # noqa: E731
         told = lambda *_: None  # noqa: E731
         context = BuildContext(model, out, None, draw, told, out, "cpu", unfinished=tmp_path / "kept")
         return QuantEase().build(options, context)
