@@ -7,8 +7,9 @@ loads with the auto-round package.
 
 from __future__ import annotations
 
-import shutil
 from contextlib import chdir
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal, final
 
 from pydantic import Field, field_validator
@@ -90,8 +91,10 @@ class AutoRound(Method[AutoRoundOptions]):
             {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
             for ids in (drawn.windows if drawn else _UNREAD)
         ]
-        saved = context.out / "saved"
-        with chdir(context.out):  # it writes its working files wherever it is
+        folder = context.out / "model"
+        # It writes its working files wherever it is.
+        with TemporaryDirectory(dir=context.out) as scratch, chdir(scratch):
+            saved = Path(scratch) / "saved"
             try:
                 Library(
                     model,
@@ -116,11 +119,6 @@ class AutoRound(Method[AutoRoundOptions]):
                 raise BuildError(f"auto-round gave up on {source.id}; the log says why") from err
             except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
                 raise BuildError(f"auto-round cannot quantize {source.id}: {first_line(err)}") from err
-        # The library names a folder of its own after the model and its scheme.
-        made = next(path.parent for path in sorted(saved.rglob("config.json")))
-        folder = context.out / "model"
-        made.rename(folder)
-        for left in context.out.iterdir():
-            if left != folder and left.is_dir():
-                shutil.rmtree(left)
+            # The library names a folder of its own after the model and its scheme.
+            next(path.parent for path in sorted(saved.rglob("config.json"))).rename(folder)
         return finish(folder, context, "auto-round", drawn.facts if drawn else None)

@@ -218,6 +218,8 @@ def test_an_error_in_a_thread_of_the_library_is_the_builds_and_not_the_end_of_th
     assert quantized.step("failing") == 0
     error = json.loads((quantized.folder / "failing.json").read_text())["error"]
     assert error == "BuildError: GPTQModel cannot quantize llama: ValueError: no luck"
+    assert list((quantized.folder / "failing").iterdir()) == []  # no logs
+    assert not (quantized.folder / "logs").exists()  # its working folder
 
 
 @pytest.mark.real

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +71,17 @@ def quantize(
         blocks = int(model.model.config.get_text_config().num_hidden_layers)
         model.layer_callback = _Blocks(context, blocks)
         model.awq_get_modules_for_scaling = _exact_scales(model.awq_get_modules_for_scaling)
-        with chdir(context.out), _errors_of_threads():  # it writes a folder of logs wherever it is
-            log = model.quantize(
-                examples,
-                batch_size=1,
-                **({"backend": library.BACKEND.AWQ_TORCH} if on_cpu_awq else {}),
-            )
-        model.save(str(folder))
+        # It writes logs/ wherever it is (looper/loop_processor.py): no argument or variable says where.
+        with TemporaryDirectory(dir=context.out) as scratch:
+            with chdir(scratch), _errors_of_threads():
+                log = model.quantize(
+                    examples,
+                    batch_size=1,
+                    **({"backend": library.BACKEND.AWQ_TORCH} if on_cpu_awq else {}),
+                )
+            model.save(str(folder))
     except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as err:
         raise BuildError(f"GPTQModel cannot quantize {context.model.id}: {with_class(err)}") from err
-    shutil.rmtree(context.out / "logs", ignore_errors=True)
     facts, cut = _as_used(drawn, getattr(model.model.config, "max_position_embeddings", None))
     artifact = finish(folder, context, "gptqmodel", facts)
     layers, notes = _with_log(artifact.layers, log, made)
