@@ -105,14 +105,19 @@ def cache_dir() -> Path:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test package of tests/plugin, visible to this process and to the workers it starts."""
-    from qeval.core import registry
-
     folder = REPO / "tests" / "plugin"
     monkeypatch.syspath_prepend(str(folder))
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    registry.from_outside.cache_clear()
+    _forget_installed()
     yield folder
+    _forget_installed()
+
+
+def _forget_installed() -> None:
+    from qeval.core import registry
+
+    registry.installed.cache_clear()
     registry.from_outside.cache_clear()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -64,8 +63,7 @@ def run(
     sys.exit(outcome.exit_code)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """``records`` are those of the spec's cells; None for a dry run. ``last_line``: what failed, and
     where the logs are; empty where nothing did."""
 

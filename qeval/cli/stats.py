@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +140,8 @@ def _statistics(
         EngineError: what the worker says.
         StoreError: the file cannot be written.
     """
+    from tempfile import TemporaryDirectory
+
     from qeval.core.errors import EngineError, StoreError
     from qeval.core.files import disk_message
     from qeval.plan.survey import ready
@@ -159,7 +160,7 @@ def _statistics(
                 f"{model.id}: {step.state.reason}: give the float model's folder, or a packed one that "
                 "transformers loads"
             )
-    with tempfile.TemporaryDirectory(prefix="qeval-stats-") as temporary:
+    with TemporaryDirectory(prefix="qeval-stats-") as temporary:
         folder = Path(temporary)
         say(f"{model.id} · {task.label} ...")
         with Bar() as bar:

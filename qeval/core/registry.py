@@ -7,9 +7,9 @@ tasks/base.py. What it lists must be importable without torch, transformers or l
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Generic, TypeVar, cast
 
 from qeval.core.errors import UsageError, did_you_mean, with_class
@@ -62,4 +62,10 @@ class Registry(Generic[T]):
 @cache
 def from_outside(group: str) -> dict[str, str]:
     """The names of an entry-point group with their targets."""
-    return {e.name: e.value for e in entry_points(group=group)}
+    return {e.name: e.value for e in installed()(group=group)}
+
+
+@cache
+def installed() -> Callable[..., EntryPoints]:
+    """Selects among the entry points of all groups: each reading opens a file of every package."""
+    return entry_points().select

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     protocols: str  # how the protocol ids of its columns begin
     metrics: tuple[str, ...]  # a column each, in this order
     unit: str  # of a metric that nothing measured
