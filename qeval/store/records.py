@@ -162,7 +162,11 @@ def read_many(folders: Sequence[Path | str]) -> tuple[list[Record], list[str]]:
 
 
 def _append(fd: int, line: bytes) -> None:
-    """Append to the open file; on an error, cut off what was written of the line."""
+    """Append to the open file; on an error, cut off what was written of the line.
+
+    Not ``jsonl.append_line``: that is for a line every few milliseconds, which cannot wait for the
+    disk, in files whose one writer cuts a torn line off before it begins.
+    """
     size = os.fstat(fd).st_size
     torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
     rest = b"\n" + line if torn else line
