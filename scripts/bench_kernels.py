@@ -6,7 +6,7 @@
 Right: the logits of one window of random tokens against those of the same weights unpacked into float
 linears (float32), as relative error in the norm; beside it what plain bfloat16 linears of the same
 weights lose. Held: bytes of the model's tensors after that, over the files' size. Fast: that window's
-forward, median of 5, warm. Prints a markdown table; a kernel that refuses stands there with its reason.
+forward, median of 5, warm. Prints a markdown table; a kernel that refuses is listed with its reason.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def check_half_precision(method: str, model: ModelRef) -> None:
 
 
 def check_kernel(method: str, kernel: Kernel, device: str) -> None:
-    """Raises UsageError for a kernel that ``device`` (``cpu`` or ``cuda``) has not."""
+    """Raises UsageError for a kernel that ``device`` (``cpu`` or ``cuda``) does not have."""
     kernels = KERNELS[device]
     if kernel not in ("auto", *kernels):
         raise UsageError(

@@ -126,7 +126,7 @@ class _Run:
         """Kill what still runs, from any thread. One that waits for the next program ends when there
         is one."""
         self._stopped.set()
-        with suppress(queue.Full):  # then there is something to be had, and nobody waits for it
+        with suppress(queue.Full):  # then there is something to take, and nobody waits for it
             self._found.put_nowait(None)
         for lane in list(self._lanes):
             lane.kill()

@@ -137,8 +137,8 @@ def encoded(corpus: Corpus, n: int, tokenizer: Tokenizer, model_limit: int) -> l
         first = len(before) - cut
         if not word or first < 1:
             raise DataError(
-                f"{corpus.place(i)}: the last word is {len(word)} tokens and what stands before it "
-                f"{len(before)}, of a model that takes {model_limit}: lambada needs room for the word "
+                f"{corpus.place(i)}: the last word has {len(word)} tokens and the text before it "
+                f"{len(before)}, and the model takes {model_limit}: lambada needs room for the word "
                 "and a token before it"
             )
         found.append(Passage(ids[cut:], first, cut))

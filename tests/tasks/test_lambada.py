@@ -190,9 +190,9 @@ def test_a_passage_too_long_loses_its_start_and_needs_no_room_for_its_last_token
     assert whole.cut == 0 and len(whole.ids) == 15
     assert one(text, Letters(bos=True), 13) == Passage([*map(ord, text)], 10, cut=1)
     assert one(text, Letters(), 4) == Passage([*map(ord, "9 end")], 1, cut=9)
-    with pytest.raises(DataError, match=r"x.jsonl:1: the last word is 4 tokens .* takes 3: .*room"):
+    with pytest.raises(DataError, match=r"x.jsonl:1: the last word has 4 tokens .* takes 3: .*room"):
         one(text, Letters(), 3)
-    with pytest.raises(DataError, match=r"x.jsonl:1: the last word is 0 tokens"):
+    with pytest.raises(DataError, match=r"x.jsonl:1: the last word has 0 tokens"):
         one("ab cd", Letters(merged="ab cd"))
 
 

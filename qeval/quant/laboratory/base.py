@@ -105,7 +105,7 @@ class LaboratoryMethod(Method[GridT], Generic[GridT]):
         return () if options.packed_on is None else (GPTQMODEL,)
 
     def check_device(self, options: GridT, model: ModelRef, device: str) -> None:
-        """Raises UsageError for a kernel that the device has not."""
+        """Raises UsageError for a kernel that the device does not have."""
         if options.packed_on is not None:
             check_kernel(self.name, options.packed_on, device)
 

