@@ -31,9 +31,10 @@ from functools import cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from qeval.core.record import SHARE_UNITS, Change, Metric
+from qeval.core.record import SHARE_UNITS, Change, Metric, Record
+from qeval.stats.power import detectable, detectable_share
 from qeval.stats.series import Mean, mean_in_order, mean_of_strangers
-from qeval.stats.verdicts import ALPHA, detectable, detectable_share, equivalent, holm
+from qeval.stats.verdicts import ALPHA, equivalent, holm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def difference(ours: Metric, base: Metric, margins: Margins = MARGINS) -> Differ
 
 
 def relative(ours: Metric, base: Metric, margins: Margins) -> Difference | str | None:
-    d = _paired(ours, base)
+    d = paired(ours, base)
     if isinstance(d, str):
         return d
     mean = None if d is None else _mean(ours, d)
@@ -108,7 +109,7 @@ def relative(ours: Metric, base: Metric, margins: Margins) -> Difference | str |
 
 def own_unit(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
     assert ours.value is not None and base.value is not None
-    d = _paired(ours, base)
+    d = paired(ours, base)
     if isinstance(d, str):
         return d
     mean = None if d is None else _mean(ours, d)
@@ -137,7 +138,7 @@ def _ratio(ours: Metric, base: Metric, kind: Change) -> Difference | None:
 def share(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
     assert ours.value is not None and base.value is not None
     one = SHARE_UNITS.get(ours.unit, 1.0)
-    d = _paired(ours, base)
+    d = paired(ours, base)
     if d is None:
         return Difference("points", (ours.value - base.value) / one)
     if isinstance(d, str):
@@ -180,13 +181,22 @@ def flips(ours: Metric | None, base: Metric | None) -> list[float] | None:
     if ours is None or base is None or ours.pairs not in ("problem", "item") or ours.change != "points":
         return None
     one = SHARE_UNITS.get(ours.unit, 1.0)
-    d = _paired(ours, base)
+    d = paired(ours, base)
     if d is None or isinstance(d, str) or not all(x / one in (-1.0, 0.0, 1.0) for x in d):
         return None
     return [x / one for x in d]
 
 
-def _paired(ours: Metric, base: Metric) -> list[float] | str | None:
+def other_text(ours: Record, base: Record) -> str | None:
+    """Why windows of two records do not pair: they have no names, and are the same where text and
+    tokens are."""
+    for name, what in (("text_sha256", "text"), ("tokens_sha256", "tokens")):
+        if ours.provenance.get(name) != base.provenance.get(name):
+            return f"other {what} than the baseline's"
+    return None
+
+
+def paired(ours: Metric, base: Metric) -> list[float] | str | None:
     """ours - base unit by unit; a reason where units differ or have no number; None for metrics whose
     units do not pair."""
     if ours.pairs in (None, "none"):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from qeval.core.errors import UsageError, did_you_mean, first_line
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
-from qeval.report.compare import MARGINS, Difference, Margins, difference, flips, mcnemar_p
+from qeval.report.compare import MARGINS, Difference, Margins, difference, flips, mcnemar_p, other_text
 from qeval.report.costs import Costs, accounted, costs
 from qeval.report.fill import Cells, Filled, FoundCell, cells, elsewhere, metric_columns, places, shown
 from qeval.report.format import value_text
@@ -410,15 +410,9 @@ def _difference(ours: FoundCell, base: FoundCell | None, margins: Margins) -> Di
         return None
     if ours.metric.from_baseline and base.record.cell.get("baseline"):
         return None  # the number says it
-    # Windows have no names: they are the same where text and tokens are.
-    for name, what in (("text_sha256", "text"), ("tokens_sha256", "tokens")):
-        if ours.metric.pairs == "window" and _sha(ours, name) != _sha(base, name):
-            return f"other {what} than the baseline's"
+    if ours.metric.pairs == "window" and (other := other_text(ours.record, base.record)):
+        return other
     return difference(ours.metric, base.metric, margins)
-
-
-def _sha(found: FoundCell, name: str) -> object:
-    return found.record.provenance.get(name)
 
 
 def _facts(

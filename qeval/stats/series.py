@@ -67,11 +67,11 @@ def mean_in_order(values: Sequence[float]) -> Mean | None:
     x = np.asarray(values, np.float64)  # [n]
     if len(x) < 2:
         return None
-    waves = _waves(len(x), correlation_time(x))
-    j, i = np.arange(1, waves + 1)[:, None], np.arange(len(x))
+    n_waves = waves(len(x), correlation_time(x))
+    j, i = np.arange(1, n_waves + 1)[:, None], np.arange(len(x))
     cosines = np.sqrt(2 / len(x)) * np.cos(np.pi * j * (i + 0.5) / len(x))  # [waves, n]
     power = float(np.square(np.einsum("wn,n->w", cosines, x - x.mean())).mean())
-    return Mean(float(x.mean()), (power / len(x)) ** 0.5, waves, len(x))
+    return Mean(float(x.mean()), (power / len(x)) ** 0.5, n_waves, len(x))
 
 
 def mean_of_strangers(values: Sequence[float]) -> Mean | None:
@@ -84,7 +84,8 @@ def mean_of_strangers(values: Sequence[float]) -> Mean | None:
     return Mean(float(x.mean()), float(x.std(ddof=1)) / len(x) ** 0.5, len(x) - 1, len(x))
 
 
-def _waves(n: int, time: float) -> int:
+def waves(n: int, time: float) -> int:
+    """How many are used of n windows with a correlation time: the degrees of freedom of their mean."""
     most = min(round(0.41 * n ** (2 / 3)), int(n / (_TIMES * time)))
     return int(min(n - 1, max(_FEWEST, most)))
 

@@ -44,7 +44,7 @@ pass@k [low, high]: 95% interval
 second line: difference from the baseline (none), paired unit by unit, with its 95% interval; pts: percentage points
 × of a speed: ratio to the baseline (none), not tested
 equiv.: the same as the baseline within 1% or 1 pts, by two one-sided tests at 5%
-a true difference of this size would have been seen in four runs of five (median of the rows): PPL gptq/wikitext2 0.26%; pass@1 humaneval/base/greedy 37 pts
+a true difference of this size would have been seen in four runs of five (median of the rows): PPL gptq/wikitext2 0.26%; pass@1 humaneval/base/greedy 38 pts
 †: simulated, float weights that carry the rounding: bpw and weights are what packed storage would take; peak memory and speed of a packed model were not measured (–)
 [first N]: only the first N units (windows, problems) were measured
 …: not run yet
@@ -72,7 +72,7 @@ MARKDOWN = """\
 - second line: difference from the baseline (none), paired unit by unit, with its 95% interval; pts: percentage points
 - × of a speed: ratio to the baseline (none), not tested
 - equiv.: the same as the baseline within 1% or 1 pts, by two one-sided tests at 5%
-- a true difference of this size would have been seen in four runs of five (median of the rows): PPL gptq/wikitext2 0.26%; pass@1 humaneval/base/greedy 37 pts
+- a true difference of this size would have been seen in four runs of five (median of the rows): PPL gptq/wikitext2 0.26%; pass@1 humaneval/base/greedy 38 pts
 - †: simulated, float weights that carry the rounding: bpw and weights are what packed storage would take; peak memory and speed of a packed model were not measured (–)
 - [first N]: only the first N units (windows, problems) were measured
 - …: not run yet
