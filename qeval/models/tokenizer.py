@@ -70,6 +70,11 @@ def load_tokenizer(model: ModelRef) -> Tokenizer:
     return HfTokenizer(model)
 
 
+def vocabulary_hash(vocab: Mapping[str, int]) -> str:
+    items = sorted(vocab.items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(items).encode()).hexdigest()
+
+
 class HfTokenizer:
     def __init__(self, model: ModelRef) -> None:
         """Raises ModelError where the folder has no tokenizer that can be read."""
@@ -95,8 +100,7 @@ class HfTokenizer:
             template.get("default") if isinstance(template, dict) else template
         )
         self.byte_ids = frozenset(i for token, i in vocab.items() if _BYTE.fullmatch(token))
-        items = sorted(vocab.items(), key=lambda item: item[1])
-        self.sha256 = hashlib.sha256(repr(items).encode()).hexdigest()
+        self.sha256 = vocabulary_hash(vocab)
 
     def encode(self, text: str, *, special: bool = True, parse_special: bool = True) -> list[int]:
         ids = self._reader.ids(text, special, parse_special)

@@ -4,13 +4,14 @@ imports torch or transformers. None: only code can tell (a class of the model's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import ModelError
 from qeval.models.config import read_json
-from qeval.models.tokenizer import LANGUAGE_PARTS
+from qeval.models.tokenizer import LANGUAGE_PARTS, vocabulary_hash
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _CHARS = 8  # of a text, for each token that it should have: usually enough at the first try
@@ -34,6 +35,21 @@ def told_limit(model: ModelRef) -> int | None:
     return next((value for value in values if type(value) is int and value > 0), None)
 
 
+def told_vocabulary(model: ModelRef) -> int | None:
+    """How many tokens the model's predictions are over."""
+    if model.path.suffix == ".gguf":
+        from qeval.llama.gguf_file import read_header
+
+        header = read_header(model.path)
+        table = next((t for t in header.tensors if t.name == "token_embd.weight"), None)
+        width = header.get("embedding_length")
+        return math.prod(table.shape) // int(width) if table and width else None
+    config = _json(model, "config.json")
+    part = next((config[key] for key in LANGUAGE_PARTS if isinstance(config.get(key), dict)), config)
+    size = part.get("vocab_size", config.get("vocab_size"))
+    return size if type(size) is int and size > 0 else None
+
+
 def has_chat_template(model: ModelRef) -> bool | None:
     if model.path.suffix == ".gguf":
         from qeval.llama.gguf_file import read_header
@@ -48,8 +64,9 @@ def has_chat_template(model: ModelRef) -> bool | None:
     return False
 
 
-def encoder(model: ModelRef) -> Encode | None:
-    """The ids that ``load_tokenizer`` gives, with special tokens and with their names in the text."""
+def encoder(model: ModelRef, *, special: bool = True) -> Encode | None:
+    """The ids that ``load_tokenizer`` gives, with special tokens and with their names in the text, or
+    without both."""
     if not _by_file(model):
         return None
     try:
@@ -58,7 +75,19 @@ def encoder(model: ModelRef) -> Encode | None:
         reader = FileReader(model.path)
     except (ImportError, ValueError):  # the engine's packages are asked for; the job says what is wrong
         return None
-    return lambda text: reader.ids(text, special=True, parse_special=True)
+    return lambda text: reader.ids(text, special=special, parse_special=special)
+
+
+def vocabulary_sha256(model: ModelRef) -> str | None:
+    """That of its tokenizer: equal in models of one family."""
+    if not _by_file(model):
+        return None
+    try:
+        from qeval.models.tokenizer_file import FileReader
+
+        return vocabulary_hash(FileReader(model.path).vocab())
+    except (ImportError, ValueError):
+        return None
 
 
 def count_up_to(encode: Encode, text: str, enough: int) -> int:

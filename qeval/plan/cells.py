@@ -20,7 +20,7 @@ from pathlib import Path
 from qeval.core import devices, machine, provenance
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.cores import threads
-from qeval.core.errors import EngineError, UsageError
+from qeval.core.errors import EngineError, QevalError, UsageError
 from qeval.core.execution import KvCacheOptions, kv_group
 from qeval.core.options import Options
 from qeval.engines.base import ENGINES, LM
@@ -241,6 +241,15 @@ def device_of_engine(engine: type[LM], asked: str) -> str:
         EngineError: this machine has no such device.
     """
     return engine.device(asked) if hasattr(engine, "device") else asked
+
+
+def device_kind(name: str, asked: str) -> str | None:
+    """What an engine makes of a device: ``cpu`` or ``cuda``; None where it cannot be told."""
+    try:
+        kind = device_of_engine(ENGINES[name], asked).partition(":")[0]
+    except QevalError:  # preflight says so
+        return None
+    return kind if kind in ("cpu", "cuda") else None
 
 
 def _missing(row: Row) -> str | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qeval.core.options import Options
     from qeval.data.datasets import DataSource
     from qeval.plan.cells import Row
+    from qeval.plan.room import Room
     from qeval.plan.spec import Quantization, TaskEntry
 
 _WHERES = 3  # places of one problem that are named
@@ -115,15 +116,6 @@ def engine(name: str) -> Findings:
 def device(name: str, asked: str) -> Findings:
     """Whether there is the device that an engine is asked to use."""
     return ask(f"engine {name}", lambda: device_of_engine(ENGINES[name], asked))
-
-
-def device_kind(name: str, asked: str) -> str | None:
-    """What an engine makes of a device: ``cpu`` or ``cuda``; None where it cannot be told."""
-    try:
-        kind = device_of_engine(ENGINES[name], asked).partition(":")[0]
-    except QevalError:  # `device` says so
-        return None
-    return kind if kind in ("cpu", "cuda") else None
 
 
 def method(quantization: Quantization, cache_dir: Path) -> Findings:
@@ -218,25 +210,25 @@ def task_on_model(entry: TaskEntry, model: ModelRef, data: DataSource) -> Findin
     return ask(where, lambda: preflight_model(found, entry.options, model, data))
 
 
-def space(needed: int, builds: int, cache_dir: Path) -> Findings:
-    """Whether the artifacts cache takes what will be built: ``needed`` bytes at the least."""
+def space(room: Room, cache_dir: Path) -> Findings:
+    """Whether the cache takes what will be built and kept."""
     folder = next(p for p in (cache_dir, *cache_dir.parents) if p.exists())
     if not folder.is_dir():
         return Findings((Problem("cache", f"{folder} is a file: choose another --cache-dir"),))
-    if builds and not os.access(folder, os.W_OK | os.X_OK):
+    if room.what and not os.access(folder, os.W_OK | os.X_OK):
         return Findings(
             (Problem("cache", f"{folder}: no permission to write: choose another --cache-dir"),)
         )
     free = shutil.disk_usage(folder).free
-    if needed <= free:
+    if room.n_bytes <= free:
         return Findings()
-    what = f"{builds} build" + "s" * (builds != 1)
+    limit = ", set a lower `limit` for divergence" if room.predictions else ""
     return Findings(
         (
             Problem(
                 "cache",
-                f"{what} will take {human_bytes(needed)} at the least, and {folder} has "
-                f"{human_bytes(free)} free: free some (`qeval cache list`), or choose another "
+                f"{room.what} will take {human_bytes(room.n_bytes)} at the least, and {folder} has "
+                f"{human_bytes(free)} free: free some (`qeval cache list`){limit}, or choose another "
                 "--cache-dir",
             ),
         )

@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import ModelError, QevalError, UsageError
 from qeval.data.datasets import DataSource
 from qeval.models.resolve import planned_download, resolve_model
-from qeval.models.weights import read_tensors
 from qeval.plan import preflight
-from qeval.plan.cells import Cell, Row, ThisMachine, artifact_key, row_cells
+from qeval.plan.cells import Cell, Row, ThisMachine, device_kind, row_cells
 from qeval.plan.preflight import Download, Findings, Problem, ask
+from qeval.plan.room import Room, build_sizes, keeps_predictions, needs_room, predictions_size
 from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
 from qeval.plan.state import State, is_done, to_build, why_skipped
 from qeval.quant.base import METHODS
 from qeval.store.artifacts import ArtifactCache
+from qeval.store.references import References
 from qeval.store.results import failed_cells, is_meant
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Survey:
     steps: tuple[Step, ...]  # of the chosen cells that are known
     problems: tuple[Problem, ...]
     downloads: tuple[Download, ...]
+    room: Room = field(default_factory=Room)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -133,17 +134,18 @@ def survey(
         chosen.append((p, state))
         parts.append(found)
     devices = [look.device(p) for p in wanted]  # also where all is measured: it is in the keys of some
-    space = look.space(chosen)
+    room = look.room(chosen)
+    space = preflight.space(room, settings.cache_dir)
     for problem in space.problems:
         no_room = State("refused", problem.message)
-        chosen = [(p, no_room if state.kind == "build" else state) for p, state in chosen]
+        chosen = [(p, no_room if needs_room(p.cell, state, room) else state) for p, state in chosen]
     all_found = Findings.union([*devices, *parts, space])
     steps = [
         Step(p.cell, state, None if state.kind == "done" else look.artifact(p.cell.row))
         for p, state in chosen
         if p.cell
     ]
-    return Survey(planned, tuple(chosen), tuple(steps), all_found.problems, all_found.downloads)
+    return Survey(planned, tuple(chosen), tuple(steps), all_found.problems, all_found.downloads, room)
 
 
 def ready(
@@ -194,6 +196,7 @@ class _Look:
     data: DataSource
     _answers: dict[Hashable, Findings] = field(default_factory=dict)
     _built: dict[str, Artifact | None] = field(default_factory=dict)
+    _kept: dict[str, int] = field(default_factory=dict)  # bytes of predictions that will be
 
     @cached_property
     def cache(self) -> ArtifactCache:
@@ -305,7 +308,7 @@ class _Look:
                 parts.append(self.build(p.cell.row))
         if p.cell is not None:
             row = replace(p.cell.row, artifact=artifact)
-            kind = preflight.device_kind(row.engine, settings.engine.device)
+            kind = device_kind(row.engine, settings.engine.device)
             runs = self.once(("row", p.row_name), partial(preflight.row, row, kind))
             parts.append(runs)
             found = p.cell.row.artifact  # a file of somebody else's
@@ -345,30 +348,27 @@ class _Look:
             return Findings()
         return ask(quantization.label, lambda: self.data.check(chosen.dataset))
 
-    def space(self, chosen: Sequence[tuple[Planned, State]]) -> Findings:
-        """Of the builds whose sizes are known before."""
-        sizes: dict[str, int] = {}
+    # What it takes
+
+    def room(self, chosen: Sequence[tuple[Planned, State]]) -> Room:
+        """Of the builds, and of the predictions that are kept, whose sizes are known before."""
+        builds: dict[str, int] = {}
+        predictions: dict[str, int] = {}
         for p, state in chosen:
-            if state.kind == "build" and p.cell is not None:
-                sizes |= dict(self._sizes(p.cell.row))
-        return preflight.space(sum(sizes.values()), len(sizes), self.settings.cache_dir)
+            if p.cell is not None and state.kind == "build":
+                builds |= dict(build_sizes(p.cell.row, self.cache))
+            if p.cell is not None and state.kind in ("build", "cached", "run"):
+                predictions |= self.predictions(p.cell)
+        return Room(builds, predictions)
 
-    def _sizes(self, row: Row) -> Iterator[tuple[str, int]]:
-        """The artifacts that a row's build writes, by key: at the least so many bytes."""
-        model, name, options = row.model, row.quantization.method, row.quantization.options
-        if not model.path.is_dir():
-            return
-        method, n_weights = METHODS[name](), _n_weights(model.path)
-        yield row.artifact_key, int(n_weights * method.weight_bits(options, model.dtype) / 8)
-        if (base := method.base(options, model.dtype)) is not None:
-            parent = method.Options.model_validate(base)
-            key = artifact_key(model, name, parent)
-            if self.cache.peek(key) is None:
-                yield key, int(n_weights * method.weight_bits(parent, model.dtype) / 8)
-
-
-def _n_weights(folder: Path) -> int:
-    return sum(tensor.n_elements for tensor in read_tensors(folder))
+    def predictions(self, cell: Cell) -> dict[str, int]:
+        key, settings = cell.reference_key, self.settings
+        if key is None or not keeps_predictions(cell, settings.engine.device):
+            return {}
+        if key not in self._kept:
+            there = References(settings.cache_dir).find(key) is not None
+            self._kept[key] = 0 if there else predictions_size(cell, self.data) or 0
+        return {key: self._kept[key]} if self._kept[key] else {}
 
 
 def _to_fetch(plan: Plan, name: str, revision: str | None) -> Download | None:

@@ -20,7 +20,8 @@ from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
 from qeval.plan.cells import Cell, Row, artifact_key
-from qeval.plan.preflight import device_kind, interpreter
+from qeval.plan.preflight import interpreter
+from qeval.plan.room import is_live
 from qeval.plan.state import once_built
 from qeval.plan.survey import Step
 from qeval.quant.base import METHODS
@@ -181,7 +182,7 @@ class Runner:
         except _BuildFailed as err:
             return None, JobResult("failed", f"the baseline's build failed: {err}", log=err.log)
         against = Against(made, q.execution)
-        if self._is_live(cell):
+        if is_live(cell, self.settings.engine.device):
             return against, None
         if key in self._no_reference:
             return None, self._no_reference[key]
@@ -204,14 +205,6 @@ class Runner:
                 self._no_reference[key] = replace(result, error=error, payload={})
                 return None, self._no_reference[key]
         return replace(against, reference=key), None
-
-    def _is_live(self, cell: Cell) -> bool:
-        """Whether both models run side by side: as the task's option says; by itself on a GPU, whose
-        predictions come faster than a disk takes them."""
-        asked = getattr(cell.task.options, "baseline_from", "cache")
-        if asked != "auto":
-            return bool(asked == "live")
-        return device_kind(cell.row.engine, self.settings.engine.device) == "cuda"
 
     def _common(self, model: ModelRef, execution: Execution) -> dict[str, Any]:
         s = self.settings

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _DEEPEST = 40.0  # nats under the largest
 _CODES = 65535
+CODE_BYTES = 2
+"""Of each entry of the vocabulary, for each token."""
 
 
 def encoded(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -90,7 +92,7 @@ class References:
         Raises:
             StoreError: there is no room for it, or the cache cannot be written.
         """
-        needed = 2 * rows * vocabulary
+        needed = CODE_BYTES * rows * vocabulary
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
@@ -146,7 +148,7 @@ class Reference:
 
     def is_whole(self) -> bool:
         codes = self.folder / "codes"
-        return codes.is_file() and codes.stat().st_size == 2 * self.rows * self.vocabulary
+        return codes.is_file() and codes.stat().st_size == CODE_BYTES * self.rows * self.vocabulary
 
     def predictions(
         self, windows: Sequence[Sequence[int]], *, first: int = 1
@@ -173,6 +175,6 @@ class Reference:
             self.folder / "codes",
             np.uint16,
             count=n * self.vocabulary,
-            offset=2 * start * self.vocabulary,
+            offset=CODE_BYTES * start * self.vocabulary,
         )
         return codes.reshape(n, self.vocabulary)

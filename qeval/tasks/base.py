@@ -43,6 +43,19 @@ class TaskResult:
             check(metric)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run of a task will measure, as far as files tell it before. None: only a run can."""
+
+    unit: str = ""  # what is counted: "windows", "problems"
+    n: int | None = None  # units that will be measured
+    metrics: tuple[Metric, ...] = ()  # those with a column and paired units, without values
+    predicted: int | None = None  # tokens of which the baseline's predictions are kept
+    draws: Mapping[str, float] = field(default_factory=dict)
+    """By metric, where its units are shares of random draws: the variance that these alone give the
+    difference of a unit between two rows, at the most."""
+
+
 class Predictor(Protocol):
     """What predicts tokens: an engine, or what one predicted before."""
 
@@ -113,6 +126,17 @@ class Task(Protocol[OptionsT]):
         downloads nothing, and what is missing in it ``preflight`` has said."""
         return
 
+    def expected(
+        self, options: OptionsT, limit: int | None, model: ModelRef | None, data: DataSource
+    ) -> Expected:
+        """Called in the parent before any job, imports nothing heavy. ``model``: None where it is not
+        here. ``data`` downloads nothing.
+
+        Raises:
+            QevalError: what ``preflight`` and ``preflight_model`` raise, too.
+        """
+        return Expected()
+
     def remember(self, lm: LM, options: OptionsT, context: TaskContext) -> tuple[int, Iterator[Logits]]:
         """Of a task that is ``against_baseline``: how many tokens the baseline ``lm`` predicts, and its
         logits of them, window by window. Others have none."""
@@ -146,6 +170,14 @@ def measures_machine(task: Task[Options]) -> bool:
 def preflight_model(task: Task[Options], options: Options, model: ModelRef, data: DataSource) -> None:
     if (ask := getattr(task, "preflight_model", None)) is not None:
         ask(options, model, data)
+
+
+def expected(
+    task: Task[Options], options: Options, limit: int | None, model: ModelRef | None, data: DataSource
+) -> Expected:
+    ask = getattr(task, "expected", None)
+    found: Expected = Expected() if ask is None else ask(options, limit, model, data)
+    return found
 
 
 def against_baseline(task: Task[Options]) -> bool:

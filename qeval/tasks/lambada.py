@@ -26,12 +26,13 @@ from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM
 from qeval.stats.intervals import mean_stderr, share_interval
-from qeval.tasks.base import Task, TaskContext, TaskResult
+from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
 from qeval.tasks.perplexity import Windows, tokenizer_drift
 
 if TYPE_CHECKING:
     import torch
 
+    from qeval.core.artifact import ModelRef
     from qeval.data.datasets import Corpus, DataSource
     from qeval.engines.base import Logits
     from qeval.models.tokenizer import Tokenizer
@@ -76,6 +77,13 @@ class Lambada(Task[LambadaOptions]):
     def preflight(self, options: LambadaOptions, data: DataSource, *, weak_sandbox: bool) -> None:
         """Raises DataError where the passages cannot be found."""
         data.check(DATASET)
+
+    def expected(
+        self, options: LambadaOptions, limit: int | None, model: ModelRef | None, data: DataSource
+    ) -> Expected:
+        whole = len(data.load(DATASET).documents)
+        n = whole if limit is None else min(limit, whole)
+        return Expected("passages", n, metrics([Answer(0.0, True)]))
 
     def run(self, lm: LM, options: LambadaOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the model has no room for some passage's last word, or its tokenizer

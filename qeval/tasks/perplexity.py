@@ -43,7 +43,7 @@ from qeval.engines.base import LM
 from qeval.models.tokenizer import first_difference
 from qeval.models.told import count_up_to, encoder, told_limit
 from qeval.stats.intervals import mean_stderr
-from qeval.tasks.base import Task, TaskContext, TaskResult
+from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,6 +137,15 @@ class Perplexity(Task[PerplexityOptions]):
                 check_length(data, _benchmark_calibration(options, length), model)
         else:
             check_windows("perplexity", options, model, data, options.protocol)
+
+    def expected(
+        self, options: PerplexityOptions, limit: int | None, model: ModelRef | None, data: DataSource
+    ) -> Expected:
+        if options.protocol == "gptq-benchmark":  # one sample pairs with nothing
+            return Expected("windows", 1)
+        n = count_windows(options.protocol, options, model, data, limit)
+        protocol = protocol_id(options)
+        return Expected("windows", n, (_ppl(0.0, None, [], 0.0, protocol),))
 
     def run(self, lm: LM, options: PerplexityOptions, context: TaskContext) -> TaskResult:
         """Raises DataError where the text is shorter than one window."""
@@ -236,6 +245,34 @@ def check_windows(
     n = count_up_to(encode, _TEXTS[protocol](options, corpus), length)
     if n < length:
         raise DataError(too_short(corpus.name, n, length))
+
+
+def count_windows(
+    protocol: str, options: TextOptions, model: ModelRef | None, data: DataSource, limit: int | None
+) -> int | None:
+    """How many windows a run will have, or None where only the model's own code tells. A text that is
+    cut off by ``limit`` is not read to its end.
+
+    Raises:
+        DataError: the text cannot be read; the model takes no windows of that many tokens.
+    """
+    if model is None:
+        return None
+    length = told_window("the task", options, model, own_length(protocol))
+    if length is None:
+        return None
+    if protocol == "gptq" and text_of(options) in DOCUMENT_SETS and not _is_c4_new(options):
+        whole = C4_WINDOWS
+        return whole if limit is None else min(limit, whole)
+    encode = encoder(model, special=protocol == "gptq")
+    if encode is None:
+        return None
+    text = _TEXTS[protocol](options, data.load(text_of(options)))
+    most = C4_WINDOWS if _is_c4_new(options) and protocol == "gptq" else limit
+    if limit is not None and most is not None:
+        most = min(limit, most)
+    n = len(encode(text)) if most is None else count_up_to(encode, text, most * length)
+    return n // length if most is None else min(most, n // length)
 
 
 # Windows

@@ -29,6 +29,7 @@ from qeval.core.units import human_bytes
 from qeval.formats.bitsandbytes import check_4bit_on_cpu
 from qeval.models.weights import read_tensors
 from qeval.plan.preflight import Findings, Problem, ask, report, space
+from qeval.plan.room import Room
 from qeval.quant.base import METHODS
 from qeval.store.records import Store
 
@@ -337,7 +338,7 @@ def test_too_little_space_for_the_builds(spec, tiny_llama, capsys, monkeypatch):
     assert re.search(rf"cache: 3 builds will take {size} at the least, and .* has 1000 B free", line)
     free.free = n * 9
     assert run_spec(spec("rtn: {num_bits: 4}; gguf: Q8_0"), dry_run=True).exit_code == 0
-    assert space(0, 0, Path("/proc/none")).problems == ()
+    assert space(Room(), Path("/proc/none")).problems == ()
 
 
 def test_a_cache_that_is_a_file(spec, capsys, tmp_path):

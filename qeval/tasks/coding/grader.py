@@ -338,6 +338,11 @@ def pass_metrics(graded: Sequence[Graded], k: Sequence[int], protocol: str) -> t
     return tuple(_without(metric, broken, len(graded)) if broken else metric for metric in metrics)
 
 
+def expected_metrics(k: Sequence[int], protocol: str) -> tuple[Metric, ...]:
+    """Those of a run that was not made yet."""
+    return tuple(replace(_metric({"": one}, {}, one, protocol), values=(), units=()) for one in k)
+
+
 def _without(metric: Metric, broken: Mapping[str, int], samples: int) -> Metric:
     """The metric without a value, and without those of the problems that have ``broken`` samples."""
     values = zip(metric.units, metric.values, strict=True)

@@ -25,8 +25,8 @@ from qeval.core.options import Options
 from qeval.engines.base import LM, Sampling
 from qeval.models.told import has_chat_template
 from qeval.sandbox import Limits, allowed_here, find_sandbox
-from qeval.tasks.base import Task, TaskContext, TaskResult
-from qeval.tasks.coding.grader import WEAK_NOTE, Grader, pass_metrics
+from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
+from qeval.tasks.coding.grader import WEAK_NOTE, Grader, expected_metrics, pass_metrics
 from qeval.tasks.coding.prompting import Mode
 from qeval.tasks.coding.samples import Problem, Sample, SampleFile, benchmark
 
@@ -131,6 +131,18 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
     def preflight_model(self, options: OptionsT, model: ModelRef, data: DataSource) -> None:
         """Raises UsageError for a chat mode where the model has no chat template."""
         self._check_chat(options, options.mode or "base", has_chat_template(model) is not False)
+
+    def expected(
+        self, options: OptionsT, limit: int | None, model: ModelRef | None, data: DataSource
+    ) -> Expected:
+        found = benchmark(self.benchmark_name(options), data)
+        whole = len(self.chosen(found.problems, options))
+        n = whole if limit is None else min(limit, whole)
+        metrics = expected_metrics(options.k, self.label(options))
+        # An estimate of pass@k has k/n times the variance of one that has k draws, at the most, which
+        # is 1/4 (Hoeffding 1948, theorem 5.2); a difference has two of them.
+        draws = {} if options.greedy else {f"pass@{k}": k / (2 * options.n_samples) for k in options.k}
+        return Expected("problems", n, metrics, draws=draws)
 
     def run(self, lm: LM, options: OptionsT, context: TaskContext) -> TaskResult:
         """pass@k for every k, with one value per problem.

@@ -54,6 +54,12 @@ def summarized(windows: Sequence[Tokens], protocol: str) -> tuple[Metric, ...]:
     return tuple(found)
 
 
+def expected_metrics(protocol: str) -> tuple[Metric, ...]:
+    """Those of a run that was not made yet which have a column, and units that pair."""
+    units = {"kld": "nats", "same_top": "share"}
+    return tuple(_metric(name, 0.0, (), protocol, unit, 0.0) for name, unit in units.items())
+
+
 _SHOWN = {"kld": "KLD", "same_top": "same top", "kld_p99": "p99 KLD"}
 
 

@@ -18,19 +18,21 @@ from qeval.core.errors import DataError
 from qeval.core.execution import FloorKind
 from qeval.core.options import Options
 from qeval.engines.base import LM
-from qeval.tasks.base import Task, TaskContext, TaskResult
-from qeval.tasks.divergence.summary import summarized
+from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
+from qeval.tasks.divergence.summary import expected_metrics, summarized
 from qeval.tasks.divergence.tokens import Tokens, compared
 from qeval.tasks.perplexity import (
     TextOptions,
     check_windows,
     chosen,
+    count_windows,
     dataset_name,
     first_predicted,
     own_length,
     spread_mark,
     text_of,
     tokenizer_drift,
+    told_window,
     window_length,
     windows_of,
 )
@@ -77,6 +79,17 @@ class Divergence(Task[DivergenceOptions]):
     def preflight_model(self, options: DivergenceOptions, model: ModelRef, data: DataSource) -> None:
         """Raises DataError where the text has no window, or the model takes none of that length."""
         check_windows("divergence", options, model, data, options.protocol)
+
+    def expected(
+        self, options: DivergenceOptions, limit: int | None, model: ModelRef | None, data: DataSource
+    ) -> Expected:
+        protocol = options.protocol
+        n = count_windows(protocol, options, model, data, limit)
+        tokens = None
+        if n is not None and model is not None:
+            length = told_window("divergence", options, model, own_length(protocol))
+            tokens = None if length is None else n * (length - first_predicted(protocol, length))
+        return Expected("windows", n, expected_metrics(self.label(options)), tokens)
 
     def remember(
         self, lm: LM, options: DivergenceOptions, context: TaskContext
