@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from qeval.cli.shared import FOLDER, command, debug, run_settings
+from qeval.cli.shared import FOLDER, command, debug, spec_options, spec_settings
 from qeval.cli.table import print_table
 from qeval.core.console import echo, say, warn
 from qeval.core.errors import OutputError, short
@@ -17,32 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qeval.core.record import Record
-    from qeval.core.settings import RunSettings
-    from qeval.plan.spec import Spec
     from qeval.plan.survey import Survey
 
 
 @command()
 @click.argument("spec", type=FOLDER)
-@click.option("--results", type=FOLDER, help="Results folder [default: results/<name of the spec>].")
 @click.option(
     "--dry-run", is_flag=True, help="Print the cells and what is done or cached; run nothing."
 )
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="PATTERN",
-    help="Only cells with this in their name, method or task (repeat).",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="First N windows or problems of every task.")
-@click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
-@click.option(
-    "--cache-dir", type=FOLDER, help="Quantized models [default: QEVAL_CACHE_DIR, ~/.cache/qeval]."
-)
-@click.option("--device", help="auto, cpu, cuda or cuda:N [default: the spec's].")
-@click.option(
-    "--allow-weak-sandbox", is_flag=True, help="Run generated code with resource limits only."
-)
+@spec_options
 @click.option("--no-table", is_flag=True, help="Do not print the table at the end.")
 def run(
     spec: Path, results: Path | None, dry_run: bool, only: tuple[str, ...], no_table: bool, **over: Any
@@ -52,15 +35,15 @@ def run(
     Cells that already have a result are not done again: run the same command to continue after an
     interruption.
     """
-    outcome = run_spec(spec, results, dry_run=dry_run, only=only, debug=debug(), **over)
-    if outcome.records is not None and not no_table:
+    ended = run_spec(spec, results, dry_run=dry_run, only=only, debug=debug(), **over)
+    if ended.records is not None and not no_table:
         try:
-            print_table(outcome.records, "text", {})
+            print_table(ended.records, "text", {})
         except OutputError as err:
             raise OutputError(f"{err}; what was measured is kept: `qeval table`") from err
-    if outcome.last_line:
-        say(outcome.last_line)
-    sys.exit(outcome.exit_code)
+    if ended.last_line:
+        say(ended.last_line)
+    sys.exit(ended.exit_code)
 
 
 class Outcome(NamedTuple):
@@ -98,7 +81,7 @@ def run_spec(
 
     overrides = {"limit": limit, "device": device}
     experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
-    settings = _settings(experiment.settings, data_dir, cache_dir, allow_weak_sandbox)
+    settings = spec_settings(experiment.settings, data_dir, cache_dir, allow_weak_sandbox)
     store = Store(results or Path("results") / experiment.name)
     done = store.latest()
     if dry_run:
@@ -106,7 +89,7 @@ def run_spec(
         _print_plan(found)
         if found.problems:
             return Outcome(1, None)
-        return _outcome(found.stays_failed(done), None, store.folder)
+        return outcome(found.stays_failed(done), None, store.folder)
     found = ready(experiment, settings, done, only=only)
     with store.lock():
         keep(experiment, store.folder)
@@ -120,30 +103,13 @@ def run_spec(
         warn(store.warnings)
     keys = {cell.key for cell in found.cells}
     failed = failed_cells([r for r in records if r.key in keys])  # not what failed elsewhere
-    return _outcome(failed, records, store.folder)
+    return outcome(failed, records, store.folder)
 
 
-def _outcome(failed: list[Record], records: list[Record] | None, folder: Path) -> Outcome:
+def outcome(failed: list[Record], records: list[Record] | None, folder: Path) -> Outcome:
     from qeval.store.results import FAILED, failures_line
 
     return Outcome(FAILED, records, failures_line(failed, folder)) if failed else Outcome(0, records)
-
-
-def _settings(
-    spec: Spec, data_dir: Path | None, cache_dir: Path | None, weak_sandbox: bool
-) -> RunSettings:
-    from qeval.core.settings import EngineSettings
-
-    engine = EngineSettings(
-        device=spec.device, batch_size=spec.batch_size, n_threads=spec.n_threads
-    )  # dtype and trust_remote_code are each model's own
-    return run_settings(
-        engine,
-        cache_dir or (Path(spec.cache_dir) if spec.cache_dir else None),
-        data_dir or (Path(spec.data_dir) if spec.data_dir else None),
-        build_timeout=spec.timeout,
-        weak_sandbox=weak_sandbox,
-    )
 
 
 def _print_plan(found: Survey) -> None:

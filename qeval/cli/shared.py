@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from qeval.core.settings import EngineSettings, RunSettings
+    from qeval.plan.spec import Spec
 
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
@@ -58,6 +59,39 @@ CACHE_DIR = click.option(
 )
 
 
+SPEC_OPTIONS = (
+    click.option(
+        "--results", type=FOLDER, help="Results folder [default: results/<name of the spec>]."
+    ),
+    click.option(
+        "--only",
+        multiple=True,
+        metavar="PATTERN",
+        help="Only cells with this in their name, method or task (repeat).",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), help="First N windows or problems of every task."
+    ),
+    click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR]."),
+    click.option(
+        "--cache-dir",
+        type=FOLDER,
+        help="Quantized models [default: QEVAL_CACHE_DIR, ~/.cache/qeval].",
+    ),
+    click.option("--device", help="auto, cpu, cuda or cuda:N [default: the spec's]."),
+    click.option(
+        "--allow-weak-sandbox", is_flag=True, help="Run generated code with resource limits only."
+    ),
+)
+
+
+def spec_options(function: Callable[..., object]) -> Callable[..., object]:
+    """The options of the commands that take a spec."""
+    for option in reversed(SPEC_OPTIONS):
+        function = option(function)
+    return function
+
+
 def debug() -> bool:
     """Asked before the command line is understood, since that may be what fails."""
     return "--debug" in sys.argv
@@ -74,4 +108,25 @@ def run_settings(
     data = DataSource(data_dir).data_dir
     return RunSettings(
         real_path(cache_dir or default_cache_dir()), real_path(data) if data else None, engine, **more
+    )
+
+
+def spec_settings(
+    spec: Spec,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    allow_weak_sandbox: bool = False,
+) -> RunSettings:
+    """Those of a spec; what the command line says wins."""
+    from qeval.core.settings import EngineSettings
+
+    engine = EngineSettings(
+        device=spec.device, batch_size=spec.batch_size, n_threads=spec.n_threads
+    )  # dtype and trust_remote_code are each model's own
+    return run_settings(
+        engine,
+        cache_dir or (Path(spec.cache_dir) if spec.cache_dir else None),
+        data_dir or (Path(spec.data_dir) if spec.data_dir else None),
+        build_timeout=spec.timeout,
+        weak_sandbox=allow_weak_sandbox,
     )

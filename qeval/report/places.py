@@ -3,8 +3,9 @@ places never share a column of them; perplexity and pass@k do not, and share one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qeval.core.record import Record
 
@@ -38,10 +39,15 @@ def place_of(record: Record) -> Place:
     """From what the worker found; of a record without a number, what its cell was to run on."""
     asked, found = record.cell.get("conditions"), record.conditions
     if asked and (found is None or record.status != "ok"):
-        return _place(asked["host"], asked["device"], asked["device_name"], asked["n_threads"])
+        return place_asked(asked)
     if found is None:
         return UNKNOWN
     return _place(found.host, found.device, found.device_name, found.n_threads)
+
+
+def place_asked(conditions: Mapping[str, Any]) -> Place:
+    """From what a cell is to run on (plan/cells.py)."""
+    return _place(*(conditions[name] for name in ("host", "device", "device_name", "n_threads")))
 
 
 def host_of(record: Record) -> Place:

@@ -72,8 +72,7 @@ def quantize(
         model.layer_callback = _Blocks(context, blocks)
         model.awq_get_modules_for_scaling = _exact_scales(model.awq_get_modules_for_scaling)
         # It writes logs/ wherever it is (looper/loop_processor.py): no argument or variable says where.
-        # When the folder goes, a thread may still be writing there.
-        with TemporaryDirectory(dir=context.out, ignore_cleanup_errors=True) as scratch:
+        with TemporaryDirectory(dir=context.out) as scratch:
             with chdir(scratch), _errors_of_threads():
                 log = model.quantize(
                     examples,

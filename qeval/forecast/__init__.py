@@ -1,0 +1,1 @@
+"""What a spec will show and cost, before it is run."""
