@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Literal
 
 from qeval.core import machine, provenance
 from qeval.core.cores import threads
-from qeval.core.errors import QevalError, StoreError, with_class
+from qeval.core.endpoint import SERVER
+from qeval.core.errors import EngineError, NotOfferedError, QevalError, StoreError, with_class
 from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress
 from qeval.core.record import MemoryReport, finite
 from qeval.engines.base import ENGINES
+from qeval.models.endpoint import endpoint_of
 from qeval.models.finite import check_finite
 from qeval.quant.base import METHODS, BuildContext
 from qeval.run.jobs import Job, JobResult, Stopwatch
@@ -69,8 +71,10 @@ def _guarded(job: Job, progress: Progress) -> JobResult:
     return JobResult(status, error, {}, None, timing, provenance.collect(), found)
 
 
-def _explained(err: Exception, job: Job) -> tuple[Literal["failed", "oom"], str]:
+def _explained(err: Exception, job: Job) -> tuple[Literal["failed", "oom", "skipped"], str]:
     """The status that an exception gives a job, and its one line."""
+    if isinstance(err, NotOfferedError):
+        return "skipped", str(err)
     if isinstance(err, QevalError):
         return "oom" if "out of memory" in str(err).lower() else "failed", str(err)
     if isinstance(err, OSError):
@@ -138,6 +142,7 @@ def _context(job: Job, progress: Progress) -> TaskContext:
         weak_sandbox=job.weak_sandbox,
         n_threads=threads(job.settings.n_threads),
         passes=floor.seeds if floor and floor.kind == "rounding" else 1,
+        endpoint=endpoint_of(job.artifact) if job.artifact else None,
     )
 
 
@@ -199,6 +204,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     with ExitStack() as stack:
         context = replace(_context(job, progress), baseline=_baseline(job, stack))
         lm = stack.enter_context(closing(_open(job.artifact, job.settings)))
+        _check_signature(lm, job.out)
         loaded, load = watch.seconds(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
         load_found = load.stop()
@@ -206,8 +212,10 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
         engine_facts, engine_notes = lm.facts(), lm.notes()
     conditions = provenance.conditions(job.settings, engine_facts, load_found)
     vram = sampler.stop()
-    on_cpu = conditions.device == "cpu"  # then the driver's number is another process's
-    memory |= {"vram_process": None if on_cpu else vram, "ram_peak": peak_rss()}
+    elsewhere = conditions.device == SERVER
+    on_cpu = conditions.device == "cpu" or elsewhere  # then the driver's number is another process's
+    ram = None if elsewhere else peak_rss()
+    memory |= {"vram_process": None if on_cpu else vram, "ram_peak": ram}
     memory["rank"] = result.memory_rank
     if job.against is not None and job.against.reference is None:  # two models' peaks are no row's
         memory |= dict.fromkeys(("vram_allocated", "vram_reserved", "vram_process", "ram_peak"))
@@ -224,6 +232,25 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     if sampler.source and not on_cpu:
         facts["vram_source"] = sampler.source
     return JobResult("ok", None, payload, memory, timing, facts, asdict(conditions))
+
+
+def _check_signature(lm: LM, out: Path) -> None:
+    """What a killed run left in a cell's folder came from the same server, or is not gone on with.
+
+    Raises:
+        EngineError: the server is another one since then.
+    """
+    found = lm.signature() if hasattr(lm, "signature") else {}  # engines of others may have none
+    if not found:
+        return
+    file = out / "server.json"
+    if file.is_file() and (before := json.loads(file.read_text(encoding="utf-8"))) != found:
+        names = [name for name in found if before.get(name) != found[name]]
+        changes = ", ".join(f"{name} was {before.get(name)!r}, is {found[name]!r}" for name in names)
+        raise EngineError(
+            f"the server changed since this cell was begun ({changes}): to begin anew, remove {out}"
+        )
+    write_atomic(file, json.dumps(found, indent=1))
 
 
 _KINDS = {"build": _build, "eval": _evaluate, "reference": _reference}

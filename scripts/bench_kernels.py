@@ -70,7 +70,7 @@ def main() -> None:
                 continue
             distance = "" if exact is None else f"{relative(logits(model, ids), exact):.2e}"
             speed = milliseconds(model, ids)
-            held = resident_bytes(model) / (artifact.weight_bytes + artifact.embedding_bytes)
+            held = resident_bytes(model) / artifact.stored_bytes
             layer = type(dict(model.named_modules())[artifact.layers[0].name]).__name__
             print(
                 f"| {name} | {kernel} | {layer} | {distance} | {held:.2f} | {speed:.2f} |", flush=True

@@ -10,7 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,25 @@ def tiny_f32(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPat
     from gguf_files import build
 
     return build(tiny_llama, "F32", tmp_path_factory.mktemp("gguf") / "f32", cache_dir)
+
+
+@pytest.fixture(scope="session")
+def stories_gguf(stories260k: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260k as a GGUF file in float32."""
+    from gguf_files import build
+
+    return build(stories260k, "F32", tmp_path_factory.mktemp("gguf") / "stories", cache_dir).path
+
+
+@pytest.fixture(scope="session")
+def completions_url(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llama-cpp-python's server on that file: its base_url."""
+    pytest.importorskip("openai")
+    pytest.importorskip("llama_cpp.server.app", exc_type=ImportError)
+    from completion_servers import llama_server
+
+    with llama_server(stories_gguf, tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
+from qeval.core.endpoint import Endpoint
+
 _AMONG_DETAILS = ("identity", "trust_remote_code", "library", "calibration")  # in JSON
 
 
@@ -20,6 +22,7 @@ class ModelRef:
     identity: str  # content: "hub:<id>@<commit>" or "sha256:<hex>"; enters keys
     dtype: str  # float32 | float16 | bfloat16
     trust_remote_code: bool = False
+    endpoint: Endpoint | None = None  # of a model that runs elsewhere: path is its tokenizer's, if any
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class Artifact:
     path: Path
     engine: str  # registry name of the engine that runs it
     simulated: bool  # True: float weights that carry the rounding; sizes are accounted, not measured
-    weight_bytes: int  # stored, everything but the next
-    embedding_bytes: int  # token embeddings and output head, stored
+    weight_bytes: int | None  # stored, everything but the next; None: they are on a server
+    embedding_bytes: int | None  # token embeddings and output head, stored
     bpw: float | None  # bits per weight over the quantized linears, every overhead counted
     bpw_file: float | None  # the same over all parameters
     layers: tuple[LayerReport, ...] = ()
@@ -102,6 +105,11 @@ class Artifact:
     trust_remote_code: bool = False  # run code that comes with it
     library: Library | None = None
     calibration: CalibrationFacts | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """All of it; 0 on a server."""
+        return (self.weight_bytes or 0) + (self.embedding_bytes or 0)
 
     def to_json(self) -> dict[str, object]:
         """JSON has the format and _AMONG_DETAILS among the details, as 0.1.0 wrote them."""

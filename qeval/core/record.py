@@ -159,6 +159,11 @@ class Record:
         nothing is to be done again."""
         return self.status in ("ok", "skipped")
 
+    @property
+    def asked_again(self) -> bool:
+        """Skipped by a worker: what a server offers is not in the key, and may change."""
+        return self.status == "skipped" and self.log is not None
+
     def to_json(self) -> dict[str, object]:
         return {name: finite(value) for name, value in asdict(self).items() if name != "folder"}
 

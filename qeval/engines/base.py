@@ -72,7 +72,18 @@ class Completion:
     prompt: int  # index into the prompts
     sample: int  # its number, of Sampling.numbers
     ids: list[int]
-    finish: str  # "eos" | "stop" | "length" | "nonfinite": the logits of the next token
+    # "eos" | "stop" | "length" | "nonfinite": the logits of the next token | "no room" for one
+    finish: str
+    tokens: int | None = None  # new ones, where ``ids`` are of the text and not of the model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to a server, as it is seen from outside."""
+
+    seconds: float  # from sending it to the last byte of its answer
+    prompt_tokens: int | None  # as the server counts them
+    new_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,8 @@ class LM(Protocol):
     name: ClassVar[str]
     version: ClassVar[int]
     packages: ClassVar[tuple[str, ...]] = ()  # whose versions decide its speed
-    # of {"nll", "logits", "steps", "generate", "memory", "tensors"}; "activations" and "kv_cache",
-    # where it quantizes them (settings.execution says how)
+    # of {"nll", "logits", "steps", "generate", "memory", "tensors", "requests"}; "activations" and
+    # "kv_cache", where it quantizes them (settings.execution says how)
     capabilities: ClassVar[frozenset[str]]
     max_seq_len: int
     vocab_size: int
@@ -117,6 +128,12 @@ class LM(Protocol):
         ``cuda:N``; as asked, where it is not known. Raises EngineError where this machine or the
         installed library has no such device. Imports nothing heavy."""
         return asked
+
+    @classmethod
+    def reach(cls, artifact: Artifact) -> None:
+        """Called in the parent before any job, with weights that are there. Raises QevalError where
+        they are on a server that cannot be used."""
+        return
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
@@ -167,6 +184,16 @@ class LM(Protocol):
         else is generated, except for the rounding of logits in another batch."""
         ...
 
+    def requests(self, prompts: Sequence[Ids], new_tokens: int, at_once: int) -> Iterator[Request]:
+        """Capability "requests": one a prompt, greedily, so many at once, as they end. An engine
+        that lacks it is not asked."""
+        raise EngineError(f"the engine {self.name} sends no requests")
+
+    def signature(self) -> dict[str, object]:
+        """Of what runs elsewhere and is not in the artifact's key: what says, after ``open``, whether
+        it is still the same; empty where there is no such thing."""
+        return {}
+
     def internals(self) -> Internals:
         """Capability "tensors": for tasks that look at weights or listen to layers. An engine that
         lacks it is not asked."""
@@ -204,5 +231,6 @@ ENGINES: Registry[type[LM]] = Registry(
     {
         "hf": "qeval.engines.hf:HfEngine",
         "llamacpp": "qeval.engines.llamacpp:LlamaCppEngine",
+        "openai": "qeval.engines.openai:OpenAiEngine",
     },
 )

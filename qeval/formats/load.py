@@ -81,7 +81,7 @@ def resident_bytes(model: PreTrainedModel) -> int:
 
 def unpacked_note(artifact: Artifact, resident: int) -> str | None:
     """The line under the table where a kernel holds much more than the files do."""
-    stored = artifact.weight_bytes + artifact.embedding_bytes
+    stored = artifact.stored_bytes
     if resident <= _UNPACKED * stored:
         return None
     held, size = human_bytes(resident), human_bytes(stored)

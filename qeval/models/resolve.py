@@ -78,11 +78,7 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
     """Raises ModelError where the files of a model are missing or damaged, or bring code that was not
     allowed to run, before any job starts."""
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{path}: a model is a folder or a .gguf file")
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
+        _check_gguf(path)
         check_causal_gguf(path, read_gguf_header(path))
         return
     if not path.is_dir():
@@ -93,7 +89,14 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
     if not trust_remote_code:
         _check_no_code(path / "config.json")
     check_causal(path / "config.json")
-    if not need_tokenizer:
+    if need_tokenizer:
+        check_tokenizer(path)
+
+
+def check_tokenizer(path: Path) -> None:
+    """Raises ModelError where a folder has no tokenizer, or a file is no GGUF file."""
+    if path.is_file():
+        _check_gguf(path)
         return
     tokenizer_files = (
         "tokenizer.json",
@@ -106,6 +109,14 @@ def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool
         raise ModelError(
             f"{path}: no tokenizer (tokenizer.json): copy the model's tokenizer files there"
         )
+
+
+def _check_gguf(path: Path) -> None:
+    if path.suffix != ".gguf":
+        raise ModelError(f"{path}: a model is a folder or a .gguf file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
 
 
 def _check_no_code(config: Path) -> None:

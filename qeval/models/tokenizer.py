@@ -63,6 +63,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(model: ModelRef) -> Tokenizer:
+    """Of a model that has files here."""
     if model.path.suffix == ".gguf":
         from qeval.models.gguf_tokenizer import GgufTokenizer
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qeval.core.artifact import ModelRef
+from qeval.core.endpoint import NO_FILES
 from qeval.core.errors import ModelError
 from qeval.models.config import read_json
 from qeval.models.tokenizer import LANGUAGE_PARTS, vocabulary_hash
@@ -22,6 +23,8 @@ Encode = Callable[[str], list[int]]
 
 def told_limit(model: ModelRef) -> int | None:
     """The longest sequence that the model takes, as ``loading.model_limit`` has it."""
+    if model.endpoint is not None and model.endpoint.max_seq_len:
+        return model.endpoint.max_seq_len
     if model.path.suffix == ".gguf":
         from qeval.llama.gguf_file import read_header
 
@@ -51,6 +54,8 @@ def told_vocabulary(model: ModelRef) -> int | None:
 
 
 def has_chat_template(model: ModelRef) -> bool | None:
+    if model.endpoint is not None and (model.endpoint.api == "chat" or model.path == NO_FILES):
+        return model.endpoint.api == "chat"
     if model.path.suffix == ".gguf":
         from qeval.llama.gguf_file import read_header
 

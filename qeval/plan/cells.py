@@ -20,6 +20,7 @@ from pathlib import Path
 from qeval.core import devices, machine, provenance
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.cores import threads
+from qeval.core.endpoint import SERVER
 from qeval.core.errors import EngineError, QevalError, UsageError
 from qeval.core.execution import KvCacheOptions, kv_group
 from qeval.core.options import Options
@@ -149,6 +150,8 @@ def row_cells(
         ModelError: a checkpoint that the row names is missing or broken.
         UsageError: ``activations`` or ``kv_cache`` of a row that cannot have them.
     """
+    if quantization.only and model.endpoint is not None:
+        return []
     row = _row(experiment, model, quantization, order, cache_dir)
     if quantization.only and _missing(row):
         return []
@@ -224,12 +227,13 @@ class ThisMachine:
         on_gpu, index = device.startswith("cuda"), device.partition(":")[2]
         cards = devices.gpus() if index.isdecimal() else ()
         card = cards[int(index)] if cards and int(index) < len(cards) else None
+        here = not on_gpu and device != SERVER
         versions = {p: provenance.package_version(p) for p in getattr(engine, "packages", ())}
         return {
             "host": machine.host(),
             "device": device,
-            "device_name": card if on_gpu else provenance.cpu_name(),
-            "n_threads": None if on_gpu else threads(self._settings.n_threads),
+            "device_name": provenance.cpu_name() if here else card,
+            "n_threads": threads(self._settings.n_threads) if here else None,
             "packages": versions,
         }
 
@@ -292,7 +296,8 @@ def artifact_key(model: ModelRef, method: str, options: Options, found: Artifact
     version = METHODS[method].version
     running = options.execution()
     making = {name: value for name, value in options.identity().items() if name not in running}
-    what = {"model": [model.identity, model.dtype], "method": [method, version, making]}
+    dtype = None if model.endpoint else model.dtype
+    what = {"model": [model.identity, dtype], "method": [method, version, making]}
     content = found.identity if found else None
     return content_key({**what, "content": content} if content else what)
 

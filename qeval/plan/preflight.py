@@ -175,7 +175,11 @@ def artifact(
             check_kernel(label, kernel, device)
             check_device(made, device)
 
-    return ask(where, lambda: check_runs(made, model), check_place)
+    found = ask(where, lambda: check_runs(made, model), check_place)
+    asks = getattr(ENGINES[made.engine], "reach", None)  # engines of others may have none
+    if found.problems or asks is None or engine(made.engine).problems:
+        return found
+    return ask(where, lambda: asks(made))
 
 
 def vocabulary(where: str, path: Path) -> Findings:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeGuard, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 
 from qeval.core.devices import device_name
+from qeval.core.endpoint import Endpoint
 from qeval.core.errors import MissingExtraError, UsageError, did_you_mean, short
 from qeval.core.execution import (
     KEYS,
@@ -50,12 +51,22 @@ _SECTIONS = ("models", "quantizations", "tasks")
 
 
 class ModelEntry(Options):
-    """One model: ``- bigcode/starcoder2-15b`` is short for ``- {id: bigcode/starcoder2-15b}``."""
+    """One model: ``- bigcode/starcoder2-15b`` is short for ``- {id: bigcode/starcoder2-15b}``. Of an
+    ``endpoint`` the id is only a name."""
 
     id: str = Field(min_length=1)  # hub id, local folder, or a .gguf file
     revision: str | None = None  # branch, tag or commit on the hub
     dtype: Dtype | None = None  # None: the spec's
     trust_remote_code: bool = False
+    endpoint: Endpoint | None = None  # it runs on a server
+
+    @model_validator(mode="after")
+    def _server_decides(self) -> ModelEntry:
+        if self.endpoint is not None:
+            for key in ("revision", "dtype", "trust_remote_code"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: an endpoint's server decides that: leave it out")
+        return self
 
 
 class Spec(Options):
@@ -173,6 +184,7 @@ def load_spec(path: Path, overrides: dict[str, object] | None = None) -> Experim
         )
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
     _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
+    _check_endpoints(source, models, quantizations)
     baseline = _baseline(source, spec, quantizations)
     quantizations = _with_floors(source, quantizations, tasks, baseline, spec.dtype)
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
@@ -222,11 +234,31 @@ def _models(source: YamlFile, spec: Spec) -> tuple[ModelEntry, ...]:
         if isinstance(raw, str):
             raw = {"id": raw}
         if not isinstance(raw, dict):
-            raise source.error(("models", i), "must be a hub id, a folder, or a mapping with `id`")
+            raise source.error(
+                ("models", i), "must be a hub id, a folder, or a mapping with `id` or `endpoint`"
+            )
+        if "endpoint" in raw:  # by itself, so that an error never shows what else stands there
+            endpoint = _validate(source, ("models", i, "endpoint"), Endpoint, raw["endpoint"])
+            raw = {"id": endpoint.name, **raw, "endpoint": endpoint}
         entries.append(_validate(source, ("models", i), ModelEntry, raw))
     found = _bounded(source, "models", entries)
     _no_repeats(source, "models", entries)
     return found
+
+
+def _check_endpoints(
+    source: YamlFile, models: Sequence[ModelEntry], rows: Sequence[Quantization]
+) -> None:
+    """Raises SpecError for a row that a model behind a server cannot have."""
+    asked = next((model for model in models if model.endpoint), None)
+    other = next((q for q in rows if q.method != "none" or q.running), None)
+    if asked and other:
+        raise source.error(
+            ("quantizations",),
+            f"{asked.id} runs on a server, and has just the row `none`, not {other.label}: give the "
+            "endpoint a spec of its own, or name it under quantizations, as a row beside those of a "
+            "model that is here",
+        )
 
 
 def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, ...]:

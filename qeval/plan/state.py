@@ -11,7 +11,7 @@ from qeval.core.record import Record
 from qeval.engines.base import ENGINES
 from qeval.plan.cells import Cell
 from qeval.quant.base import METHODS
-from qeval.tasks.base import TASKS
+from qeval.tasks.base import TASKS, needs_of
 
 Kind = Literal["done", "skip", "refused", "download", "build", "cached", "run"]
 
@@ -31,13 +31,15 @@ class State:
 
 
 def is_done(cell: Cell, done: Mapping[str, Record]) -> bool:
-    return cell.key in done and done[cell.key].settled
+    record = done.get(cell.key)
+    return record is not None and record.settled and not record.asked_again
 
 
 def why_skipped(cell: Cell, artifact: Artifact | None) -> str | None:
     """Why a cell has no number; None where it is measured. ``artifact``: its weights, None where they
     are not built yet."""
-    if missing := TASKS[cell.task.task].needs - ENGINES[cell.row.engine].capabilities:
+    needed = needs_of(TASKS[cell.task.task](), cell.task.options)
+    if missing := needed - ENGINES[cell.row.engine].capabilities:
         return f"the engine {cell.row.engine} offers no {', '.join(sorted(missing))}"
     if TASKS[cell.task.task].on_simulated:
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import ModelError, QevalError, UsageError
 from qeval.data.datasets import DataSource
+from qeval.models.endpoint import endpoint_model
 from qeval.models.resolve import planned_download, resolve_model
 from qeval.plan import preflight
 from qeval.plan.cells import Cell, Row, ThisMachine, device_kind, row_cells
@@ -226,13 +227,15 @@ class _Look:
                     yield Planned(entry, quantization, task, cell, Findings.union([found, own]))
 
     def model(self, entry: ModelEntry) -> tuple[ModelRef | None, Findings]:
-        revision = entry.revision
+        revision, dtype = entry.revision, entry.dtype or self.experiment.settings.dtype
         try:
+            if entry.endpoint is not None:
+                cache_dir = self.settings.cache_dir
+                return endpoint_model(entry.endpoint, entry.id, dtype, cache_dir), Findings()
             if (plan := planned_download(entry.id, revision)) is not None:
                 if to_fetch := _to_fetch(plan, entry.id, revision):
                     return None, Findings(downloads=(to_fetch,))
                 revision = plan.commit or revision  # the hub need not be asked again
-            dtype = entry.dtype or self.experiment.settings.dtype
             return (
                 resolve_model(
                     entry.id,

@@ -146,6 +146,7 @@ METHODS: Registry[type[Method[Options]]] = Registry(
         "spqr": "qeval.quant.spqr:Spqr",
         "smoothquant": "qeval.quant.smoothquant:SmoothQuant",
         "checkpoint": "qeval.quant.checkpoint:Checkpoint",
+        "endpoint": "qeval.quant.endpoint:EndpointRow",
     },
 )
 """The options that a method is given are always of its own ``Options``."""

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.options import Options
 from qeval.formats.describe import describe_folder
+from qeval.models.endpoint import endpoint_artifact
 from qeval.quant.base import Method
 
 
@@ -26,5 +27,7 @@ class Unquantized(Method[NoOptions]):
         return "none"
 
     def find(self, options: NoOptions, model: ModelRef, cache_dir: Path) -> Artifact:
-        """The model's own folder, or its .gguf file where that is all there is."""
+        """The model's own folder, its .gguf file where that is all there is, or its server."""
+        if model.endpoint is not None:
+            return endpoint_artifact(model.endpoint, model)
         return describe_folder(model.path, model.dtype)

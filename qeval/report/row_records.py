@@ -44,9 +44,10 @@ class RowRecords:
 
     @cached_property
     def dtype(self) -> str:
-        """Of the float model; "" for a .gguf file, which the spec's dtype does not change."""
+        """Of the float model; "" for a .gguf file and a server, which have their own."""
         gguf = str(self.model.get("id")).endswith(".gguf")
-        return "" if gguf else str(self.model.get("dtype", "?"))
+        served = str(self.model.get("identity")).startswith("endpoint:")
+        return "" if gguf or served else str(self.model.get("dtype", "?"))
 
     @cached_property
     def quantization(self) -> dict[str, Any]:

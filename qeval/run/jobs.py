@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.endpoint import Endpoint
 from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 
@@ -60,6 +61,8 @@ class Job:
 
     def to_json(self) -> str:
         data = asdict(self)
+        asked = self.model.endpoint
+        data["model"]["endpoint"] = asked.model_dump(mode="json") if asked else None
         data["artifact"] = self.artifact.to_json() if self.artifact else None
         data["settings"] = self.settings.to_json()
         data["against"] = self.against.to_json() if self.against else None
@@ -68,7 +71,10 @@ class Job:
     @staticmethod
     def from_json(text: str) -> Job:
         data = json.loads(text)
-        data["model"] = ModelRef(**{**data["model"], "path": Path(data["model"]["path"])})
+        asked = data["model"].pop("endpoint", None)
+        endpoint = Endpoint.model_validate(asked) if asked else None
+        path = Path(data["model"].pop("path"))
+        data["model"] = ModelRef(**data["model"], path=path, endpoint=endpoint)
         old = (data["artifact"] or {}).get("details", {}).pop("execution", {})  # where 0.1.0 had it
         execution = Execution.from_json(data["settings"].pop("execution", old))
         data["settings"] = EngineSettings(**data["settings"], execution=execution)
@@ -98,7 +104,7 @@ class Stopwatch:
 class JobResult:
     """What a worker found. ``payload`` is the Artifact's JSON (build) or the metrics (eval)."""
 
-    status: Literal["ok", "failed", "oom", "timeout", "killed"]
+    status: Literal["ok", "failed", "oom", "timeout", "killed", "skipped"]
     error: str | None = None  # one line; the traceback is in the log
     payload: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] | None = None

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from qeval.core.artifact import ModelRef
+from qeval.core.endpoint import NO_FILES
 from qeval.core.options import Options
 from qeval.core.progress import Progress
 from qeval.core.record import Metric, check
 from qeval.core.registry import Registry
 from qeval.engines.base import LM
+from qeval.models.told import told_limit
 
 if TYPE_CHECKING:
+    from qeval.core.endpoint import Endpoint
     from qeval.data.datasets import DataSource
     from qeval.engines.base import Ids, Logits
     from qeval.models.tokenizer import Tokenizer
@@ -79,18 +82,36 @@ class TaskContext:
     n_threads: int = 1  # of the CPU
     baseline: Predictor | None = None  # what a task that is `against_baseline` compares with
     passes: int = 1  # of the same text: more where the row draws noise, which is another each time
+    endpoint: Endpoint | None = None  # what the row asks, where a server runs it
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        from qeval.models.endpoint import EndpointTokenizer
         from qeval.models.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.model)
+        own = load_tokenizer(self.model) if self.has_files else None
+        if self.endpoint is not None:
+            return EndpointTokenizer(self.endpoint, own)
+        assert own is not None  # only a server runs a model without files
+        return own
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is a tokenizer here."""
+        return self.model.path != NO_FILES
+
+    @property
+    def mark(self) -> str:
+        """The last part of a protocol's id where prompts do not go in as an engine here takes them."""
+        return self.endpoint.mark(tokenizer=self.has_files) if self.endpoint else ""
 
     @cached_property
     def model_limit(self) -> int:
         """The longest sequence that the model of the row takes, whatever engine and weights it has."""
-        from qeval.models.loading import model_limit
+        from qeval.models.loading import UNLIMITED, model_limit
 
+        if self.model.endpoint is not None:
+            return told_limit(self.model) or UNLIMITED
         return model_limit(self.model.path, self.model.trust_remote_code)
 
 
@@ -110,6 +131,10 @@ class Task(Protocol[OptionsT]):
     against_baseline: ClassVar[bool] = False
 
     def label(self, options: OptionsT) -> str: ...
+
+    def needs_of(self, options: OptionsT) -> frozenset[str]:
+        """What these options need, where not all need the same."""
+        return self.needs
 
     def takes_limit(self, options: OptionsT) -> bool:
         """Whether ``limit`` cuts anything off."""
@@ -161,6 +186,11 @@ TASKS: Registry[type[Task[Options]]] = Registry(
 
 
 # Classes that do not subclass Task may lack what it has a default for.
+
+
+def needs_of(task: Task[Options], options: Options) -> frozenset[str]:
+    ask = getattr(task, "needs_of", None)
+    return task.needs if ask is None else frozenset(ask(options))
 
 
 def measures_machine(task: Task[Options]) -> bool:

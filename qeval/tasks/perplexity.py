@@ -114,11 +114,14 @@ class Perplexity(Task[PerplexityOptions]):
     # 2: ids are those of tokenizer.json; names of special tokens are text to the llamacpp protocol
     version: ClassVar[int] = 2
     Options: ClassVar[type[Options]] = PerplexityOptions
-    needs: ClassVar[frozenset[str]] = frozenset({"nll", "steps"})
+    needs: ClassVar[frozenset[str]] = frozenset({"nll"})
     on_simulated: ClassVar[bool] = True
 
     def label(self, options: PerplexityOptions) -> str:
         return protocol_id(options)
+
+    def needs_of(self, options: PerplexityOptions) -> frozenset[str]:
+        return frozenset({"steps"}) if options.protocol == "gptq-benchmark" else self.needs
 
     def takes_limit(self, options: PerplexityOptions) -> bool:
         return options.protocol != "gptq-benchmark"  # one sample

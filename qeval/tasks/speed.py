@@ -23,6 +23,7 @@ from qeval.core.options import Options
 from qeval.core.record import Metric
 from qeval.engines.base import LM, Sampling
 from qeval.tasks.base import Task, TaskContext, TaskResult
+from qeval.tasks.served import Load, measure
 
 if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
@@ -68,6 +69,9 @@ class Speed(Task[SpeedOptions]):
             DataError: the model's maximum is shorter than the decoding run.
             EngineError: the engine generated fewer tokens than it was asked to.
         """
+        if "requests" in lm.capabilities:
+            load = Load(options.decode_prompt, options.new_tokens, options.batch_sizes, options.repeats)
+            return measure(lm, load, context)
         context_len = options.decode_prompt + options.new_tokens
         if context_len > lm.max_seq_len:
             raise DataError(

@@ -425,6 +425,7 @@ OPTIONS = {
     "auto-round": [{}, {"iters": 0}],
     "compressed-tensors": [{}, {"algorithm": "gptq"}, {"scheme": "FP8"}],
     "checkpoint": [{"path": "m"}],
+    "endpoint": [{"base_url": "http://h/v1", "model": "m"}],
 }
 
 

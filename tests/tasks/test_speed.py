@@ -16,6 +16,7 @@ from qeval.tasks.speed import Speed, SpeedOptions, spread_note
 class Clock:
     """Takes 10 ms a call and ``step`` seconds a token after the first, of a clock of its own."""
 
+    capabilities = frozenset({"generate"})
     max_seq_len = 256
     vocab_size = 100
     finish = "length"

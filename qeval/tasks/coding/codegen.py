@@ -64,7 +64,7 @@ class StopScanner:
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], first: str | None = None) -> None:
         self._tokenizer = tokenizer
-        self._stops = stops
+        self.texts = tuple(stops)  # for engines that look for them in text
         self._first = first
         self._anchor = tokenizer.encode(
             "a", special=False
@@ -76,7 +76,7 @@ class StopScanner:
             start -= 1  # bytes in a row are decoded together
         text = self._tokenizer.decode(ids[start:], after=self._anchor)
         first = self._first if start == 0 else None
-        return cut(text, self._stops, first) != text
+        return cut(text, self.texts, first) != text
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:

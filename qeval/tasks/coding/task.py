@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from pydantic import Field, model_validator
 
 from qeval.core.artifact import ModelRef
-from qeval.core.errors import UsageError, raise_all
+from qeval.core.errors import NotOfferedError, UsageError, raise_all
 from qeval.core.options import Options
 from qeval.engines.base import LM, Sampling
+from qeval.models.endpoint import is_text
 from qeval.models.told import has_chat_template
 from qeval.sandbox import Limits, allowed_here, find_sandbox
 from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
@@ -158,7 +159,9 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
         problems = dict(list(chosen.items())[: context.limit])
         sandbox = find_sandbox(weak=context.weak_sandbox)
         name = self.mode_name(options, context.tokenizer)
+        _check_server(name, context)
         mode = self.mode(name, options, context.tokenizer, found.problems)
+        protocol = self.protocol(options, name, mode, n_problems=len(chosen))
         limits, lowered = allowed_here(Limits(timeout_s=options.timeout_s))
         files = {"samples": context.out / SAMPLES_FILE, "verdicts": context.out / VERDICTS_FILE}
         place = {pair: at for at, pair in enumerate(_pairs(problems, options))}
@@ -187,9 +190,7 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
         samples = [g.sample for g in graded]
         weak = [WEAK_NOTE] if sandbox.name == "weak" else []
         return TaskResult(
-            metrics=pass_metrics(
-                graded, options.k, self.protocol(options, name, mode, n_problems=len(chosen))
-            ),
+            metrics=pass_metrics(graded, options.k, "/".join(filter(None, (protocol, context.mark)))),
             notes=(
                 *weak,
                 *lowered,
@@ -242,6 +243,15 @@ class CodingTask(Task[OptionsT], Generic[OptionsT]):
             f"{options.timeout_s:g}s" if options.timeout_s != Limits.timeout_s else "",
         ]
         return "/".join(part for part in parts if part)
+
+
+def _check_server(name: str, context: TaskContext) -> None:
+    """Raises NotOfferedError for a mode that a chat request cannot have: it continues no text."""
+    if context.endpoint is not None and context.endpoint.api == "chat" and name != "instruct":
+        raise NotOfferedError(
+            f"{context.endpoint.name}: api: chat answers requests, and mode {name} continues a text: "
+            "take mode: instruct, or api: completions"
+        )
 
 
 def _max_new(mode: Mode, options: CodingOptions) -> int:
@@ -306,7 +316,7 @@ def _samples(
                 one.problem.task_id,
                 sample=done.sample,
                 finish=done.finish,
-                tokens=len(done.ids),
+                tokens=done.tokens if is_text(done.ids) else len(done.ids),
                 **answer,
             )
 
