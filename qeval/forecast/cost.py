@@ -10,7 +10,7 @@ from statistics import median
 
 from qeval.core import machine
 from qeval.core.record import Record
-from qeval.forecast.earlier import KIN, Asked, Earlier, Found, planned_key, task_title
+from qeval.forecast.earlier import KIN, Asked, Earlier, Found, planned_key
 from qeval.plan.room import Room
 from qeval.plan.survey import Planned, Survey
 from qeval.report.places import Place, host_of, place_of
@@ -68,7 +68,7 @@ def jobs(
                 units(planned),
                 place(planned.engine),
             )
-        lines.setdefault(task_title(planned.task), []).append((kind, seconds))
+        lines.setdefault(planned.task.title, []).append((kind, seconds))
     return [*(_counted(name, cells) for name, cells in lines.items()), _builds(found, earlier)]
 
 

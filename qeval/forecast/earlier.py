@@ -115,10 +115,6 @@ def quantization_key(asked: dict[str, Any]) -> str:
     return json.dumps([asked.get("name"), options], sort_keys=True)
 
 
-def task_title(task: TaskEntry) -> str:
-    return task.label + (f" [first {task.limit}]" if task.limit else "")
-
-
 def planned_key(row: Quantization) -> str:
     return quantization_key({"name": row.method, "options": row.described()})
 

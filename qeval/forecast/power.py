@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from qeval.core.errors import UsageError
 from qeval.core.record import SHARE_UNITS, Metric
-from qeval.forecast.earlier import KIN, Asked, Earlier, Found, nearest, task_title
+from qeval.forecast.earlier import KIN, Asked, Earlier, Found, nearest
 from qeval.plan.spec import TaskEntry
 from qeval.report.compare import other_text, paired
 from qeval.stats.power import (
@@ -107,7 +107,7 @@ class Column:
     def title(self) -> str:
         limit, whole = self.task.limit, self.whole
         cut = limit is not None and (whole is None or limit < whole)
-        task = task_title(self.task) if cut else self.task.label
+        task = self.task.title if cut else self.task.label
         return f"{self.metric.heading or self.metric.name} {task}"
 
     def finds(self) -> list[tuple[str, float]]:

@@ -159,7 +159,7 @@ def row_cells(
     baseline: Row | None = None
     cells = []
     for t, task in enumerate(experiment.tasks):
-        if quantization.only and task.task not in quantization.only:
+        if not quantization.is_for(task.task):
             continue
         known = TASKS[task.task]()
         if against_baseline(known) and baseline is None:

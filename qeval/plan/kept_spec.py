@@ -16,7 +16,9 @@ from typing import Any
 from qeval.core.errors import QevalError
 from qeval.core.files import write_atomic
 from qeval.core.record import Record
+from qeval.engines.base import ENGINES
 from qeval.plan.spec import Experiment, Quantization, TaskEntry, load_spec
+from qeval.plan.state import without_record
 
 SPEC_NAME = "spec.yaml"
 
@@ -52,7 +54,7 @@ class _Asked:
     """What a spec asks, to be found again by what a record was asked."""
 
     def __init__(self, spec: Experiment) -> None:
-        self._baseline = spec.baseline
+        self._spec, self._baseline = spec, spec.baseline
         self._models = {
             f"{model.id} {model.dtype or spec.settings.dtype}": _Place(model, i)
             for i, model in enumerate(spec.models)
@@ -90,9 +92,16 @@ class _Asked:
         if row is not None:
             options = {**(asked[1].get("options") or {}), **_label_option(row.entry)}
             said["quantization"] = {**asked[1], "label": row.entry.label, "options": options}
+        said["planned"] = self._planned(model, row, str((cell.get("engine") or {}).get("name")))
         if model is not None and (row is not None or self._baseline is not None):
             said["baseline"] = row is not None and row.entry.label == self._baseline
         return replace(record, cell={**cell, **said})
+
+    def _planned(self, model: _Place | None, row: _Place | None, engine: str) -> dict[str, str]:
+        """What happens to the cells of a record's row that have no record."""
+        if model is None or row is None or engine not in ENGINES:
+            return {}
+        return without_record(self._spec, row.entry, engine)
 
     def _key(self, name: str, options: dict[str, object]) -> str:
         """Options that a record lacks came after it, and have their defaults; a label is a name."""

@@ -38,6 +38,7 @@ from qeval.core.registry import Registry
 from qeval.engines.base import ENGINES
 from qeval.plan.yaml_file import KeyPath, YamlFile
 from qeval.quant.base import METHODS
+from qeval.store.results import task_title
 from qeval.tasks.base import TASKS, against_baseline, takes_limit
 
 T = TypeVar("T")
@@ -131,6 +132,9 @@ class Quantization:
         """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
         return replace(Execution.from_json(self.options.execution()), running=self.running)
 
+    def is_for(self, task: str) -> bool:
+        return not self.only or task in self.only
+
     def described(self) -> dict[str, object]:
         """All options of the row, for its record."""
         return {**self.options.model_dump(mode="json"), **self.running.to_json()}
@@ -143,6 +147,10 @@ class TaskEntry:
     label: str
     limit: int | None
     timeout: float | None
+
+    @property
+    def title(self) -> str:
+        return task_title(self.label, self.limit)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from qeval.plan.cells import Cell, Row, ThisMachine, device_kind, row_cells
 from qeval.plan.preflight import Download, Findings, Problem, ask
 from qeval.plan.room import Room, build_sizes, keeps_predictions, needs_room, predictions_size
 from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
-from qeval.plan.state import State, is_done, to_build, why_skipped
+from qeval.plan.state import State, is_done, skipped, to_build, without_record
 from qeval.quant.base import METHODS
 from qeval.store.artifacts import ArtifactCache
 from qeval.store.references import References
@@ -77,6 +77,7 @@ class Survey:
     steps: tuple[Step, ...]  # of the chosen cells that are known
     problems: tuple[Problem, ...]
     downloads: tuple[Download, ...]
+    experiment: Experiment
     room: Room = field(default_factory=Room)
 
     @cached_property
@@ -105,7 +106,8 @@ class Survey:
             if cell is not None:
                 where = record.cell.get("conditions")
                 own = {"conditions": where} if where else {}
-                record = replace(record, cell={**cell.describe(), **own})
+                planned = without_record(self.experiment, cell.row.quantization, cell.row.engine)
+                record = replace(record, cell={**cell.describe(), **own, "planned": planned})
             if cell is not None or record.kind == "build":
                 found.append(record)
         return found
@@ -146,7 +148,9 @@ def survey(
         for p, state in chosen
         if p.cell
     ]
-    return Survey(planned, tuple(chosen), tuple(steps), all_found.problems, all_found.downloads, room)
+    return Survey(
+        planned, tuple(chosen), tuple(steps), all_found.problems, all_found.downloads, experiment, room
+    )
 
 
 def ready(
@@ -275,7 +279,7 @@ class _Look:
         if p.cell is not None and is_done(p.cell, done):
             return State("done"), Findings()
         artifact = self.artifact(p.cell.row) if p.cell else None
-        if p.cell is not None and (reason := why_skipped(p.cell, artifact)):
+        if p.cell is not None and (reason := skipped(p.cell, artifact)):
             return State("skip", reason), Findings()
         found = self.findings(p, artifact)
         if found.problems:

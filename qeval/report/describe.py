@@ -16,7 +16,7 @@ from qeval.report.places import place_of
 from qeval.report.row_records import age, kept
 from qeval.stats.intervals import half_width
 
-_KEY_PARTS = ("conditions", "key_anywhere")  # of a cell: shown in words
+_NOT_ASKED = ("conditions", "key_anywhere", "planned")  # of a cell: shown in words, or of others
 
 
 def pick(records: Iterable[Record], prefix: str) -> list[Record]:
@@ -80,7 +80,7 @@ def _asked(record: Record) -> list[str]:
     facts: dict[str, object] = {"key": record.key, "kind": record.kind, "status": record.status}
     facts |= {"error": record.error} if record.error else {}
     facts |= {"log": record.log} if record.log else {}
-    asked = {name: value for name, value in record.cell.items() if name not in _KEY_PARTS}
+    asked = {name: value for name, value in record.cell.items() if name not in _NOT_ASKED}
     facts |= {name: _short(value) for name, value in asked.items()}
     facts |= {"to run on": place_of(record).words()} if "conditions" in record.cell else {}
     return _pairs(facts)

@@ -8,13 +8,14 @@ along.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
 from qeval.report.places import Place, in_order, place_of
 from qeval.report.row_records import RowRecords, age, order, task_id
 from qeval.report.table import Column
+from qeval.store.results import task_title
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,16 @@ class FoundCell:
 
 @dataclass
 class Filled:
-    """A column and the tasks that fill it."""
+    """A column and the tasks that fill it; ``titles``: as the spec calls them."""
 
     column: Column
     tasks: set[str]
+    titles: set[str] = field(default_factory=set)
+
+    def add(self, record: Record) -> None:
+        self.tasks.add(task_id(record))
+        label = str((record.cell.get("task") or {}).get("label", "?"))
+        self.titles.add(task_title(label, record.cell.get("limit")))
 
 
 Cells = Mapping[str, FoundCell | None]
@@ -58,18 +65,17 @@ def metric_columns(rows: Sequence[RowRecords], named: Mapping[Place, str]) -> di
             column = col.metric_column(metric, record.cell.get("limit"))
             place = _place(record, metric)
             column, general = col.at(column, place, named), column.id
-            filled = found.setdefault(general, {}).setdefault(place, Filled(column, set()))
-            filled.tasks.add(task)
+            found.setdefault(general, {}).setdefault(place, Filled(column, set())).add(record)
         silent.setdefault((task, _place(record, None)), record)
     for by_place in found.values():
         for place, filled in by_place.items():
             for task in filled.tasks:
                 silent.pop((task, place), None)
                 silent.pop((task, None), None)
-    for (task, place), record in silent.items():
+    for (_, place), record in silent.items():
         column = col.task_column(str((record.cell.get("task") or {}).get("label", "?")))
         column, general = col.at(column, place, named), column.id
-        found.setdefault(general, {}).setdefault(place, Filled(column, set())).tasks.add(task)
+        found.setdefault(general, {}).setdefault(place, Filled(column, set())).add(record)
     every = [by_place[p] for by_place in found.values() for p in _sorted(by_place)]
     return {filled.column.id: filled for filled in every}
 

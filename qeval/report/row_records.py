@@ -80,6 +80,16 @@ class RowRecords:
         """What the row can be called by: its label, its method."""
         return {_label(self), str(self.quantization.get("name"))}
 
+    @cached_property
+    def planned(self) -> dict[str, str] | None:
+        """Of its cells without a record, by the task's title, why they are skipped, or nothing where
+        they are to be run, as the specs of its folders have it; None where one has no spec."""
+        found = [record.cell.get("planned") for record in self.evals]
+        known = [planned for planned in found if planned is not None]
+        if len(known) < len(found):
+            return None
+        return {title: reason for planned in known for title, reason in planned.items()}
+
     @property
     def floor(self) -> str:
         """What the row is a floor for, if it is one: ``rounding``, ``repetition`` or ``engine``."""

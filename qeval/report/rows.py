@@ -306,7 +306,7 @@ def _entry(
     """``pair``: the row's own cell and its baseline's; ``way``: how they ran differently."""
     (found, base), column = pair, filled.column
     if found is None:
-        return Entry(status=NONE if source.floor or elsewhere(source, filled) else PENDING)
+        return _without_record(filled, source, notes)
     record = found.record
     if record.status == "skipped" and source.costs_as_float:
         return Entry(status=NONE)  # the legend's line on simulated rows says why
@@ -323,6 +323,22 @@ def _entry(
         said += [way] if way else []
         said += _versions(found, base) if column.place else []
     return replace(_value(found.metric), difference=change, notes=notes.numbers(said))
+
+
+def _without_record(filled: Filled, source: RowRecords, notes: Notes) -> Entry:
+    """What the spec's plan has for a cell that nobody ran; where there is no spec, it is to be run."""
+    if source.floor or elsewhere(source, filled):
+        return Entry(status=NONE)
+    if source.planned is None:
+        return Entry(status=PENDING)
+    reasons = [source.planned[title] for title in sorted(filled.titles) if title in source.planned]
+    if not reasons:
+        return Entry(status=NONE)
+    if not all(reasons):
+        return Entry(status=PENDING)
+    if source.costs_as_float:
+        return Entry(status=NONE)  # the legend's line on simulated rows says why
+    return Entry(status="skipped", notes=notes.numbers([f"skipped: {reasons[0]}"]))
 
 
 def _other_way(source: RowRecords, found: FoundCell | None, base: FoundCell | None) -> str | None:

@@ -39,7 +39,11 @@ def is_meant(patterns: Sequence[str], *names: str) -> bool:
 
 def cell_name(cell: dict[str, Any]) -> str:
     """``model · quantization · task [first N]`` of a Record's cell."""
-    first = f" [first {cell['limit']}]" if cell.get("limit") else ""
     parts = [(cell.get(part) or {}) for part in ("model", "quantization", "task")]
     names = (str(p.get("id") or p.get("label") or p.get("name", "?")) for p in parts)
-    return " · ".join(names) + first
+    return task_title(" · ".join(names), cell.get("limit"))
+
+
+def task_title(label: str, limit: int | None) -> str:
+    """``gptq/wikitext2 [first 16]``."""
+    return f"{label} [first {limit}]" if limit else label

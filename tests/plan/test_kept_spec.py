@@ -69,7 +69,9 @@ ROWS, COLUMNS = ["RTN W8A16", "RTN W4A16g32", "Q8_0"], ["gptq/wikitext2", "gptq/
 
 def test_an_unchanged_spec_changes_nothing(folder):
     records = Store(folder).read()
-    assert as_kept_spec_says(records, folder) == records
+    said = as_kept_spec_says(records, folder)
+    planned = [record.cell.pop("planned") for record in said]
+    assert said == records and planned == [{"gptq/wikitext2": "", "gptq/ptb": ""}] * len(records)
     assert shown(folder) == (ROWS, ROWS[:1], COLUMNS)
 
 
@@ -136,3 +138,50 @@ def test_a_limit_of_the_command_line_changes_no_place(folder):
     found = as_kept_spec_says(limited, folder)
     assert [r.cell["order"] for r in found] == [r.cell["order"] for r in limited]
     assert {r.cell["baseline"] for r in found} == {True, False}
+
+
+def without(folder: Path, *labels: str) -> dict[tuple[str, str], str]:
+    """The table's word in every cell, after the records of PTB of these rows are gone."""
+    store = Store(folder)
+    kept = [
+        record
+        for record in store.read()
+        if (record.cell["quantization"]["label"], record.cell["task"]["label"])
+        not in {(label, "gptq/ptb") for label in labels}
+    ]
+    store.path.unlink()
+    for record in kept:
+        store.append(record)
+    table = build_table(read_results([folder]))
+    return {
+        (r.quantization, c.protocol): r.entries[c.id].status for r in table.rows for c in table.columns
+    }
+
+
+def test_a_cell_without_a_record_is_what_the_plan_says(folder):
+    """To be run while the spec has it, and nothing once it has not."""
+    found = without(folder, "Q8_0")
+    assert found["Q8_0", "gptq/ptb"] == "…" and found["RTN W8A16", "gptq/ptb"] == ""
+    edit(folder, ("[wikitext2, ptb]", "[wikitext2]"))
+    assert without(folder)["Q8_0", "gptq/ptb"] == "–"
+    edit(folder, ("[wikitext2]", "[wikitext2, ptb]"), ("  - gguf: Q8_0\n", ""))
+    assert without(folder)["Q8_0", "gptq/ptb"] == "–"
+    (folder / "spec.yaml").unlink()
+    assert without(folder)["Q8_0", "gptq/ptb"] == "…"
+
+
+def test_a_cell_that_the_plan_skips_is_skipped_before_it_has_a_record(folder):
+    edit(folder, ("  - perplexity:", "  - tensor_stats: {dataset: wikitext2}\n  - perplexity:"))
+    record = Store(folder).read()[0]
+    asked = {"name": "tensor_stats", "label": "gptq/wikitext2", "options": {"dataset": "wikitext2"}}
+    metric = Metric("sqnr_weight", 20.0, "stats/wikitext2", "dB")
+    cell = {**record.cell, "task": asked}
+    Store(folder).append(Record("eval", "s", cell, "ok", (metric,)))
+    table = build_table(read_results([folder]))
+    [column] = [c for c in table.columns if c.name == "sqnr_weight"]
+    q8, w4 = (
+        next(r for r in table.rows if r.quantization == name) for name in ("Q8_0", "RTN W4A16g32")
+    )
+    assert q8.entries[column.id].status == "skipped" and w4.entries[column.id].status == "…"
+    [note] = q8.entries[column.id].notes
+    assert table.footnotes[note - 1] == "skipped: the engine llamacpp offers no tensors"
