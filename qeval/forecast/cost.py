@@ -75,12 +75,14 @@ def jobs(
 def cell_seconds(
     planned: Planned, found: Sequence[Found], model: Asked, n: int | None, place: Place
 ) -> float | None:
-    """From earlier cells of the same model, task and engine at the same place, of the same row where
-    there is one, else the median of the others. Only the part that units take grows with them."""
+    """From earlier cells of the same model and dtype, task and engine at the same place, of the same
+    row where there is one, else the median of the others. Only the part that units take grows with
+    them."""
     same = [
         f
         for f in found
         if model.kin(f.record) == KIN[0]
+        and (f.record.cell.get("model") or {}).get("dtype") == (model.ref.dtype if model.ref else None)
         and (f.record.cell.get("engine") or {}).get("name") == planned.engine
         and place_of(f.record) == place
     ]

@@ -40,13 +40,16 @@ def test_a_row_has_its_own_time_and_another_the_median(write, told, measured, pp
     assert line(told(other, "before", limit=10), "gptq").seconds == pytest.approx(90 + 45)
 
 
-def test_another_machine_model_or_engine_tells_nothing(write, told, measured, ppl, monkeypatch):
+def test_another_machine_model_dtype_or_engine_tells_nothing(write, told, measured, ppl, monkeypatch):
     spec = write(PPL)
     measured(spec, "model", lambda c: [ppl([1.0] * 10)], limit=10, model="another")
     assert line(told(spec, "model", limit=10), "gptq").known == 0
     one_engine = lambda c: [ppl([1.0] * 10)] if c.row.engine == "hf" else None  # noqa: E731
     measured(spec, "engine", one_engine, limit=10)
     assert line(told(spec, "engine", limit=10), "gptq").known == 1
+    spec.write_text(spec.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    assert line(told(spec, "engine", limit=10), "gptq").known == 0
+    spec.write_text(spec.read_text().replace("dtype: bfloat16", "dtype: float32"))
     monkeypatch.setenv("QEVAL_HOST", "elsewhere")
     assert line(told(spec, "engine", limit=10), "gptq").known == 0
     assert "unknown: no earlier run here" in text(told(spec, "engine", limit=10))
