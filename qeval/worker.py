@@ -220,7 +220,7 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     if job.against is not None and job.against.reference is None:  # two models' peaks are no row's
         memory |= dict.fromkeys(("vram_allocated", "vram_reserved", "vram_process", "ram_peak"))
     timing = {**watch.timing(), "load_s": loaded, "run_s": watch.seconds() - loaded}
-    noise = provenance.busy_note(conditions) if measures_machine(task) else ()
+    noise = provenance.busy_note(conditions) if measures_machine(task) and not elsewhere else ()
     payload = {
         "metrics": [asdict(m) for m in result.metrics],
         "notes": [*result.notes, *noise, *engine_notes, *_contamination(job, result.facts)],

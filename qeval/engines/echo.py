@@ -74,6 +74,8 @@ class Echo:
     async def _scores(self, ids: Ids, what: str) -> list[float | None]:
         """Of all tokens of a prompt, None for the first."""
         server = self._server
+        if not server.dialect.ids and not server.as_text(ids)[1]:
+            raise self._none(f"{what}, as text, is read as other tokens, and its server takes no ids")
         new = 0 if len(ids) >= server.max_seq_len else 1  # some take 0 for "as many as fit"
         body = server.body(ids, Sampling(max_new_tokens=1))
         body |= {server.dialect.max_tokens: new, "echo": True, "logprobs": 1, **self._numbered()}

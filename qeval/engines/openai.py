@@ -82,11 +82,14 @@ class OpenAiEngine(LM):
 
         Raises:
             EngineError: it is not, or has not.
+            MissingExtraError: what reads its tokenizer is not installed.
             UsageError: the variable with the key is not set.
         """
         from qeval.engines.http_client import Client
         from qeval.engines.server import listed
 
+        if path := artifact.details.get("tokenizer"):
+            require(*(("gguf", "llama_cpp") if path.endswith(".gguf") else ("hf", "transformers")))
         endpoint = _asked(artifact)
         hurried = endpoint.model_copy(
             update={

@@ -236,17 +236,17 @@ class Server:
             return {"messages": [{"role": "user", "content": text_of(prompt)}]}
         if is_text(prompt):
             return {"prompt": text_of(prompt)}
-        return {"prompt": list(prompt) if dialect.ids else self._as_text(prompt)}
+        return {"prompt": list(prompt) if dialect.ids else self.as_text(prompt)[0]}
 
-    def _as_text(self, prompt: Ids) -> str:
-        """The text that the server's tokenizer is to make these ids of. It puts BOS before it, and many
-        put a space there, too, which is then not in the text."""
+    def as_text(self, prompt: Ids) -> tuple[str, bool]:
+        """The text that the server's tokenizer is to make these ids of, and whether the tokenizer here
+        does. It puts BOS before it, and many put a space there, too, which is then not in the text."""
         own, ids = self.tokenizer, list(prompt)
         first = ids[:1] if own.adds_bos and ids[:1] == [own.bos_id] else []
         rest = ids[len(first) :]
         texts = [own.decode(rest, after=after, special=True) for after in ((), first)]
-        exact = (text for text in texts if own.encode(text, special=False) == rest)
-        return next(exact, texts[0])
+        exact = [text for text in texts if own.encode(text, special=False) == rest]
+        return (exact or texts)[0], bool(exact)
 
     async def ask(self, prompt: Ids, body: Json) -> Reply | None:
         """The answer to ``body``; None where the model's context has no room for a token of one.

@@ -191,6 +191,7 @@ def test_nll_is_that_of_llamacpp(url, opened, local, own, gguf):
     ("how", "reason"),
     [
         ("first", "it gives none of a prompt's token 1"),
+        ("cut", "window 1, as text, is read as other tokens, and its server takes no ids"),
         (
             "no BOS",
             "window 1: its server reads 10 tokens in place of the 9 that were asked (prompts go",
@@ -203,6 +204,10 @@ def test_what_nll_cannot_be_is_said(url, opened, own, gguf, how, reason):
     options = {"chat": {"api": "chat"}, "no tokenizer": {}}.get(how, {"tokenizer": str(gguf)})
     lm = opened(url, **options)
     window = own.prompt("Once upon a time there was a cat")[how == "no BOS" :]
+    if (
+        how == "cut"
+    ):  # "at" as two letters: as many tokens as another text has, and none that is read so
+        window = [*window[:-1], own._texts.index("a"), own._texts.index("t")]
     with pytest.raises(NotOfferedError) as err:
         list(lm.nll([window], first=1 if how == "first" else 2))
     assert reason in str(err.value)
