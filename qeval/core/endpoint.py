@@ -40,7 +40,7 @@ class Endpoint(Options):
     model: str = Field(min_length=1)  # the name by which the server knows it
     api: Literal["completions", "chat"] = "completions"
     prompts: Literal["auto", "ids", "text"] = "auto"  # auto: token ids where the server takes them
-    tokenizer: str | None = None  # a folder, a .gguf file or a hub id: of a model of its own
+    tokenizer: str | None = None  # a folder, a .gguf file or a hub id; not in a row
     api_key_env: str | None = None  # the environment variable that has the key
     concurrency: int = Field(default=16, ge=1, le=1024)  # requests at once
     samples_per_request: int = Field(default=8, ge=1, le=128)  # of one prompt, where it knows `n`

@@ -46,7 +46,8 @@ from qeval.core.errors import HubError, StoreError
 from qeval.core.files import write_atomic
 from qeval.core.units import human_bytes
 from qeval.hub.client import Place, explain, prepare, stoppable
-from qeval.hub.files import needed, weights
+from qeval.hub.files import configures, needed
+from qeval.hub.files import weights as weights_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
@@ -135,7 +136,7 @@ class _Cache:
 # Models
 
 
-def planned_model(name: str, revision: str | None = None) -> Plan:
+def planned_model(name: str, revision: str | None = None, *, weights: bool = True) -> Plan:
     """What ``download_model`` would download, from the hub's listing; nothing is written.
 
     Raises:
@@ -153,8 +154,7 @@ def planned_model(name: str, revision: str | None = None) -> Plan:
             raise
         here = commit is not None and cache.snapshot(commit).is_dir()
         return Plan(place, commit, (), out_of_reach=None if here else str(err))
-    _check_weights(place, listing)
-    wanted = {name: listing[name] for name in sorted(needed(listing))}
+    wanted = {name: listing[name] for name in sorted(_wanted(place, listing, weights))}
     files = (HubFile(n, x.n_bytes, cache.has(commit, n, x)) for n, x in wanted.items())
     plan = Plan(place, commit, tuple(files))
     try:
@@ -166,8 +166,9 @@ def planned_model(name: str, revision: str | None = None) -> Plan:
     return plan
 
 
-def download_model(name: str, revision: str | None = None) -> Path:
+def download_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of the model's files, named by their commit; downloaded if the cache lacks them.
+    Without ``weights``: its configuration and tokenizer only.
 
     Raises:
         HubError: it cannot be downloaded; with the reason and the fix.
@@ -183,9 +184,9 @@ def download_model(name: str, revision: str | None = None) -> Path:
         if err.refused or not folder.is_dir():
             raise
         return folder  # without a listing nobody knows whether all is there: check_model will say
-    _check_weights(place, listing)
-    _fetch(place, cache, commit, {name: listing[name] for name in needed(listing)})
-    _fetch(place, cache, commit, {name: listing[name] for name in _shards(folder) & set(listing)})
+    _fetch(place, cache, commit, {name: listing[name] for name in _wanted(place, listing, weights)})
+    shards = _shards(folder) & set(listing) if weights else ()
+    _fetch(place, cache, commit, {name: listing[name] for name in shards})
     cache.remember(revision, commit)
     return folder
 
@@ -220,9 +221,16 @@ def _listing(place: Place, commit: str) -> dict[str, _Listed]:
         raise explain(err, place) from err
 
 
+def _wanted(place: Place, listing: dict[str, _Listed], with_weights: bool) -> set[str]:
+    if not with_weights:
+        return {name for name in listing if configures(name)}
+    _check_weights(place, listing)
+    return needed(listing)
+
+
 def _check_weights(place: Place, listing: dict[str, _Listed]) -> None:
     """Raises HubError for a repository without weights that qeval loads, before anything is fetched."""
-    if weights(set(listing)):
+    if weights_of(set(listing)):
         return
     gguf = sorted(name for name in listing if name.endswith(".gguf"))
     reason = "no weights (model.safetensors, its index, or pytorch_model.bin)"

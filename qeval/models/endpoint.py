@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.endpoint import NO_FILES, Endpoint
 from qeval.core.errors import ModelError
-from qeval.core.files import exists, user_path
-from qeval.models.resolve import check_tokenizer, identify
+from qeval.models.resolve import tokenizer_of
 
 if TYPE_CHECKING:
     from qeval.models.tokenizer import Tokenizer
@@ -50,15 +49,11 @@ def endpoint_model(endpoint: Endpoint, name: str, dtype: str, cache_dir: Path) -
     nothing.
 
     Raises:
-        ModelError: its tokenizer is not here.
+        ModelError: its tokenizer is neither here nor on the hub.
     """
     path, content = NO_FILES, None
     if endpoint.tokenizer is not None:
-        path = user_path(endpoint.tokenizer).absolute()
-        if not exists(path):
-            raise ModelError(f"{name}: tokenizer: {endpoint.tokenizer}: no such folder or .gguf file")
-        check_tokenizer(path)
-        content = identify(path, cache_dir)
+        path, content = tokenizer_of(endpoint.tokenizer, cache_dir)
     told = json.dumps([endpoint.identity(), content], sort_keys=True)
     identity = f"endpoint:{hashlib.sha256(told.encode()).hexdigest()}"
     return ModelRef(name, path, identity, dtype, endpoint=endpoint)

@@ -21,6 +21,7 @@ from qeval.core.artifact import ModelRef
 from qeval.core.errors import HubError, ModelError, StoreError, UsageError, short
 from qeval.core.extras import require
 from qeval.core.files import exists, file_sha256, not_regular, user_path, write_atomic
+from qeval.hub.files import configures
 from qeval.llama.gguf_file import all_parts
 from qeval.llama.gguf_file import read_header as read_gguf_header
 from qeval.models.causal import check_causal, check_causal_gguf
@@ -236,9 +237,35 @@ def _corrupted(file: Path, what: str, found: str, wanted: str) -> str:
     )
 
 
-def planned_download(name: str, revision: str | None = None) -> Plan | None:
-    """What ``resolve_model`` would download, asked of the hub without a download; None for what is a
-    folder or file here.
+def tokenizer_of(name: str, cache_dir: Path) -> tuple[Path, str]:
+    """The folder or ``.gguf`` file of a tokenizer, from the hub without its weights, and its content's
+    identity: of a folder that of what configures a model.
+
+    Raises:
+        ModelError: it has none, or is neither here nor on the hub.
+    """
+    path = user_path(name).absolute()
+    if not exists(path):
+        _check_hub_id(name)
+        from qeval.hub.download import download_model
+
+        try:
+            path = download_model(name, weights=False)
+        except HubError as err:
+            raise ModelError(_not_here(name, None, err)) from err
+    check_tokenizer(path)
+    if path.is_file():
+        return path, identify(path, cache_dir)
+    files = sorted(file for file in path.iterdir() if file.is_file() and configures(file.name))
+    told = "".join(
+        f"{file.name}:{file_sha256(file)}\n" for file in files if file.name not in _NOT_CONTENT
+    )
+    return path, f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
+
+
+def planned_download(name: str, revision: str | None = None, *, weights: bool = True) -> Plan | None:
+    """What ``resolve_model``, or ``tokenizer_of`` without ``weights``, would download, asked of the hub
+    without a download; None for what is a folder or file here.
 
     Raises:
         ModelError: the hub refuses it, or it is not the name of a model.
@@ -250,7 +277,7 @@ def planned_download(name: str, revision: str | None = None) -> Plan | None:
     from qeval.hub.download import planned_model
 
     try:
-        return planned_model(name, revision)
+        return planned_model(name, revision, weights=weights)
     except HubError as err:
         raise ModelError(_not_here(name, revision, err)) from err
 

@@ -234,7 +234,10 @@ class _Look:
         revision, dtype = entry.revision, entry.dtype or self.experiment.settings.dtype
         try:
             if entry.endpoint is not None:
-                cache_dir = self.settings.cache_dir
+                name, cache_dir = entry.endpoint.tokenizer, self.settings.cache_dir
+                asked = planned_download(name, weights=False) if name else None
+                if name and asked and (to_fetch := _to_fetch(asked, name, weights=False)):
+                    return None, Findings(downloads=(to_fetch,))
                 return endpoint_model(entry.endpoint, entry.id, dtype, cache_dir), Findings()
             if (plan := planned_download(entry.id, revision)) is not None:
                 if to_fetch := _to_fetch(plan, entry.id, revision):
@@ -378,7 +381,9 @@ class _Look:
         return {key: self._kept[key]} if self._kept[key] else {}
 
 
-def _to_fetch(plan: Plan, name: str, revision: str | None) -> Download | None:
+def _to_fetch(
+    plan: Plan, name: str, revision: str | None = None, *, weights: bool = True
+) -> Download | None:
     """What is missing of a hub's model. Raises ModelError where the hub is out of reach."""
     if plan.out_of_reach:
         raise ModelError(plan.out_of_reach)
@@ -386,4 +391,4 @@ def _to_fetch(plan: Plan, name: str, revision: str | None) -> Download | None:
         return None
     from qeval.hub.download import download_model
 
-    return Download(str(plan), partial(download_model, name, revision))
+    return Download(str(plan), partial(download_model, name, revision, weights=weights))

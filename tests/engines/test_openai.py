@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
-from email.utils import formatdate
 
 import numpy as np
 import pytest
@@ -24,10 +23,9 @@ from qeval.core.endpoint import Endpoint
 from qeval.core.errors import EngineError, NotOfferedError, UsageError
 from qeval.core.settings import EngineSettings
 from qeval.engines.base import Completion, Sampling, seed_of
-from qeval.engines.http_client import Client, key_forms, retry_after
+from qeval.engines.http_client import Client
 from qeval.engines.llamacpp import LlamaCppEngine
-from qeval.engines.loop import Loop
-from qeval.engines.openai import OpenAiEngine, _blocks
+from qeval.engines.openai import OpenAiEngine
 from qeval.formats.describe import describe_folder
 from qeval.models.endpoint import (
     EndpointTokenizer,
@@ -40,6 +38,7 @@ from qeval.models.tokenizer import load_tokenizer
 from qeval.tasks.coding.codegen import BASE_STOPS, StopScanner
 from qeval.tasks.coding.codegen import cut as cut_text
 
+pytestmark = pytest.mark.real
 SETTINGS = EngineSettings("cpu", "float32")
 TEXTS = [
     "Once upon a time",
@@ -521,61 +520,6 @@ def test_the_key_goes_nowhere_but_to_the_server_and_nothing_else_goes_with_it(
     assert "of-somebody-else" not in sent and "Authorization" not in sent
     opened(proxy.url, key=KEY)
     assert proxy.log[-1].headers["Authorization"] == f"Bearer {KEY}"
-
-
-def test_forms_of_a_key():
-    assert key_forms("EMPTY") == () and key_forms(None) == ()
-    assert key_forms('abc/def"ghi') == ('abc/def"ghi', 'abc/def\\"ghi', 'abc\\/def\\"ghi')
-
-
-# Pieces
-
-
-def test_retry_after():
-    assert retry_after("2.5") == 2.5
-    assert retry_after("-1") == 0 and retry_after("9999") == 300
-    assert retry_after(None) is None and retry_after("soon") is None and retry_after("nan") is None
-    assert retry_after(formatdate(1000 + 7, usegmt=True), now=lambda: 1000.0) == 7
-    assert retry_after(formatdate(10, usegmt=True), now=lambda: 1000.0) == 0
-
-
-def test_pauses_grow_and_are_drawn():
-    endpoint = Endpoint(base_url="http://h/v1", model="m")
-    most, least = (Client(endpoint, None, chance=lambda c=c: c) for c in (1.0, 0.0))
-    assert [most._backoff(n) for n in (1, 2, 3, 20)] == [1.0, 2.0, 4.0, 60.0]
-    assert [least._backoff(n) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, 30.0]
-
-
-def test_blocks_are_those_of_a_whole_run():
-    assert list(_blocks(range(10), 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert list(_blocks((2, 3, 4, 9), 4)) == [[2, 3], [4], [9]]
-    assert list(_blocks(range(3), 1)) == [[0], [1], [2]]
-
-
-def test_a_stream_that_is_left_ends_its_jobs():
-    loop, begun, ended = Loop(), [], []
-
-    async def job(i: int) -> int:
-        import asyncio
-
-        begun.append(i)
-        try:
-            await asyncio.sleep(0 if i < 2 else 3600)
-        finally:
-            ended.append(i)
-        return i
-
-    stream = loop.stream(((lambda i=i: job(i)) for i in range(100)), at_once=4)
-    assert {next(stream), next(stream)} == {0, 1}
-    stream.close()
-    loop.close()
-    assert sorted(ended) == sorted(begun) and len(begun) <= 6
-
-
-def test_text_is_exact():
-    for text in ("", "plain", "é☃🎉\r\n\t\0", "a\ud800b"):
-        assert text_of(text_ids(text)) == text
-    assert text_of(text_ids("é")[:1]) == "\ufffd"
 
 
 def test_speed_seen_from_outside(url, opened):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qeval.core.errors import HubError, ModelError
 from qeval.hub.download import Plan, download_model, planned_model
 from qeval.hub.files import needed
-from qeval.models.resolve import planned_download
+from qeval.models.resolve import planned_download, tokenizer_of
 from qeval.models.weights import weight_files
 
 WEIGHTS = bytes(range(256)) * 20
@@ -304,3 +304,17 @@ def test_what_lies_here_is_no_download(hub, tmp_path):
         planned_download("/no/such/folder")
     hub.model("org/model", small_model())
     assert planned_download("org/model").missing  # type: ignore[union-attr]
+
+
+def test_a_tokenizer_comes_without_the_weights(hub, tmp_path):
+    hub.model("org/model", small_model(tokenizer_config=b"{}"))
+    plan = planned_download("org/model", weights=False)
+    assert [file.name for file in plan.missing] == ["config.json", "tokenizer.json", "tokenizer_config"]
+    folder, content = tokenizer_of("org/model", tmp_path)
+    assert not (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists()
+    assert not planned_download("org/model", weights=False).missing
+    assert [file.name for file in planned_download("org/model").missing] == ["model.safetensors"]
+    download_model("org/model")  # the weights are no part of a tokenizer
+    assert tokenizer_of("org/model", tmp_path) == (folder, content)
+    hub.model("org/gguf", {"tokenizer.json": b"{}", "model.gguf": b"GGUF"})  # no weights to load here
+    assert tokenizer_of("org/gguf", tmp_path)[0].name != folder.name
