@@ -222,7 +222,7 @@ class _Look:
         for m, entry in enumerate(self.experiment.models):
             model, found = self.model(entry)
             for q, quantization in enumerate(self.experiment.quantizations):
-                cells, own = self.row(model, quantization, (m, q)) if model else ([], Findings())
+                cells, own = self.row(entry, model, quantization, (m, q))
                 known, unknown = {cell.task_order: cell for cell in cells}, not model or own.problems
                 for t, task in enumerate(self.experiment.tasks):
                     cell = known.get(t)
@@ -257,10 +257,15 @@ class _Look:
             return None, Findings(tuple(preflight.problems_of(entry.id, err)))
 
     def row(
-        self, model: ModelRef, quantization: Quantization, order: tuple[int, int]
+        self,
+        entry: ModelEntry,
+        model: ModelRef | None,
+        quantization: Quantization,
+        order: tuple[int, int],
     ) -> tuple[list[Cell], Findings]:
-        """The cells of a row; none where it cannot be, or where a model that it takes is not here."""
-        name = f"{model.id} · {quantization.label}"
+        """The cells of a row; none where it cannot be, or where its model or one that it takes is not
+        here."""
+        name = f"{entry.id} · {quantization.label}"
         method = METHODS[quantization.method]()
         try:
             downloads = [
@@ -269,7 +274,7 @@ class _Look:
                 if (planned := planned_download(other, revision))
                 and (download := _to_fetch(planned, other, revision))
             ]
-            if downloads:
+            if downloads or model is None:
                 return [], Findings(downloads=tuple(downloads))
             where = (order, self.settings.cache_dir, self.this_machine)
             return row_cells(self.experiment, model, quantization, *where), Findings()
