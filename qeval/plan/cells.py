@@ -114,9 +114,10 @@ class Cell:
         """What a Record keeps of the cell."""
         row = self.row
         here = {"conditions": self.conditions, "key_anywhere": self.key_anywhere}
+        model = {"id": row.model.id, "identity": row.model.identity, "dtype": row.model.dtype}
         return {
             **(here if self.conditions else {}),
-            "model": {"id": row.model.id, "identity": row.model.identity, "dtype": row.model.dtype},
+            "model": {**model, **({"gguf": True} if row.model.path.suffix == ".gguf" else {})},
             "quantization": {
                 "name": row.quantization.method,
                 "label": row.quantization.label,
@@ -144,7 +145,7 @@ def row_cells(
     this_machine: ThisMachine,
 ) -> list[Cell]:
     """The cells of one row, of the tasks that it is for; ``order``: the place of its model and its own.
-    None where a task added the row and the model's engine cannot have it.
+    None where a task added the row and the model cannot have it.
 
     Raises:
         ModelError: a checkpoint that the row names is missing or broken.
@@ -153,7 +154,7 @@ def row_cells(
     if quantization.only and model.endpoint is not None:
         return []
     row = _row(experiment, model, quantization, order, cache_dir)
-    if quantization.only and _missing(row):
+    if quantization.only and (_missing(row) or _from_a_file(row)):
         return []
     _check_running(row)
     baseline: Row | None = None
@@ -263,6 +264,12 @@ def _missing(row: Row) -> str | None:
     keys = (k for k in running.to_json() if k not in offered)
     repeats = running.floor is not None and running.floor.kind == "repetition"
     return next((k for k in keys if not (k == "floor" and repeats)), None)
+
+
+def _from_a_file(row: Row) -> bool:
+    """Whether the row would have to be made from a .gguf file: the other engine's floor of a model that
+    has no other engine."""
+    return row.artifact is None and row.model.path.suffix == ".gguf"
 
 
 def _check_running(row: Row) -> None:

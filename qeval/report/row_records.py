@@ -45,7 +45,7 @@ class RowRecords:
     @cached_property
     def dtype(self) -> str:
         """Of the float model; "" for a .gguf file and a server, which have their own."""
-        gguf = str(self.model.get("id")).endswith(".gguf")
+        gguf = self.model.get("gguf") or str(self.model.get("id")).endswith(".gguf")  # as 0.1.0 told it
         served = str(self.model.get("identity")).startswith("endpoint:")
         return "" if gguf or served else str(self.model.get("dtype", "?"))
 

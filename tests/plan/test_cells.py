@@ -40,6 +40,23 @@ def cells(folder: Path, rows: str, **config: object) -> list[Cell]:
     return plan(load_spec(path), [ModelRef("m", model, "sha256:0", "float32")], folder)
 
 
+def test_a_gguf_model_has_no_floor_of_another_engine(tiny_f32, tmp_path):
+    """Nothing makes it from a .gguf file; the floors that llama.cpp has are there."""
+    pytest.importorskip("llama_cpp")
+    text = SPEC.format(rows="  - none").replace(
+        "perplexity: {dataset: wikitext2", "divergence: {dataset: ptb"
+    )
+    (tmp_path / "t.yaml").write_text(text)
+    experiment = load_spec(tmp_path / "t.yaml")
+    asked = {q.label for q in experiment.quantizations}
+    assert "floor: engine (F32 GGUF)" in asked
+    model = ModelRef("m", tiny_f32.path, "sha256:0", "float32")
+    found = plan(experiment, [model], tmp_path)
+    assert [c.row.quantization.label for c in found] == ["none", "floor: repetition"]
+    assert {c.row.engine for c in found} == {"llamacpp"}
+    assert all(c.describe()["model"]["gguf"] for c in found)
+
+
 def test_the_key_of_a_known_cell(tmp_path, monkeypatch):
     """That of 0.1.0 at its versions: raising one changes the keys that it is for, nothing else may."""
     for cls in (ENGINES["hf"], TASKS["perplexity"], METHODS["hqq"]):
