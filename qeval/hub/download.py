@@ -42,12 +42,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from qeval.core.console import say
-from qeval.core.errors import HubError, StoreError
+from qeval.core.errors import HubError, ModelError, StoreError
 from qeval.core.files import write_atomic
 from qeval.core.units import human_bytes
 from qeval.hub.client import Place, explain, prepare, stoppable
 from qeval.hub.files import configures, needed
 from qeval.hub.files import weights as weights_of
+from qeval.hub.gguf import gguf_model, split_name
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
@@ -89,7 +90,8 @@ class Plan:
             return self.out_of_reach
         if not self.missing:
             return f"{self.place}: in the cache"
-        return f"{self.place}: {len(self.missing)} files to download, {human_bytes(self.n_bytes)}"
+        files = "1 file" if len(self.missing) == 1 else f"{len(self.missing)} files"
+        return f"{self.place}: {files} to download, {human_bytes(self.n_bytes)}"
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def planned_model(name: str, revision: str | None = None, *, weights: bool = Tru
 
     Raises:
         HubError: the hub refuses it: no such model or revision, gated, a token that is not valid.
+        ModelError: it has no such GGUF model, or several.
     """
-    place = Place(name, "model", revision)
+    place, asked = _place(name, revision)
     prepare(place)
     cache = _Cache(place)
     commit = None
@@ -154,8 +157,9 @@ def planned_model(name: str, revision: str | None = None, *, weights: bool = Tru
             raise
         here = commit is not None and cache.snapshot(commit).is_dir()
         return Plan(place, commit, (), out_of_reach=None if here else str(err))
-    wanted = {name: listing[name] for name in sorted(_wanted(place, listing, weights))}
-    files = (HubFile(n, x.n_bytes, cache.has(commit, n, x)) for n, x in wanted.items())
+    place, names = _wanted(place, listing, asked, weights)
+    wanted = ((name, listing[name]) for name in names)
+    files = (HubFile(n, x.n_bytes, cache.has(commit, n, x)) for n, x in wanted)
     plan = Plan(place, commit, tuple(files))
     try:
         _check_access(plan)
@@ -167,13 +171,18 @@ def planned_model(name: str, revision: str | None = None, *, weights: bool = Tru
 
 
 def download_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of the model's files, named by their commit; downloaded if the cache lacks them.
-    Without ``weights``: its configuration and tokenizer only.
+    """The folder of the model's files, named by their commit, or its .gguf file in there (of a split
+    one the first part); downloaded if the cache lacks them.
+
+    Args:
+        name: ``ORG/NAME``, ``ORG/NAME:TYPE`` or ``ORG/NAME/FILE.gguf``.
+        weights: False: of ``ORG/NAME`` its configuration and tokenizer only.
 
     Raises:
         HubError: it cannot be downloaded; with the reason and the fix.
+        ModelError: it has no such GGUF model, or several.
     """
-    place = Place(name, "model", revision)
+    place, asked = _place(name, revision)
     prepare(place)
     cache = _Cache(place)
     commit = _commit(place, cache)
@@ -183,12 +192,30 @@ def download_model(name: str, revision: str | None = None, *, weights: bool = Tr
     except HubError as err:
         if err.refused or not folder.is_dir():
             raise
-        return folder  # without a listing nobody knows whether all is there: check_model will say
-    _fetch(place, cache, commit, {name: listing[name] for name in _wanted(place, listing, weights)})
-    shards = _shards(folder) & set(listing) if weights else ()
+        try:  # without a listing nobody knows whether all is there: check_model will say
+            return _in(folder, _gguf(place, _files(folder), asked, weights))
+        except ModelError:
+            raise err from None
+    place, names = _wanted(place, listing, asked, weights)
+    _fetch(place, cache, commit, {name: listing[name] for name in names})
+    shards = _shards(folder) & set(listing) if weights and not place.file else ()
     _fetch(place, cache, commit, {name: listing[name] for name in shards})
     cache.remember(revision, commit)
-    return folder
+    return _in(folder, names if place.file else [])
+
+
+def _place(name: str, revision: str | None) -> tuple[Place, str | None]:
+    """The repository, and which of its GGUF models is asked for."""
+    repo, asked = split_name(name) or (name, None)
+    return Place(repo, "model", revision), asked
+
+
+def _in(folder: Path, gguf: list[str]) -> Path:
+    return folder / gguf[0] if gguf else folder
+
+
+def _files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 def _commit(place: Place, cache: _Cache) -> str:
@@ -221,22 +248,27 @@ def _listing(place: Place, commit: str) -> dict[str, _Listed]:
         raise explain(err, place) from err
 
 
-def _wanted(place: Place, listing: dict[str, _Listed], with_weights: bool) -> set[str]:
+def _wanted(
+    place: Place, listing: dict[str, _Listed], asked: str | None, with_weights: bool
+) -> tuple[Place, list[str]]:
+    """The files that a model needs; the place names the (first) file of a GGUF model.
+
+    Raises:
+        HubError: the repository has no weights that qeval loads; before anything is fetched.
+        ModelError: it has no such GGUF model, or several.
+    """
+    if gguf := _gguf(place, listing, asked, with_weights):
+        return replace(place, file=gguf[0]), gguf
     if not with_weights:
-        return {name for name in listing if configures(name)}
-    _check_weights(place, listing)
-    return needed(listing)
+        return place, sorted(name for name in listing if configures(name))
+    if not weights_of(set(listing)):
+        reason = "no weights (model.safetensors, its index, pytorch_model.bin or .gguf files)"
+        raise HubError(place, reason, refused=True)
+    return place, sorted(needed(listing))
 
 
-def _check_weights(place: Place, listing: dict[str, _Listed]) -> None:
-    """Raises HubError for a repository without weights that qeval loads, before anything is fetched."""
-    if weights_of(set(listing)):
-        return
-    gguf = sorted(name for name in listing if name.endswith(".gguf"))
-    reason = "no weights (model.safetensors, its index, or pytorch_model.bin)"
-    if gguf:
-        reason += f" but GGUF files: `hf download {place.repo} {gguf[0]}`, and give the file's path"
-    raise HubError(place, reason, refused=True)
+def _gguf(place: Place, names: Iterable[str], asked: str | None, with_weights: bool) -> list[str]:
+    return gguf_model(place.repo, names, asked) if with_weights or asked else []
 
 
 def _entries(tree: Iterable[RepoFile | RepoFolder]) -> dict[str, _Listed]:
@@ -259,7 +291,8 @@ def _fetch(place: Place, cache: _Cache, commit: str, files: dict[str, _Listed]) 
         with stoppable():
             snapshot_download(place.repo, **what, allow_patterns=patterns)
     except Exception as err:
-        raise explain(err, replace(place, file=missing[0]) if len(missing) == 1 else place) from err
+        one = place.file or len(missing) == 1
+        raise explain(err, replace(place, file=missing[0]) if one else place) from err
 
 
 def _shards(folder: Path) -> set[str]:
@@ -274,10 +307,11 @@ def _check_access(plan: Plan) -> None:
     """A gated repository shows its listing to everybody, its files to few: ask for one of them."""
     if not plan.missing:
         return
+    place, first = plan.place, plan.missing[0].name
     try:
-        get_hf_file_metadata(hf_hub_url(plan.place.repo, plan.missing[0].name, revision=plan.commit))
+        get_hf_file_metadata(hf_hub_url(place.repo, first, revision=plan.commit))
     except Exception as err:
-        raise explain(err, plan.place) from err
+        raise explain(err, replace(place, file=first) if place.file else place) from err
 
 
 def _check_space(place: Place, folder: Path, n_bytes: int) -> None:

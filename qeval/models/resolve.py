@@ -1,8 +1,9 @@
 """Model names -> local folders with a content identity (torch-free, runs in the parent).
 
 A local folder's identity is the sha256 of its configuration, tokenizer and weights, remembered by
-size and modification time so that a 30 GB model is read once; a hub model's is its commit. What came
-from the hub is compared, once, with the sha256 that the hub gave.
+size and modification time so that a 30 GB model is read once; a hub model's is its commit, but for a
+``.gguf`` file, which has its content's wherever it lies. What came from the hub is compared, once, with
+the sha256 that the hub gave.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from qeval.core.errors import HubError, ModelError, StoreError, UsageError, shor
 from qeval.core.extras import require
 from qeval.core.files import exists, file_sha256, not_regular, user_path, write_atomic
 from qeval.hub.files import configures
+from qeval.hub.gguf import gguf_model, split_name
 from qeval.llama.gguf_file import all_parts
 from qeval.llama.gguf_file import read_header as read_gguf_header
 from qeval.models.causal import check_causal, check_causal_gguf
@@ -31,7 +33,6 @@ from qeval.models.weights import read_tensors, weight_files
 if TYPE_CHECKING:
     from qeval.hub.download import Plan
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SHA1 = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _NOT_CONTENT = {"README.md", "LICENSE", "qeval.json", ".gitattributes", ".gitignore"}
@@ -52,8 +53,8 @@ def resolve_model(
         ModelError: missing, damaged, no tokenizer, code of its own without ``trust_remote_code``, or
             neither here nor on the hub.
     """
-    path = user_path(name)
-    if exists(path):
+    path = _here(name)
+    if path is not None:
         if revision:
             raise ModelError(
                 f"{name} lies here, and revision {revision!r} is for a model of the hub: leave "
@@ -69,10 +70,42 @@ def resolve_model(
         folder = download_model(name, revision)
     except HubError as err:
         raise ModelError(_not_here(name, revision, err)) from err
+    if folder.is_file():
+        _hashes([folder], cache_dir)  # before its header is read, which names its parts
+        identity = identify(folder, cache_dir)
+        check_model(folder)
+        return ModelRef(name, folder, identity, dtype, trust_remote_code)
     check_model(folder, need_tokenizer, trust_remote_code)
     _hashes(weight_files(folder), cache_dir)
     _check_small_files(folder)
     return ModelRef(name, folder, f"hub:{name}@{folder.name}", dtype, trust_remote_code)
+
+
+def _here(name: str, *, weights: bool = True) -> Path | None:
+    """The folder or .gguf file that a name means, ``FOLDER:TYPE`` among them; None where there is none.
+    Without ``weights`` a folder is itself, whatever lies in it.
+
+    Raises:
+        ModelError: the folder has no such GGUF model, or several.
+    """
+    path, asked = user_path(name), None
+    if not exists(path):
+        before, _, asked = name.rpartition(":")
+        path = user_path(before)
+        if not (before and asked and exists(path)):
+            return None
+        if not path.is_dir():
+            raise ModelError(f"{before}: is one file, and a type is for folders: leave out :{asked}")
+    if not path.is_dir() or not (weights or asked):
+        return path
+    found = gguf_model(str(path), _names(path), asked)
+    return path / found[0] if found else path
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The files of a folder, and the .gguf files of the folders in it."""
+    for pattern in ("*", "*/*.gguf"):
+        yield from (p.relative_to(folder).as_posix() for p in folder.glob(pattern) if p.is_file())
 
 
 def check_model(path: Path, need_tokenizer: bool = True, trust_remote_code: bool = False) -> None:
@@ -191,8 +224,12 @@ def _hub_sha256(file: Path) -> str | None:
     blob = _blob(file)
     if blob is not None:
         return blob if _SHA256.match(blob) else None
-    note = file.parent / ".cache" / "huggingface" / "download" / f"{file.name}.metadata"
-    if not note.is_file():
+    notes = (  # in the folder that was named, of which the file may lie in a folder
+        folder / ".cache/huggingface/download" / f"{file.relative_to(folder)}.metadata"
+        for folder in list(file.parents)[:2]
+    )
+    note = next((path for path in notes if path.is_file()), None)
+    if note is None:
         return None
     _, etag, when, *_ = [*note.read_text(encoding="utf-8").split("\n"), "", "", ""]
     try:
@@ -244,8 +281,8 @@ def tokenizer_of(name: str, cache_dir: Path) -> tuple[Path, str]:
     Raises:
         ModelError: it has none, or is neither here nor on the hub.
     """
-    path = user_path(name).absolute()
-    if not exists(path):
+    path = _here(name, weights=False)
+    if path is None:
         _check_hub_id(name)
         from qeval.hub.download import download_model
 
@@ -253,6 +290,7 @@ def tokenizer_of(name: str, cache_dir: Path) -> tuple[Path, str]:
             path = download_model(name, weights=False)
         except HubError as err:
             raise ModelError(_not_here(name, None, err)) from err
+    path = path.absolute()
     check_tokenizer(path)
     if path.is_file():
         return path, identify(path, cache_dir)
@@ -268,10 +306,10 @@ def planned_download(name: str, revision: str | None = None, *, weights: bool = 
     without a download; None for what is a folder or file here.
 
     Raises:
-        ModelError: the hub refuses it, or it is not the name of a model.
+        ModelError: the hub refuses it, or it is not the name of a model, or of several GGUF models.
         MissingExtraError: a hub's model, and huggingface_hub is not installed.
     """
-    if exists(user_path(name)):
+    if _here(name, weights=weights) is not None:
         return None
     _check_hub_id(name)
     from qeval.hub.download import planned_model
@@ -283,9 +321,10 @@ def planned_download(name: str, revision: str | None = None, *, weights: bool = 
 
 
 def _check_hub_id(name: str) -> None:
-    if not _HUB_ID.match(name):
+    if split_name(name) is None:
         raise ModelError(
-            f"{short(name)}: no such model folder or .gguf file (a hub's model is ORG/NAME)"
+            f"{short(name)}: no such model folder or .gguf file (a hub's model is ORG/NAME, also with "
+            "a GGUF file's type or path: ORG/NAME:TYPE, ORG/NAME/FILE.gguf)"
         )
     require("hub", "huggingface_hub")
     try:

@@ -22,7 +22,7 @@ from qeval.quant.base import Method
 
 
 class CheckpointOptions(Options):
-    path: str  # folder, .gguf file, or hub id
+    path: str  # folder, .gguf file, or hub id; FOLDER:TYPE or ORG/NAME:TYPE of several .gguf files
     revision: str | None = None  # on the hub
     label: str | None = None  # the row's name; None: the last part of the path, and its format
     kernel: Kernel = "auto"  # GPTQ and AWQ
@@ -43,7 +43,7 @@ class Checkpoint(Method[CheckpointOptions]):
     engine: ClassVar[str | None] = None
 
     def label(self, options: CheckpointOptions) -> str:
-        return options.label or Path(options.path).name
+        return options.label or Path(options.path).name.replace(":", " ")
 
     def models(self, options: CheckpointOptions) -> tuple[tuple[str, str | None], ...]:
         return ((options.path, options.revision),)

@@ -7,9 +7,12 @@ import hashlib
 import shutil
 import struct
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf_files import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,41 +85,6 @@ def write(
     return path
 
 
-def split(whole: Path, folder: Path, stem: str) -> list[Path]:
-    """The parts of a real file as llama.cpp's converter writes them with --no-tensor-first-split:
-    metadata alone, then the tensors in two halves."""
-    import gguf
-
-    reader = gguf.GGUFReader(whole)
-    half = len(reader.tensors) // 2 + 1
-    parts = [[], reader.tensors[:half], reader.tensors[half:]]
-    paths = []
-    for number, tensors in enumerate(parts):
-        paths.append(folder / f"{stem}-{number + 1:05d}-of-00003.gguf")
-        kind = reader.fields["general.architecture"].contents()
-        writer = gguf.GGUFWriter(paths[-1], kind)
-        for field in reader.fields.values() if number == 0 else ():
-            if not field.name.startswith(("GGUF.", "general.architecture")):
-                writer.add_key_value(
-                    field.name,
-                    field.contents(),
-                    field.types[0],
-                    field.types[1] if len(field.types) > 1 else None,
-                )
-        if number:
-            del writer.kv_data[0]["general.architecture"]
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 3)
-        writer.add_int32("split.tensors.count", len(reader.tensors))
-        for t in tensors:
-            writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return paths
-
-
 TRUE = [("general.architecture", "llama")]
 TWO = [("a.weight", "F32", (2, 8), 0), ("b.weight", "F32", (8,), 64)]
 
@@ -154,7 +122,7 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path, metadata, tensors
 
 @pytest.fixture
 def parts(tiny_f32, tmp_path) -> list[Path]:
-    return split(tiny_f32.path, tmp_path, "m")
+    return split(tiny_f32.path, tmp_path / "m", 3)
 
 
 def test_a_split_model_is_all_its_parts(tiny_f32, parts, tmp_path):
@@ -169,6 +137,21 @@ def test_a_split_model_is_all_its_parts(tiny_f32, parts, tmp_path):
     lm = LlamaCppEngine.open(describe_gguf(parts[0]), EngineSettings(device="cpu", n_threads=1))
     with closing(lm):
         assert lm.logits([1, 2, 3]).shape == (3, 512)
+
+
+def test_parts_of_gguf_split_give_the_logits_of_the_whole(tiny_f32, tmp_path):
+    """Bit for bit, and the sizes and layers are the same; their content is another."""
+    parts = split(tiny_f32.path, tmp_path / "folder" / "m", 4, like="gguf-split")
+    whole, apart = (describe_gguf(path) for path in (tiny_f32.path, parts[0]))
+    assert replace(apart, path=whole.path) == whole
+    found = []
+    for artifact in (whole, apart):
+        lm = LlamaCppEngine.open(artifact, EngineSettings(device="cpu", n_threads=1))
+        with closing(lm):
+            found.append(lm.logits(list(range(1, 40))))
+    assert found[0].shape == (39, 512)
+    np.testing.assert_array_equal(*found)
+    assert identify(parts[0], tmp_path / "c") != identify(tiny_f32.path, tmp_path / "c")
 
 
 def test_the_parts_are_named_not_their_names(parts, tmp_path):

@@ -375,10 +375,14 @@ def test_a_corrupted_download_is_named_by_its_checksum(tiny_llama, tmp_path, whe
 def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "x.gguf").write_text("no")
     (tmp_path / "x.txt").write_text("no")
+    (tmp_path / "none").mkdir()
     for name, message in (
         ("x.gguf", "not a GGUF file"),
+        (".", "x.gguf: not a GGUF file"),
         ("x.txt", "a model is a folder or a .gguf file"),
-        (".", "no config.json"),
+        ("x.gguf:Q8_0", "is one file, and a type is for folders: leave out :Q8_0"),
+        ("none", "no config.json"),
+        ("none:Q8_0", "none: no GGUF model in it"),
         ("gone", "no such model folder"),
     ):
         with pytest.raises(ModelError, match=message):
