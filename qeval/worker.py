@@ -244,7 +244,8 @@ def _check_signature(lm: LM, out: Path) -> None:
     if not found:
         return
     file = out / "server.json"
-    if file.is_file() and (before := json.loads(file.read_text(encoding="utf-8"))) != found:
+    kept = any(other.stat().st_size for other in out.iterdir() if other != file)
+    if kept and file.is_file() and (before := json.loads(file.read_text(encoding="utf-8"))) != found:
         names = [name for name in found if before.get(name) != found[name]]
         changes = ", ".join(f"{name} was {before.get(name)!r}, is {found[name]!r}" for name in names)
         raise EngineError(

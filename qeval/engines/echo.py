@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qeval.core.errors import NotOfferedError
 from qeval.engines.base import Ids, Sampling
-from qeval.engines.http_client import Json, RefusedError
+from qeval.engines.http_client import Json, RefusedError, Reply
 from qeval.engines.server import REFUSALS, TRIAL_TEXT, Server, choices, new_tokens, prompt_tokens
 
 _TRIAL_TOKENS = 8
@@ -42,14 +42,13 @@ class Echo:
             raise self._none("no tokenizer is named, so its tokens are unknown")
         prompt = server.tokenizer.prompt(TRIAL_TEXT)
         body = server.body(prompt, Sampling(max_new_tokens=_TRIAL_TOKENS))
-        reply = await server.client.post(server.path, {**body, "logprobs": 1, **self._numbered()})
-        server.same(reply)
+        reply = await self._answer({**body, "logprobs": 1, **self._numbered()}, "none", True)
         told = choices(reply)[0].get("logprobs") or {}
         generated, tokens = told.get("token_logprobs"), told.get("tokens")
         if not generated or not tokens:
             raise self._none("it gives none, not even of what it writes")
         whole = self._with(prompt, [str(token) for token in tokens])
-        echoed = (await self._scores(whole, "a trial"))[len(prompt) :]
+        echoed = (await self._scores(whole, "a trial", trial=True))[len(prompt) :]
         pairs = [
             (a, b) for a, b in zip(generated, echoed, strict=False) if a is not None and b is not None
         ]
@@ -71,7 +70,7 @@ class Echo:
                 return whole
         raise self._none("it cuts a trial's text into other tokens than the tokenizer here")
 
-    async def _scores(self, ids: Ids, what: str) -> list[float | None]:
+    async def _scores(self, ids: Ids, what: str, *, trial: bool = False) -> list[float | None]:
         """Of all tokens of a prompt, None for the first."""
         server = self._server
         if not server.dialect.ids and not server.as_text(ids)[1]:
@@ -79,23 +78,29 @@ class Echo:
         new = 0 if len(ids) >= server.max_seq_len else 1  # some take 0 for "as many as fit"
         body = server.body(ids, Sampling(max_new_tokens=1))
         body |= {server.dialect.max_tokens: new, "echo": True, "logprobs": 1, **self._numbered()}
+        reply = await self._answer(body, "none of a prompt", trial)
+        told = choices(reply)[0].get("logprobs") or {}
+        scores, tokens = told.get("token_logprobs"), told.get("tokens")
+        written = (new_tokens(reply) or 0) if new else 0
+        if not isinstance(scores, list) or not isinstance(tokens, list) or len(scores) < written + 2:
+            raise self._none("its server does not echo a prompt with them")
+        n = len(scores) - written
+        self._check_count(ids, prompt_tokens(reply), what)
+        return self._ours(ids, scores[:n], [str(token) for token in tokens[:n]], what)
+
+    async def _answer(self, body: Json, gives: str, trial: bool) -> Reply:
+        """Raises NotOfferedError where the server refuses such a request: some do with 500, which after
+        the trial is a failure."""
         try:
-            reply = await server.client.post(server.path, body)
+            reply = await self._server.client.post(self._server.path, body, doubtful=trial)
         except RefusedError as err:
-            if err.status not in REFUSALS:
+            if err.status not in REFUSALS or (err.status >= 500 and not trial):
                 raise
-            said = err.said or f"HTTP {err.status}"
+            refusal = err.said or f"HTTP {err.status}"
         else:
-            server.same(reply)
-            told = choices(reply)[0].get("logprobs") or {}
-            scores, tokens = told.get("token_logprobs"), told.get("tokens")
-            written = (new_tokens(reply) or 0) if new else 0
-            if isinstance(scores, list) and isinstance(tokens, list) and len(scores) > written + 1:
-                n = len(scores) - written
-                self._check_count(ids, prompt_tokens(reply), what)
-                return self._ours(ids, scores[:n], [str(token) for token in tokens[:n]], what)
-            said = "it does not echo them"
-        raise self._none(f"its server gives none of a prompt: {said}")
+            self._server.same(reply)
+            return reply
+        raise self._none(f"its server gives {gives}: {refusal}")
 
     def _ours(
         self, ids: Ids, scores: list[float | None], tokens: list[str], what: str

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qeval.core.artifact import Artifact, ModelRef
+from qeval.core.console import say
 from qeval.core.endpoint import SERVER, Endpoint
 from qeval.core.errors import EngineError, NotOfferedError
 from qeval.core.extras import require
@@ -97,6 +98,8 @@ class OpenAiEngine(LM):
                 "max_retries": min(endpoint.max_retries, 1),
             }
         )
+        if endpoint.warning:
+            say(endpoint.warning)
         client, loop = Client(hurried, endpoint.key()), Loop()
         try:
             loop.run(listed(client, hurried))

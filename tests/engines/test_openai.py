@@ -312,6 +312,46 @@ def test_a_sequence_ends_at_the_models_maximum(proxy, opened, said):
     assert completion.finish == "length" and completion.tokens == 5
 
 
+def test_the_servers_maximum_is_kept(proxy, opened, gguf, own):
+    """As vLLM's list has it. A window that fills it leaves no room for a token, which vLLM refuses."""
+    proxy.models = [{"id": MODEL, "max_model_len": 24}]
+    proxy.vllm = lambda ids: own.decode(ids[1:], special=True)
+    lm = opened(proxy.url, tokenizer=str(gguf))
+    assert lm.max_seq_len == 24
+    prompt = lm.tokenizer.prompt(TEXTS[0])
+    (completion,) = lm.generate([prompt], Sampling(max_new_tokens=99))
+    assert completion.tokens == proxy.completions[-1].body["max_tokens"] == 24 - len(prompt)
+    window = (prompt * 5)[:24]
+    proxy.lasting = status(400, {"error": {"message": "no echo here"}})
+    proxy.after = len(proxy.completions) + 2  # the trial
+    with pytest.raises(NotOfferedError, match="its server gives none of a prompt: no echo here"):
+        list(lm.nll([window], first=2))
+    assert proxy.completions[-1].body["max_tokens"] == 0
+    proxy.after = proxy.lasting = None
+    assert opened(proxy.url, tokenizer=str(gguf), max_seq_len=9).max_seq_len == 9
+
+
+def test_a_storm_between_windows_is_a_failure(proxy, opened, gguf):
+    lm = opened(proxy.url, tokenizer=str(gguf), max_retries=1)
+    proxy.after, proxy.lasting = len(proxy.completions) + 3, status(500)
+    windows = [lm.tokenizer.prompt(text) for text in TEXTS]
+    with pytest.raises(EngineError, match="HTTP 500"):
+        list(lm.nll(windows, first=2))
+
+
+def test_a_server_that_knows_no_logprobs(proxy, opened, gguf):
+    """llama-cpp-python without logits_all, and others."""
+    lm = opened(proxy.url, tokenizer=str(gguf))
+    proxy.lasting = status(500, {"error": {"message": "logprobs is not supported"}})
+    before = len(proxy.completions)
+    with pytest.raises(NotOfferedError, match="its server gives none: HTTP 500: logprobs is not"):
+        list(lm.nll([lm.tokenizer.prompt(TEXTS[0])], first=2))
+    assert len(proxy.completions) == before + 2
+    proxy.lasting = status(422, {"detail": "logprobs: extra inputs are not permitted"})
+    with pytest.raises(NotOfferedError, match="its server gives none: logprobs: extra inputs are not"):
+        list(lm.nll([lm.tokenizer.prompt(TEXTS[0])], first=2))
+
+
 def test_a_prompt_without_room_costs_its_own_samples_alone(url, opened):
     lm = opened(url)
     long = text_ids("the cat sat on the mat. " * 200)
@@ -439,7 +479,7 @@ def test_nobody_is_there(opened):
 
 
 def test_a_model_that_the_server_has_not(proxy, opened):
-    proxy.models = ["a", "b"]
+    proxy.models = [{"id": "a"}, {"id": "b"}]
     with pytest.raises(EngineError, match="no model 'stories': its models are 'a', 'b'"):
         opened(proxy.url)
 

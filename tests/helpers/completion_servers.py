@@ -34,13 +34,20 @@ Fault = Callable[["_Handler"], None]
 @contextmanager
 def llama_server(gguf: Path, folder: Path) -> Iterator[str]:
     """llama-cpp-python's server on a file; its address, up to and with /v1."""
+    argv = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--model_alias", MODEL]
+    with running([*argv, "--host", "127.0.0.1", "--n_ctx", "512"], folder) as url:
+        yield url
+
+
+@contextmanager
+def running(argv: list[str], folder: Path) -> Iterator[str]:
+    """A server started by a command that takes ``--port``; its log is in ``folder``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = ["--model", str(gguf), "--port", str(port), "--host", "127.0.0.1", "--n_ctx", "512"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llama_cpp.server", *argv, "--model_alias", MODEL],
+            [*argv, "--port", str(port)],
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -80,7 +87,7 @@ class Proxy:
     n_passed: int = 0
     vllm: Callable[[list[int]], str] | None = None  # the text of token ids
     told: Json = field(default_factory=dict)  # put into every answer
-    models: list[str] | None = None  # instead of the server's own
+    models: list[Json] | None = None  # instead of the server's own
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -169,8 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.proxy.log.append(Asked(self.path, dict(self.headers), {}))
         if self.path.endswith("/models") and self.proxy.models is not None:
-            data = [{"id": name, "object": "model"} for name in self.proxy.models]
-            self.answer(200, json.dumps({"data": data}).encode(), {})
+            self.answer(200, json.dumps({"data": self.proxy.models}).encode(), {})
             return
         self.pass_on(None)
 

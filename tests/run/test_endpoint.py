@@ -177,7 +177,7 @@ def test_a_planted_key_is_nowhere(proxy, tmp_path, when):
     options = ", api_key_env: QEVAL_TEST_KEY"
     path = spec(proxy, HUMANEVAL, options + (", label: '[key]'" if when == "x" else ""))
     if when == "before":
-        proxy.models = ["another"]
+        proxy.models = [{"id": "another"}]
     environ = {"QEVAL_TEST_KEY": KEY, "OPENAI_LOG": "debug"}
     done = [qeval("--debug", "run", str(path), **environ), qeval("table", "results/served")]
     if when != "before":
