@@ -336,4 +336,5 @@ def _check_hub_id(name: str) -> None:
 
 def _not_here(name: str, revision: str | None, err: HubError) -> str:
     where = f"{name} @{revision}" if revision else name
-    return f"{where}: no such folder, and the hub did not give it: {err.reason}"
+    what = "file" if name.endswith(".gguf") else "folder"
+    return f"{where}: no such {what}, and the hub did not give it: {err.reason}"

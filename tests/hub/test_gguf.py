@@ -278,6 +278,10 @@ def test_a_gated_repository_says_so_before_anything(hub):
     hub.model("org/m", FILES, gated=True)
     with pytest.raises(ModelError, match=r"org/m:Q8_0: no such folder, and the hub did not .* gated"):
         planned_download("org/m:Q8_0")
+    with pytest.raises(
+        ModelError, match=r"my/models/a\.gguf: no such file, and the hub did not give it"
+    ):
+        planned_download("my/models/a.gguf")  # a path here, with a slip of the pen
 
 
 # The model
