@@ -53,7 +53,8 @@ class Difference:
     factor for "ratio" (of a speed, a size, whatever else) and "time" (where less is better).
     ``significant`` and ``equivalent`` are None where nothing can be tested. ``adjusted``: the p-value
     after Holm's correction; ``detectable`` the smallest true difference, in the terms of ``value``,
-    that so many units would have found with 80% power: infinite where there is none."""
+    that so many units would have found with 80% power: infinite where there is none. ``at_least`` and
+    ``at_most``: one-sided 95% bounds, which is what ``equivalent`` looks at."""
 
     kind: Change
     value: float
@@ -64,14 +65,18 @@ class Difference:
     equivalent: bool | None = None
     detectable: float | None = None
     adjusted: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Differences within which a row is called equivalent to its baseline."""
+    """Differences within which a row is called equivalent to its baseline. ``nats``: of a divergence;
+    None: never."""
 
     points: float = 0.01
     relative: float = 0.01
+    nats: float | None = None
 
 
 MARGINS = Margins()
@@ -93,17 +98,28 @@ def relative(ours: Metric, base: Metric, margins: Margins) -> Difference | str |
     mean = None if d is None else _mean(ours, d)
     if mean is None:  # one long window, or none kept: nothing to test with
         return _ratio(ours, base, "relative")
+    return _of_mean("relative", mean, math.log1p(margins.relative), _growth)
+
+
+def _of_mean(
+    kind: Change, mean: Mean, margin: float | None, told: Callable[[float], float] = float
+) -> Difference:
+    """``margin``: in the mean's own terms; None: nothing is equivalent. ``told``: from these to the
+    terms of a Difference."""
     low, high = mean.interval()
+    at_least, at_most = mean.interval(1 - 2 * ALPHA)
     p = mean.p_value()
     return Difference(
-        "relative",
-        _growth(mean.value),
-        _growth(low),
-        _growth(high),
+        kind,
+        told(mean.value),
+        told(low),
+        told(high),
         p,
         p < ALPHA,
-        equivalent(mean, math.log1p(margins.relative)),
-        _growth(detectable(mean.stderr, mean.df)),
+        None if margin is None else equivalent(mean, margin),
+        told(detectable(mean.stderr, mean.df)),
+        at_least=told(at_least),
+        at_most=told(at_most),
     )
 
 
@@ -115,9 +131,7 @@ def own_unit(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
     mean = None if d is None else _mean(ours, d)
     if mean is None:
         return Difference("difference", ours.value - base.value)
-    low, high = mean.interval()
-    p, least = mean.p_value(), detectable(mean.stderr, mean.df)
-    return Difference("difference", mean.value, low, high, p, p < ALPHA, None, least)
+    return _of_mean("difference", mean, margins.nats if ours.unit == "nats" else None)
 
 
 def _mean(metric: Metric, d: Sequence[float]) -> Mean | None:
@@ -146,17 +160,10 @@ def share(ours: Metric, base: Metric, margins: Margins) -> Difference | str:
     if len(d) < 2:
         return f"fewer than two {ours.pairs}s with a result"
     if ours.pairs == "window":
-        return _points_in_order([x / one for x in d], margins.points)
+        mean = mean_in_order([x / one for x in d])  # neighbours are alike
+        assert mean is not None
+        return _of_mean("points", mean, margins.points)
     return points([x / one for x in d], margins.points)
-
-
-def _points_in_order(d: Sequence[float], margin: float) -> Difference:
-    """Of windows, whose neighbours are alike."""
-    mean = mean_in_order(d)
-    assert mean is not None
-    low, high = mean.interval()
-    p, least = mean.p_value(), detectable(mean.stderr, mean.df)
-    return Difference("points", mean.value, low, high, p, p < ALPHA, equivalent(mean, margin), least)
 
 
 def ratio(ours: Metric, base: Metric, _: Margins) -> Difference | None:
@@ -217,18 +224,28 @@ def points(d: Sequence[float], margin: float = MARGINS.points) -> Difference:
     assert mean is not None
     p, n = sign_flip_p(d), len(d)
     if not any(d):
-        return Difference("points", 0.0, 0.0, 0.0, p, False, True)
+        return Difference("points", 0.0, 0.0, 0.0, p, False, True, at_least=0.0, at_most=0.0)
     if all(x in (-1.0, 0.0, 1.0) for x in d):
         gained, lost = d.count(1.0), d.count(-1.0)
         low, high = changed_interval(gained, lost, n)
-        inner_low, inner_high = changed_interval(gained, lost, n, level=1 - 2 * ALPHA)
-        same = -margin < inner_low and inner_high < margin
+        at_least, at_most = changed_interval(gained, lost, n, level=1 - 2 * ALPHA)
         least = detectable_share(n, (gained + lost) / n)
     else:
         low, high = mean.interval() if n < _FEW else bootstrap_interval(d)
-        same, least = equivalent(mean, margin), detectable(mean.stderr, mean.df)
-    significant = p < ALPHA and not low <= 0 <= high
-    return Difference("points", math.fsum(d) / n, low, high, p, significant, same, least)
+        at_least, at_most = mean.interval(1 - 2 * ALPHA)
+        least = detectable(mean.stderr, mean.df)
+    return Difference(
+        "points",
+        math.fsum(d) / n,
+        low,
+        high,
+        p,
+        p < ALPHA and not low <= 0 <= high,
+        -margin < at_least and at_most < margin,
+        least,
+        at_least=at_least,
+        at_most=at_most,
+    )
 
 
 def changed_interval(gained: int, lost: int, n: int, *, level: float = 0.95) -> tuple[float, float]:

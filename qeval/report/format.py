@@ -40,21 +40,28 @@ def difference_text(entry: Entry) -> str:
     change = entry.difference
     if change is None:
         return ""
+    said = change_text(change)
+    if said == "identical" or change.kind in ("ratio", "time"):
+        return said
+    tested = {True: "", False: " n.s.", None: " untested"}[change.significant]
+    return said + (" equiv." if change.equivalent else tested)
+
+
+def change_text(change: Difference) -> str:
+    """``difference_text`` without the verdict."""
     if change.value == change.low == change.high == 0:
         return "identical"
     if change.kind in ("ratio", "time"):
         return f"×{_significant(change.value, 3)}"
-    tested = {True: "", False: " n.s.", None: " untested"}[change.significant]
-    tested = " equiv." if change.equivalent else tested
     if is_factor(change):
-        return _growth(change) + tested
+        return _growth(change)
     half = _half_width(change.low, change.high)
     if change.kind == "difference":
-        return _plain(change, half) + tested
+        return _plain(change, half)
     decimals = max(1, _decimals(100 * half, most=3 if change.kind == "relative" else 1)) if half else 1
     unit = "%" if change.kind == "relative" else " pts"
     low_high = _interval(change, decimals) if change.low is not None else ""
-    return _signed(change.value, decimals) + unit + low_high + tested
+    return _signed(change.value, decimals) + unit + low_high
 
 
 def _plain(change: Difference, half: float) -> str:

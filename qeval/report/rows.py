@@ -7,27 +7,20 @@ know about a number (a fall-back, a drift, an error) becomes a numbered footnote
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from qeval.core.errors import UsageError, did_you_mean, first_line
 from qeval.core.record import Metric, Record
 from qeval.report import columns as col
-from qeval.report.compare import MARGINS, Difference, Margins, difference, flips, mcnemar_p, other_text
-from qeval.report.costs import Costs, accounted, costs
-from qeval.report.fill import Cells, Filled, FoundCell, cells, elsewhere, metric_columns, places, shown
+from qeval.report.compare import MARGINS, Margins, flips, mcnemar_p
+from qeval.report.costs import Costs, accounted
+from qeval.report.draft import Draft, draft_of, from_baseline
+from qeval.report.fill import Filled, FoundCell, elsewhere, shown
 from qeval.report.format import value_text
 from qeval.report.legend import TableFacts, legend
-from qeval.report.places import Place, labels, place_of
-from qeval.report.row_records import (
-    RowRecords,
-    baselines,
-    choose_baselines,
-    kept,
-    names,
-    sources,
-    task_id,
-)
+from qeval.report.places import place_of
+from qeval.report.row_records import RowRecords, baselines, names, task_id
 from qeval.report.table import Column, Entry, Table, TableRow
 from qeval.report.verdicts import at_floor, judged
 from qeval.stats.intervals import half_width
@@ -49,20 +42,6 @@ class Notes:
 
     def numbers(self, texts: Iterable[str]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(self.number(text) for text in texts))
-
-
-@dataclass
-class _Draft:
-    """All rows and columns that the records make, before a choice of them is shown."""
-
-    rows: list[RowRecords]
-    columns: dict[str, Filled]  # of metrics
-    places: dict[Place, str]
-    hosts: dict[Place, str]
-    costs: list[Costs]
-    cells: list[Cells]
-    shown: list[int] = field(default_factory=list)  # rows, in order
-    margins: Margins = MARGINS
 
 
 def build_table(
@@ -94,7 +73,7 @@ def build_table(
     Raises:
         UsageError: ``columns``, ``baseline``, ``sort`` or ``only`` match nothing.
     """
-    draft = replace(_draft(sources(kept(records)), pair[0] if pair else baseline), margins=margins)
+    draft = draft_of(records, pair[0] if pair else baseline, margins)
     if pair is not None:
         _keep_pair(draft, pair)
     draft, filled = _only(draft, only)
@@ -115,19 +94,7 @@ def build_table(
     return replace(table, legend=(*said, *pooled))
 
 
-def _draft(rows: list[RowRecords], baseline: str | None) -> _Draft:
-    if baseline is not None:
-        choose_baselines(rows, baseline)
-    found = costs(rows)
-    measured = {place for one in found for place in one.tasks if one.peaks_at(place)}
-    hosts = {place for one in found for (name, place) in one.facts if place and name in col.TIME_NAMES}
-    named = labels([*places(rows), *measured])
-    filled = metric_columns(rows, named)
-    inside = [cells(row, filled, named) for row in rows]
-    return _Draft(rows, filled, named, labels(hosts), found, inside, list(range(len(rows))))
-
-
-def _keep_pair(draft: _Draft, pair: tuple[str, str]) -> None:
+def _keep_pair(draft: Draft, pair: tuple[str, str]) -> None:
     """Raises UsageError where the second of the two is no row; the first was found before."""
     draft.shown = [i for i in draft.shown if pair[1] in draft.rows[i].names or draft.rows[i].baseline]
     if not any(not draft.rows[i].baseline for i in draft.shown):
@@ -136,7 +103,7 @@ def _keep_pair(draft: _Draft, pair: tuple[str, str]) -> None:
 
 
 def _pooled(
-    draft: _Draft, bases: Sequence[int | None], shown_as: Sequence[tuple[str, str]]
+    draft: Draft, bases: Sequence[int | None], shown_as: Sequence[tuple[str, str]]
 ) -> list[str]:
     """A line for each row on all items together that pass or fail, where several tasks have such."""
     lines = []
@@ -161,7 +128,7 @@ def _pooled(
     return lines
 
 
-def _only(draft: _Draft, patterns: Sequence[str]) -> tuple[_Draft, list[Filled]]:
+def _only(draft: Draft, patterns: Sequence[str]) -> tuple[Draft, list[Filled]]:
     """The rows and metric columns of the cells that ``patterns`` mean."""
     if not patterns:
         return draft, list(draft.columns.values())
@@ -183,7 +150,7 @@ def _cell_names(record: Record) -> list[str]:
 
 
 def _chosen(
-    draft: _Draft,
+    draft: Draft,
     filled: Sequence[Filled],
     wide: bool,
     patterns: Sequence[str] | None,
@@ -200,7 +167,7 @@ def _chosen(
     return [*col.memory_columns(facts, draft.places, wide=wide), *quality, *times]
 
 
-def _sort(draft: _Draft, pattern: str) -> None:
+def _sort(draft: Draft, pattern: str) -> None:
     """Put the rows in the order of a column's values, models as they stand; rows without one last."""
     falling, name = pattern.startswith("-"), pattern.removeprefix("-")
     facts = [one.facts for one in draft.costs]
@@ -219,7 +186,7 @@ def _sort(draft: _Draft, pattern: str) -> None:
     draft.shown.sort(key=place)
 
 
-def _at_floor(draft: _Draft, column: Column) -> set[int]:
+def _at_floor(draft: Draft, column: Column) -> set[int]:
     rows = [
         TableRow(
             row.identity,
@@ -237,7 +204,7 @@ def _at_floor(draft: _Draft, column: Column) -> set[int]:
     return set(at_floor(rows, column))
 
 
-def _raw_value(draft: _Draft, i: int, column: Column) -> float | None:
+def _raw_value(draft: Draft, i: int, column: Column) -> float | None:
     if column.kind in ("memory", "time"):
         return draft.costs[i].facts.get((column.name, column.place))
     found = draft.cells[i].get(column.id)
@@ -246,7 +213,7 @@ def _raw_value(draft: _Draft, i: int, column: Column) -> float | None:
 
 
 def _row(
-    draft: _Draft,
+    draft: Draft,
     i: int,
     base: int | None,
     shown_as: tuple[str, str],
@@ -315,7 +282,7 @@ def _entry(
     if found.metric is None or (source.costs_as_float and column.cost):
         return Entry(status=NONE)
     said = [*_own_notes(found, source), *_twice(column, found)]
-    change = _difference(found, base, margins)
+    change = from_baseline(found, base, margins)
     if isinstance(change, str):
         said.append(f"no difference shown: {change}")
         change = None
@@ -421,18 +388,8 @@ def _value(metric: Metric) -> Entry:
     return Entry(metric.value, half, metric.value - half, metric.value + half)
 
 
-def _difference(ours: FoundCell, base: FoundCell | None, margins: Margins) -> Difference | str | None:
-    if base is None or base.metric is None or ours.metric is None:
-        return None
-    if ours.metric.from_baseline and base.record.cell.get("baseline"):
-        return None  # the number says it
-    if ours.metric.pairs == "window" and (other := other_text(ours.record, base.record)):
-        return other
-    return difference(ours.metric, base.metric, margins)
-
-
 def _facts(
-    draft: _Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[int | None]
+    draft: Draft, shown_as: Sequence[tuple[str, str]], bases: Sequence[int | None]
 ) -> TableFacts:
     """For the legend; ``shown_as``: models and rows as they are called, ``bases``: their baselines."""
     named: dict[str, None] = {}
