@@ -17,6 +17,7 @@ from qeval.cli.data import data
 from qeval.cli.doctor import doctor
 from qeval.cli.ending import ending
 from qeval.cli.env import env
+from qeval.cli.gate import gate
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
 from qeval.cli.run import run
@@ -36,7 +37,7 @@ def cli() -> None:
     """Which quantization of a language model to run, and what it costs."""
 
 
-for each in (run, plan, table, show, score, stats, list_, doctor, data, cache, env):
+for each in (run, plan, table, gate, show, score, stats, list_, doctor, data, cache, env):
     cli.add_command(each)
 
 

@@ -9,12 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qeval.core.units import parse_bytes, parse_percent
+
 if TYPE_CHECKING:
     from qeval.core.settings import EngineSettings, RunSettings
     from qeval.plan.spec import Spec
 
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
+
+
+class _Parsed(click.ParamType):  # type: ignore[type-arg]
+    """A number that is written with its unit; ``parse`` raises ValueError for what is none."""
+
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return self._parse(str(value))
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
+
+
+SIZE = _Parsed("size", parse_bytes)
+PERCENT = _Parsed("percent", parse_percent)
+"""A share: ``1%``, or ``1``, is 0.01."""
 
 
 class Debuggable(click.Command):

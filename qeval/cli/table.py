@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, FORMATS, command
+from qeval.cli.shared import FOLDER, FORMATS, PERCENT, command
 from qeval.core.console import echo
 from qeval.tasks.layouts import LAYOUTS
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
+    type=PERCENT,
+    default="1%",
     show_default=True,
     metavar="PERCENT",
     help="Differences within it are equivalent: of a perplexity; points of a share.",
@@ -74,6 +74,6 @@ def print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> Non
 
     terminal = fmt == "text" and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    margin = options.pop("margin", 1.0) / 100
+    margin = options.pop("margin", 0.01)
     table = build_table(records, margins=Margins(margin, margin), **options)
     echo(render(table, fmt, width=width, color=terminal), end="")

@@ -32,13 +32,14 @@ _LONGEST_INT = 70  # characters: 64 bits in base 2, with a sign
 
 
 class YamlFile:
-    """``data``: the mapping at the top of the file; ``text``: the file as it is.
+    """``data``: the mapping at the top of the file; ``text``: the file as it is. ``holds``: its keys,
+    for the message where it is none.
 
     Raises:
         SpecError: it cannot be read, is not YAML or not a mapping, or is over a limit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, holds: str = "name, models, ...") -> None:
         self.path = path
         self._lines: dict[KeyPath, int] = {}
         raw = read_bytes(path, MAX_BYTES, SpecError, streams=True)
@@ -56,7 +57,7 @@ class YamlFile:
         except yaml.MarkedYAMLError as err:
             raise self._invalid(err) from err
         if not isinstance(self.data, dict):
-            raise SpecError(f"{path}: the top level must be a mapping with name, models, ...")
+            raise SpecError(f"{path}: the top level must be a mapping with {holds}")
 
     def _load(self) -> Any:
         loader = _Loader(self.text)
@@ -102,14 +103,18 @@ class YamlFile:
         kind = "" if isinstance(err, _OverLimit) else "not valid YAML: "
         return SpecError(f"{where}: {kind}{short(str(what))}")
 
-    def error(self, where: KeyPath, message: str) -> SpecError:
-        """An error at a key, or at the closest one around it that is in the file."""
+    def line(self, where: KeyPath) -> int:
+        """Of a key, or of the closest one around it that is in the file."""
         known = where
         while known not in self._lines:
             known = known[:-1]
+        return self._lines[known]
+
+    def error(self, where: KeyPath, message: str) -> SpecError:
+        """An error at a key, or at the closest one around it that is in the file."""
         key = short(".".join(str(part) for part in where if isinstance(part, str)))
         told = short(message, _LONGEST_MESSAGE)  # it may repeat what stands in the file
-        return SpecError(f"{self.path}:{self._lines[known]}: {key + ': ' if key else ''}{told}")
+        return SpecError(f"{self.path}:{self.line(where)}: {key + ': ' if key else ''}{told}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,7 +10,8 @@ points     d_i = share_i - share0_i of unit i (of pass@k: the estimate for probl
            means in points. The p-value is that of a two-sided sign-flip permutation: exact for one
            sample a problem (it is McNemar's exact test then) and for up to 12 units that differ, else
            10,000 fixed random flips. The interval: of units that pass or fail, Wald's with half a unit
-           added to each cell of the table (Agresti and Min, Statistics in Medicine 2005); of others the
+           added to each cell of the table (Agresti and Min, Statistics in Medicine 2005), one-sided
+           bounds are put together from exact ones (intervals.changed_at_most); of others the
            percentile bootstrap over units (10,000 resamples, fixed seed), below 100 units Student's t,
            whose coverage holds there. Without a test where units do not pair.
 ratio      the ratio, without a test; ``time`` is the same, where less is better.
@@ -28,10 +29,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from qeval.core.record import SHARE_UNITS, Change, Metric, Record
+from qeval.stats.intervals import Z_95, changed_at_most
 from qeval.stats.power import detectable, detectable_share
 from qeval.stats.series import Mean, mean_in_order, mean_of_strangers
 from qeval.stats.verdicts import ALPHA, equivalent, holm
@@ -223,13 +224,12 @@ def points(d: Sequence[float], margin: float = MARGINS.points) -> Difference:
     mean = mean_of_strangers(d)
     assert mean is not None
     p, n = sign_flip_p(d), len(d)
-    if not any(d):
-        return Difference("points", 0.0, 0.0, 0.0, p, False, True, at_least=0.0, at_most=0.0)
     if all(x in (-1.0, 0.0, 1.0) for x in d):
         gained, lost = d.count(1.0), d.count(-1.0)
-        low, high = changed_interval(gained, lost, n)
-        at_least, at_most = changed_interval(gained, lost, n, level=1 - 2 * ALPHA)
-        least = detectable_share(n, (gained + lost) / n)
+        low, high = changed_interval(gained, lost, n) if any(d) else (0.0, 0.0)
+        at_least = -changed_at_most(lost, gained, n)
+        at_most = changed_at_most(gained, lost, n)
+        least = detectable_share(n, (gained + lost) / n) if any(d) else None
     else:
         low, high = mean.interval() if n < _FEW else bootstrap_interval(d)
         at_least, at_most = mean.interval(1 - 2 * ALPHA)
@@ -248,11 +248,12 @@ def points(d: Sequence[float], margin: float = MARGINS.points) -> Difference:
     )
 
 
-def changed_interval(gained: int, lost: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Of the difference of two shares of the same n units (Agresti and Min 2005, section 3)."""
+def changed_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95% interval of the difference of two shares of the same n units (Agresti and Min 2005, section
+    3)."""
     b, c, total = gained + 0.5, lost + 0.5, n + 2
-    centre, z = (b - c) / total, NormalDist().inv_cdf((1 + level) / 2)
-    half = z * math.sqrt(b + c - (b - c) ** 2 / total) / total
+    centre = (b - c) / total
+    half = Z_95 * math.sqrt(b + c - (b - c) ** 2 / total) / total
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 

@@ -58,7 +58,7 @@ def render(table: Table, fmt: str, *, width: int | None = None, color: bool = Fa
 def markdown(table: Table) -> str:
     """A GitHub pipe table, then footnotes and legend."""
     g = sheet(table)
-    lines = [f"**{_escaped(g.title)}**", ""] if g.title else []
+    lines = [f"**{escaped(g.title)}**", ""] if g.title else []
     lines.append(_pipes(SheetCell(header) for header in g.headers))
     lines.append("|" + "|".join("---:" if right else "---" for right in g.right) + "|")
     for section in g.sections:
@@ -67,18 +67,16 @@ def markdown(table: Table) -> str:
             lines.append(_pipes([SheetCell((f"**{section.heading}**",)), *blanks]))
         lines += [_pipes(row) for row in section.rows]
     notes = [f"{marks((i,)).strip()} {note}" for i, note in enumerate(table.footnotes, 1)]
-    small_print = [f"- {_escaped(line)}" for line in (*notes, *table.legend)]
+    small_print = [f"- {escaped(line)}" for line in (*notes, *table.legend)]
     lines += ["", *small_print] if small_print else []
     return "\n".join(lines) + "\n"
 
 
 def _pipes(cells: Iterable[SheetCell]) -> str:
-    return (
-        "| " + " | ".join("<br>".join(_escaped(line) for line in cell.lines) for cell in cells) + " |"
-    )
+    return "| " + " | ".join("<br>".join(escaped(line) for line in cell.lines) for cell in cells) + " |"
 
 
-def _escaped(line: str) -> str:
+def escaped(line: str) -> str:
     for mark in ("\\", "|", "<"):
         line = line.replace(mark, "\\" + mark)
     return line

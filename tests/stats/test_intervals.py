@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from qeval.core.record import Metric
 from qeval.stats.intervals import (
     bootstrap_mean,
+    changed_at_most,
     half_width,
     mean_stderr,
     pass_at_k,
+    share_at_most,
     share_interval,
     wilson,
 )
@@ -143,3 +145,26 @@ def test_an_interval_of_windows_is_that_of_a_correlated_series():
         "ppl", 7.5, "llamacpp/x", stderr=0.01, n=40, values=means, pairs="window", change="relative"
     )
     assert half_width(metric) == pytest.approx(7.5 * mean_in_order(means).half_width())
+
+
+@pytest.mark.parametrize("n", [10, 40])
+@pytest.mark.parametrize("lost", [0.02, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("gained", [0.0, 0.01, 0.1])
+def test_a_true_change_is_over_its_bound_in_at_most_five_cases_of_a_hundred(n, lost, gained):
+    """Every outcome with its probability; Wald's bound (Agresti and Min's) misses up to 19."""
+    missed = 0.0
+    for k in range(n + 1):
+        for j in range(n + 1 - k if gained else 1):
+            ways = math.comb(n, k) * math.comb(n - k, j)
+            chance = ways * lost**k * gained**j * (1 - lost - gained) ** (n - k - j)
+            missed += chance if changed_at_most(k, j, n) < lost - gained else 0.0
+    assert missed <= 0.05
+
+
+def test_the_bound_of_a_share_is_where_so_few_come_in_five_cases_of_a_hundred():
+    assert share_at_most(0, 164) == pytest.approx(1 - 0.05 ** (1 / 164))
+    for k, n in ((3, 20), (50, 164)):
+        p = share_at_most(k, n)
+        tail = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+        assert tail == pytest.approx(0.05, abs=1e-6)
+    assert share_at_most(5, 5) == 1.0 and share_at_most(1000, 5153) > 1000 / 5153
