@@ -122,6 +122,9 @@ def main() -> None:
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--config", action="store_true", help="no weights: what bench_vllm.py --dummy reads"
+    )
     parser.add_argument("--packed", choices=("gptq", "awq"))
     parser.add_argument("--bits", type=int, choices=(2, 4, 8), default=4)
     parser.add_argument("--group-size", type=int, default=128)
@@ -129,6 +132,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     shape = dict(SHAPES[args.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), bos_token_id=0, eos_token_id=0, **shape)
+    if args.config:
+        config.architectures = [_class(config)]
+        config.save_pretrained(args.out)
+        tokenizer().save_pretrained(args.out)
+        return
     if args.packed:
         save_packed(config, args.packed, args.bits, args.group_size, args.out)
         return
@@ -138,6 +146,11 @@ def main() -> None:
     tokenizer().save_pretrained(args.out)
     n = sum(p.numel() for p in model.parameters())
     print(f"{args.out}: {n / 1e9:.2f} B parameters, {n * 2 / 2**30:.2f} GiB in bfloat16")
+
+
+def _class(config: Any) -> str:
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)).__name__
 
 
 def save_packed(config: Any, kind: str, bits: int, group: int, out: Path) -> None:

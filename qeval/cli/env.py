@@ -1,4 +1,4 @@
-"""`qeval env`: separate environments, in which archived libraries quantize."""
+"""`qeval env`: separate environments, for libraries that need versions of their own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @group()
 @CACHE_DIR
 def env() -> None:
-    """Separate environments, for libraries that need older versions (AutoGPTQ, AutoAWQ)."""
+    """Separate environments, for libraries that need versions of their own (vLLM, AutoGPTQ)."""
 
 
 @env.command(name="create")
@@ -29,6 +29,11 @@ def env() -> None:
     "--system-site-packages",
     is_flag=True,
     help="Use torch and other packages of that interpreter; only what does not fit is installed.",
+)
+@click.option(
+    "--library",
+    metavar="SPEC",
+    help="Another version of its library than the tested one: vllm==0.27.1.",
 )
 @click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
 @CACHE_DIR

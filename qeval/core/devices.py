@@ -82,6 +82,15 @@ def llama_device(asked: str) -> str:
     return _cuda_device(asked, bool(backends))
 
 
+def driver_device(asked: str) -> str:
+    """The same by the driver alone, for a library of another environment.
+
+    Raises:
+        EngineError: a GPU is asked for, and this machine has none.
+    """
+    return _cuda_device(asked, True)
+
+
 def _cuda_device(asked: str, able: bool) -> str:
     """``able``: the library was built for CUDA. Raises EngineError where the GPU is not there."""
     if not asked.startswith("cuda"):

@@ -1,8 +1,8 @@
 """How weights run, and not what they are: one artifact serves every combination (torch-free).
 
-That is a kernel, which is a method's option, and `activations` and `kv_cache`, which stand beside any
-method: the bits of what runs through the weights. 16 bits are the floats of the model: a row that asks
-for them is the row that does not.
+That is a kernel, which is a method's option, and what stands beside any method: `engine`, with options
+of its own, and `activations` and `kv_cache`, the bits of what runs through the weights. 16 bits are the
+floats of the model: a row that asks for them is the row that does not.
 """
 
 from __future__ import annotations
@@ -93,22 +93,25 @@ class Execution:
     kernel: Kernel | None = None  # None: the method has no such option
     running: Running = Running()
     own: Mapping[str, object] = field(default_factory=dict)  # of a third party's Options.execution
+    engine: Mapping[str, object] = field(default_factory=dict)  # the engine's own options, where asked
 
     def to_json(self) -> dict[str, object]:
         """For the cell's key, the job and the record; empty where nothing is said."""
         kernel = {} if self.kernel is None else {"kernel": self.kernel}
-        return {**kernel, **self.own, **self.running.to_json()}
+        engine = {"engine": dict(self.engine)} if self.engine else {}
+        return {**kernel, **engine, **self.own, **self.running.to_json()}
 
     @staticmethod
     def from_json(data: Mapping[str, object]) -> Execution:
-        own = {k: v for k, v in data.items() if k not in ("kernel", *KEYS)}
+        own = {k: v for k, v in data.items() if k not in ("kernel", "engine", *KEYS)}
         activations, kv_cache, floor = (data.get(key) for key in KEYS)
         running = Running(
             ActivationOptions.model_validate(activations) if activations else None,
             KvCacheOptions.model_validate(kv_cache) if kv_cache else None,
             FloorOptions.model_validate(floor) if floor else None,
         )
-        return Execution(cast(Kernel | None, data.get("kernel")), running, own)
+        engine = cast(Mapping[str, object], data.get("engine", {}))
+        return Execution(cast(Kernel | None, data.get("kernel")), running, own, engine)
 
 
 KEYS: dict[str, type[Options]] = {
@@ -116,7 +119,7 @@ KEYS: dict[str, type[Options]] = {
     "kv_cache": KvCacheOptions,
     "floor": FloorOptions,
 }
-"""The keys that stand beside a method, or among its options."""
+"""Keys beside a method, or among its options: how its weights run, in an engine that can."""
 
 
 def kv_group(group_size: int, head_dim: int) -> int:

@@ -116,7 +116,7 @@ def documents_sha256(documents: Iterable[str]) -> str:
 @cache
 def manifest() -> dict[str, Dataset]:
     """All named datasets, read from the wheel's copy or from the checkout's ``data/``."""
-    here = Path(__file__).parents[1]
+    here = Path(__file__).resolve().parents[1]  # in another environment qeval is a link
     wheel, checkout = here / "_data" / "manifest.yaml", here.parent / "data" / "manifest.yaml"
     path = wheel if wheel.is_file() else checkout
     entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))

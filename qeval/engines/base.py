@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qeval.core.errors import EngineError
+from qeval.core.options import Options
 from qeval.core.record import MemoryReport
 from qeval.core.registry import Registry
 from qeval.core.settings import EngineSettings
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from qeval.core.artifact import Artifact
+    from qeval.core.artifact import Artifact, ModelRef
 
     Logits = NDArray[np.float32] | NDArray[np.float64] | torch.Tensor
     """[n, vocabulary], in memory or on a device."""
@@ -113,14 +115,26 @@ class LM(Protocol):
     # of {"nll", "logits", "steps", "generate", "memory", "tensors", "requests"}; "activations" and
     # "kv_cache", where it quantizes them (settings.execution says how)
     capabilities: ClassVar[frozenset[str]]
+    Options: ClassVar[type[Options]] = Options  # what `engine: {NAME: {...}}` takes
+    # The engines whose weights it runs, too, where a row asks for it by ``engine: NAME``.
+    runs: ClassVar[frozenset[str]] = frozenset()
+    # The environment (`qeval env`) whose interpreter it needs where its packages are not here.
+    environment: ClassVar[str | None] = None
     max_seq_len: int
     vocab_size: int
 
     @classmethod
     def preflight(cls) -> None:
         """Called in the parent before any job. Raises MissingExtraError for a package that is not
-        installed; imports nothing heavy."""
+        installed, or that no ``environment`` can have; imports nothing heavy."""
         ...
+
+    @classmethod
+    def check(cls, packed: str | None, model: ModelRef, device: str | None) -> None:
+        """Called in the parent before any job, of an engine that ``runs`` weights of others: whether it
+        runs those of this format (its registry name; None: floats) on ``cpu`` or ``cuda`` (None: not
+        known). Raises UsageError with the reason and the fix."""
+        return
 
     @classmethod
     def device(cls, asked: str) -> str:
@@ -139,6 +153,11 @@ class LM(Protocol):
     def open(cls, artifact: Artifact, settings: EngineSettings) -> LM:
         """Load the artifact. Raises EngineError with one line that names the file and the fix."""
         ...
+
+    def reserve(self, sequences: int, tokens: int) -> None:
+        """Told by a task of what it will ask later: so many sequences at once, and the longest of them
+        with its new tokens. For engines that lay out their cache before they run."""
+        return
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         """Per window, in order: the negative log-likelihood (nats, float32 log-softmax) of tokens
@@ -232,5 +251,15 @@ ENGINES: Registry[type[LM]] = Registry(
         "hf": "qeval.engines.hf:HfEngine",
         "llamacpp": "qeval.engines.llamacpp:LlamaCppEngine",
         "openai": "qeval.engines.openai:OpenAiEngine",
+        "vllm": "qeval.engines.vllm:VllmEngine",
     },
 )
+
+
+def environment_of(name: str) -> str | None:
+    """The environment (`qeval env`) that an engine runs in; None: this one, which has its packages."""
+    engine = ENGINES[name]
+    environment: str | None = getattr(engine, "environment", None)
+    if environment is None or all(find_spec(package) for package in engine.packages):
+        return None
+    return environment

@@ -337,18 +337,12 @@ class HfEngine(LM):
 
         An upper bound where layers slide a window: transformers' cache of such a layer is shorter.
         """
+        from qeval.models.loading import kv_bytes
+
         if self._low_bit_cache is not None:
             return self._low_bit_cache.n_bytes(context)
-        config = self._model.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", None)
-        layers = getattr(config, "num_hidden_layers", None)
-        if not heads or not layers or getattr(config, "kv_lora_rank", None):
-            return None
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return (
-            2 * int(layers) * int(kv_heads) * int(head_dim) * context * int(self._model.dtype.itemsize)
-        )
+        each = kv_bytes(self._model.config, int(self._model.dtype.itemsize))
+        return None if each is None else context * each
 
 
 def _is_noisy(settings: EngineSettings) -> bool:

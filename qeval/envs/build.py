@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,13 +106,26 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def requirements(name: str) -> Requirements:
-    """Raises UsageError where no environment has the name."""
+def requirements(name: str, library: str | None = None) -> Requirements:
+    """What an environment is made of on this machine: where it has no NVIDIA GPU, as its table ``cpu``
+    says.
+
+    Args:
+        library: another version of its library than the tested one, in pip's words (``vllm==0.27.1``).
+            pip then chooses torch and all else.
+
+    Raises:
+        UsageError: no environment has the name, or it has no such library.
+    """
     path = FOLDER / f"{name}.toml"
     if name not in names():
         raise UsageError(f"unknown environment {name!r}{did_you_mean(name, names())}")
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    on_cpu = data.pop("cpu", {})
+    data |= on_cpu if not _wants_cuda() else {}
     lists = ("python", "library", "requirements", "constraints")
+    if library is not None:
+        data |= _of_another_version(name, data, library)
     return Requirements(
         **{
             "name": name,
@@ -121,6 +135,27 @@ def requirements(name: str) -> Requirements:
             **{key: tuple(data.get(key, ())) for key in lists},
         }
     )
+
+
+def _of_another_version(name: str, data: dict[str, Any], library: str) -> dict[str, Any]:
+    """The keys that another version of the library changes. Raises UsageError for another package."""
+    wanted, found = _project(library), False
+    changed: dict[str, Any] = {"torch": None, "constraints": []}
+    for key in ("library", "requirements"):
+        kept = [r for r in data.get(key, ()) if _project(r) != wanted]
+        found = found or len(kept) < len(data.get(key, ()))
+        changed[key] = kept
+    if not found:
+        asked = ", ".join([*data.get("library", ()), *data.get("requirements", ())])
+        raise UsageError(f"--library {library}: {name} has no such package: it has {asked}")
+    changed["requirements"].append(library)
+    return changed
+
+
+def _project(requirement: str) -> str:
+    """``vllm`` of ``vllm[audio]==0.26.0``."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def python_of(name: str, cache_dir: Path) -> Path:
@@ -182,6 +217,8 @@ def state_of(needs: Requirements, cache_dir: Path) -> EnvState:
     if not _python(path).exists():
         gone = f"its interpreter {_python(path).resolve()} is gone: {command}"
         return replace(found, state="broken", error=gone)
+    if library := marker.get("library"):  # its user's choice: out of date only where he has another
+        needs = requirements(needs.name, library)
     if marker["sha256"] != needs.sha256:
         return replace(found, state="out of date")
     return replace(found, state="ready", error="")
@@ -194,26 +231,33 @@ def create(
     python: Path | None = None,
     system_site_packages: bool = False,
     recreate: bool = False,
+    library: str | None = None,
     say: Say = lambda _: None,
 ) -> EnvState:
     """Make an environment, or make it again where it is out of date; nothing where it is ready.
 
+    Args:
+        library: see ``requirements``; an environment of another version is made again.
+
     Raises:
-        UsageError: the interpreter is not one that it was tested with, or cannot make environments.
+        UsageError: the interpreter is not one that it was tested with, or cannot make environments; the
+            environment has no such ``library``.
         EnvError: pip failed, or the library does not import; the log stays, the rest goes.
         StoreError: the cache cannot be written.
     """
-    needs = requirements(name)
+    needs = requirements(name, library)
     path = cache_dir / "envs" / name
     base = _probed(python or Path(sys.executable), needs, cache_dir)
     with _lock(path, say) as lock:
         found = state_of(needs, cache_dir)
-        if found.state == "ready" and not recreate:
+        same = library is None or library == (_marker(path) or {}).get("library")
+        if found.state == "ready" and same and not recreate:
             return found
         _cleared(path)
         try:
             with path.with_suffix(".log").open("w+", encoding="utf-8") as log:
-                _build(path, needs, base, system_site_packages, _Steps(log, lock, needs, say))
+                steps = _Steps(log, lock, needs, say)
+                _build(path, needs, base, system_site_packages, steps, library)
         except OSError as err:
             _cleared(path)
             raise StoreError(disk_message(path.parent, err)) from err
@@ -282,7 +326,14 @@ class _Steps:
         return output
 
 
-def _build(path: Path, needs: Requirements, base: _Base, system: bool, steps: _Steps) -> None:
+def _build(
+    path: Path,
+    needs: Requirements,
+    base: _Base,
+    system: bool,
+    steps: _Steps,
+    library: str | None,
+) -> None:
     flags = ["--system-site-packages"] if system else []
     steps.run(f"making it with Python {base.version}", [base.path, "-m", "venv", *flags, path])
     if system and base.packages:
@@ -306,6 +357,7 @@ def _build(path: Path, needs: Requirements, base: _Base, system: bool, steps: _S
         "sha256": needs.sha256,
         "python": base.version,
         "system_site_packages": system,
+        "library": library,
         "versions": versions,
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -36,7 +36,7 @@ def forecast(
     wishes: Sequence[Wish] = (),
 ) -> Forecast:
     """``records``: of earlier runs, as their specs name and order them. Nothing is downloaded."""
-    look = _Look(found, settings, ThisMachine(experiment.settings))
+    look = _Look(found, settings, ThisMachine(experiment.settings, settings.cache_dir))
     earlier = Earlier(records)
     every: list[Column] = []
     tasks = {(p.model.id, _key(p.task), p.task.limit): p for p, _ in found.chosen}

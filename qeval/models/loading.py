@@ -198,6 +198,19 @@ def sliding_window(config: PretrainedConfig) -> int | None:
     return int(window) if layers is None or any("sliding" in kind for kind in layers) else None
 
 
+def kv_bytes(config: PretrainedConfig, itemsize: int) -> int | None:
+    """Keys and values of one token in all layers, ``itemsize`` bytes a number; None where a
+    transformers configuration names no heads, or keeps a latent state (DeepSeek's attention)."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    layers = getattr(text, "num_hidden_layers", None)
+    if not heads or not layers or getattr(text, "kv_lora_rank", None):
+        return None
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * int(layers) * int(kv_heads) * int(head_dim) * itemsize
+
+
 def model_limit(path: Path, trust_remote_code: bool = False) -> int:
     """The longest sequence that a model takes, by its configuration or its .gguf file, whatever engine
     runs it."""

@@ -42,6 +42,7 @@ def _method(name: str) -> Iterator[str]:
 def _engine(name: str) -> Iterator[str]:
     yield _head(name, ENGINES[name])
     yield f"    offers {', '.join(sorted(ENGINES[name].capabilities))}"
+    yield from _options(getattr(ENGINES[name], "Options", Options))
 
 
 def _task(name: str) -> Iterator[str]:
@@ -62,8 +63,9 @@ def _head(name: str, cls: type[object]) -> str:
 
 
 def _beside(group: Group, name: str | None) -> Iterator[str]:
-    """``activations`` and ``kv_cache``, which stand beside any method."""
+    """``engine``, ``activations`` and ``kv_cache``, which stand beside any method."""
     if group == "methods":
+        yield "beside any of them: engine, of `qeval list engines`; a list is a row for each"
         yield f"{_BESIDE}:"
         for key, options in KEYS.items():
             yield f"    {key}: bits, or {kind(options)}, default null"

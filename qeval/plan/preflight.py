@@ -25,7 +25,8 @@ from qeval.core.errors import (
     install_command,
 )
 from qeval.core.units import human_bytes
-from qeval.engines.base import ENGINES
+from qeval.engines.base import ENGINES, environment_of
+from qeval.formats.base import FORMATS
 from qeval.plan.cells import device_of_engine
 from qeval.quant.base import METHODS, Method
 from qeval.tasks.base import TASKS, preflight_model
@@ -108,9 +109,10 @@ def problems_of(where: str, err: QevalError) -> Iterator[Problem]:
 # The checks
 
 
-def engine(name: str) -> Findings:
-    """The packages of an engine."""
-    return ask(f"engine {name}", ENGINES[name].preflight)
+def engine(name: str, cache_dir: Path) -> Findings:
+    """The packages of an engine, and the environment that it runs in."""
+    checks = (ENGINES[name].preflight, lambda: engine_interpreter(name, cache_dir))
+    return ask(f"engine {name}", *checks)
 
 
 def device(name: str, asked: str) -> Findings:
@@ -142,19 +144,41 @@ def interpreter(method: Method[Options], options: Options, cache_dir: Path) -> P
     return python_of(name, cache_dir)
 
 
+def engine_interpreter(name: str, cache_dir: Path) -> Path | None:
+    """The interpreter that an engine runs in, where it is not this one.
+
+    Raises:
+        UsageError: the environment is not there; the message has the command that makes it.
+    """
+    environment = environment_of(name)
+    if environment is None:
+        return None
+    from qeval.envs.build import python_of
+
+    return python_of(environment, cache_dir)
+
+
 def row(row: Row, device: str | None) -> Findings:
     """Whether a model is one that its method takes, or, where the weights are there, whether they run.
     ``device``: ``cpu`` or ``cuda``; None: not known."""
     from qeval.formats.recognise import check_float
 
     name, options, model = row.quantization.method, row.quantization.options, row.model
+    chosen = row.quantization.engine
+    foreign = chosen is not None and chosen.is_foreign
     if row.artifact is not None:
+        if foreign:
+            packed = row.artifact.format.name if row.artifact.format else None
+            return ask(row.name, lambda: ENGINES[row.engine].check(packed, model, device))
         return artifact(row.name, row.artifact, model, row.quantization.execution, device)
     found = METHODS[name]()
-    packed = ask(row.name, lambda: check_float(name, model))
-    if packed.problems:
-        return packed
+    already = ask(row.name, lambda: check_float(name, model))
+    if already.problems:
+        return already
     fits = [lambda: found.check_device(options, model, device)] if device else []
+    if foreign and not found.simulates(options):
+        written = name if name in FORMATS else None
+        fits.append(lambda: ENGINES[row.engine].check(written, model, device))
     answer = ask(row.name, lambda: found.preflight(options, model), *fits)
     label = row.quantization.label  # packages are the method's business, whatever the model
     problems = (replace(p, where=label) if p.extra else p for p in answer.problems)
@@ -177,7 +201,7 @@ def artifact(
 
     found = ask(where, lambda: check_runs(made, model), check_place)
     asks = getattr(ENGINES[made.engine], "reach", None)  # engines of others may have none
-    if found.problems or asks is None or engine(made.engine).problems:
+    if found.problems or asks is None or ask("", ENGINES[made.engine].preflight).problems:
         return found
     return ask(where, lambda: asks(made))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qeval.core.errors import QevalError
 from qeval.core.units import human_bytes
+from qeval.engines.base import environment_of
 from qeval.models.told import told_vocabulary
 from qeval.models.weights import read_tensors
 from qeval.plan.cells import Cell, Row, artifact_key, device_kind
@@ -72,10 +73,13 @@ def _n_weights(folder: Path) -> int:
 
 def is_live(cell: Cell, device: str) -> bool:
     """Whether a row and its baseline run side by side: as the task's option says; by itself on a GPU,
-    whose predictions come faster than a disk takes them."""
+    whose predictions come faster than a disk takes them. Never in two environments at once."""
     asked = getattr(cell.task.options, "baseline_from", "cache")
     if asked != "auto":
         return bool(asked == "live")
+    engines = {cell.row.engine, cell.baseline.engine if cell.baseline else cell.row.engine}
+    if len(engines) > 1 and any(environment_of(engine) for engine in engines):
+        return False
     return device_kind(cell.row.engine, device) == "cuda"
 
 

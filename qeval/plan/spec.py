@@ -79,6 +79,7 @@ class Spec(Options):
     tasks: list[object]
     dtype: Dtype = "bfloat16"
     baseline: str | None = None  # label or method of the row that differences are taken from
+    engine: object = None  # of every row that it can run; a list: a row for each
     defaults: dict[str, dict[str, object]] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)  # first units (windows, problems) of every task
     data_dir: str | None = None
@@ -119,25 +120,47 @@ class Spec(Options):
 
 
 @dataclass(frozen=True)
+class EngineChoice:
+    """The engine that a row asks for in place of its weights' own."""
+
+    name: str
+    options: Options
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it runs weights that are made for other engines."""
+        return bool(ENGINES[self.name].runs)
+
+    @property
+    def given(self) -> dict[str, object]:
+        """Its options, but for those left at their defaults."""
+        return self.options.model_dump(mode="json", exclude_defaults=True)
+
+
+@dataclass(frozen=True)
 class Quantization:
     method: str
     options: Options
     label: str
     running: Running = field(default_factory=Running)
+    engine: EngineChoice | None = None  # None: that of its weights
     floor: FloorKind | None = None  # what it shows of the baseline: rows that tasks add, or such a row
     only: frozenset[str] = frozenset()  # the tasks that added it; none: all run on it
 
     @property
     def execution(self) -> Execution:
         """What changes how the weights run and not what they are: a kernel, activations, KV cache."""
-        return replace(Execution.from_json(self.options.execution()), running=self.running)
+        own = Execution.from_json(self.options.execution())
+        engine = self.engine.given if self.engine else {}
+        return replace(own, running=self.running, engine=engine)
 
     def is_for(self, task: str) -> bool:
         return not self.only or task in self.only
 
     def described(self) -> dict[str, object]:
         """All options of the row, for its record."""
-        return {**self.options.model_dump(mode="json"), **self.running.to_json()}
+        engine = {"engine": {self.engine.name: self.engine.given}} if self.engine else {}
+        return {**self.options.model_dump(mode="json"), **engine, **self.running.to_json()}
 
 
 @dataclass(frozen=True)
@@ -191,7 +214,7 @@ def load_spec(path: Path, overrides: dict[str, object] | None = None) -> Experim
             for t in tasks
         )
     _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
-    _no_repeats(source, "quantizations", [(q.method, q.options, q.running) for q in quantizations])
+    _no_repeats(source, "quantizations", [_asked(q) for q in quantizations])
     _check_endpoints(source, models, quantizations)
     baseline = _baseline(source, spec, quantizations)
     quantizations = _with_floors(source, quantizations, tasks, baseline, spec.dtype)
@@ -280,7 +303,7 @@ def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, .
 
 def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
     for i, raw in enumerate(spec.quantizations):
-        beside = {k: raw[k] for k in KEYS if k in raw} if isinstance(raw, dict) else {}
+        beside = {k: raw[k] for k in _BESIDE_METHODS if k in raw} if isinstance(raw, dict) else {}
         bare = {k: v for k, v in raw.items() if k not in beside} if isinstance(raw, dict) else raw
         where, name, given = _entry(source, "quantizations", i, bare)
         method = _named(source, where, METHODS, name)()
@@ -291,18 +314,54 @@ def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
         if twice := sorted(beside.keys() & (given or {}).keys()):
             raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
         merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
-        own = {k: v for k, v in merged.items() if k not in KEYS}
-        at = {k: (*where[: 2 if k in beside else 3], k) for k in KEYS}
+        own = {k: v for k, v in merged.items() if k not in _BESIDE_METHODS}
+        at = {k: (*where[: 2 if k in beside else 3], k) for k in _BESIDE_METHODS}
         a, kv, fl = KEYS
         activations = _ways(source, at[a], ActivationOptions, "num_bits", merged.get(a))
         caches = _ways(source, at[kv], KvCacheOptions, "num_bits", merged.get(kv))
         floors = _ways(source, at[fl], FloorOptions, "kind", merged.get(fl))
-        ways = [Running(*way) for way in itertools.product(activations, caches, floors)]
-        for options in _expand(source, where, method.Options, own):
-            for running in ways:
-                label = running.label(method.label(options))
-                floor = running.floor.kind if running.floor else None
-                yield Quantization(name, options, label, running, floor)
+        if "engine" in merged:
+            engines = _engines(source, at["engine"], method.engine, merged["engine"])
+        else:
+            engines = _fitting(_engines(source, ("engine",), None, spec.engine), method.engine)
+        runs = [Running(*way) for way in itertools.product(activations, caches, floors)]
+        rows = _expand(source, where, method.Options, own)
+        for options, engine, running in itertools.product(rows, engines, runs):
+            label = running.label(method.label(options))
+            if engine and engine.is_foreign:
+                label = f"{label} ({engine.name})"
+            floor = running.floor.kind if running.floor else None
+            yield Quantization(name, options, label, running, engine, floor)
+
+
+def _engines(
+    source: YamlFile, where: KeyPath, own: str | None, given: object
+) -> list[EngineChoice | None]:
+    """``vllm``, ``{vllm: {tensor_parallel_size: 2}}`` or a list of such; None: that of the weights.
+    ``own``: the engine of the method's weights, None where only its files tell it."""
+    if given is None:
+        return [None]
+    found: list[EngineChoice | None] = []
+    for item in given if isinstance(given, list) and given else [given]:
+        options: object = {}
+        if isinstance(item, dict) and len(item) == 1:
+            ((item, options),) = item.items()
+        if not isinstance(item, str) or not isinstance(options := options or {}, dict):
+            raise source.error(where, "takes the name of an engine, or one name with its options")
+        engine = _named(source, where, ENGINES, item)
+        if own not in (None, item, *engine.runs):
+            what = f"{item} does not run weights of {own}: leave `engine` out here"
+            raise source.error(where, what)
+        found += [
+            EngineChoice(item, o) for o in _expand(source, (*where, item), engine.Options, options)
+        ]
+    return found
+
+
+def _fitting(engines: list[EngineChoice | None], own: str | None) -> list[EngineChoice | None]:
+    """Of the engines that the whole spec asks for, those that run a method's weights; else its own."""
+    fits = [e for e in engines if e is None or own in (None, e.name, *ENGINES[e.name].runs)]
+    return fits or [None]
 
 
 _FLOAT_GGUF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -342,11 +401,23 @@ def _with_floors(
             found[same[0]] = replace(found[same[0]], floor=kind)
         else:
             found.append(replace(row, floor=kind, only=only))
-    return tuple(found)
+    twin = (base.method, base.options, base.running)
+    return tuple(
+        replace(q, floor="engine")
+        if _is_twin(q, base) and (q.method, q.options, q.running) == twin
+        else q
+        for q in found
+    )
 
 
-def _asked(q: Quantization) -> tuple[str, Options, Running]:
-    return q.method, q.options, q.running
+def _is_twin(q: Quantization, base: Quantization) -> bool:
+    """Whether a row is another's weights in another engine."""
+    return q.label != base.label and q.engine is not None and q.engine.is_foreign
+
+
+def _asked(q: Quantization) -> tuple[str, Options, Running, EngineChoice | None]:
+    foreign = q.engine is not None and q.engine.is_foreign
+    return q.method, q.options, q.running, q.engine if foreign else None
 
 
 def _floor(kind: FloorKind, base: Quantization, dtype: str) -> Quantization | None:
@@ -402,7 +473,8 @@ class TaskCommon(Options):
 
 
 COMMON = frozenset(TaskCommon.model_fields)
-_BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": KEYS}
+_BESIDE_METHODS = ("engine", *KEYS)
+_BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": _BESIDE_METHODS}
 
 
 def _entry(source: YamlFile, section: str, i: int, raw: object) -> tuple[KeyPath, str, object]:
@@ -412,7 +484,7 @@ def _entry(source: YamlFile, section: str, i: int, raw: object) -> tuple[KeyPath
     if isinstance(raw, dict) and len(raw) == 1:
         name = next(iter(raw))
         return (section, i, name), str(name), raw[name]
-    beside = f"; beside it {' and '.join(KEYS)}" if section == "quantizations" else ""
+    beside = f"; beside it {', '.join(_BESIDE_METHODS)}" if section == "quantizations" else ""
     raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
 
 
@@ -533,7 +605,8 @@ def _flat(q: Quantization) -> dict[str, object]:
         for name, options in running.items()
         for key, value in (options.model_dump() if options else {}).items()
     }
-    return {**q.options.model_dump(), **inner}
+    engine = q.engine.options.model_dump() if q.engine else {}
+    return {**q.options.model_dump(), **inner, **{f"engine.{k}": v for k, v in engine.items()}}
 
 
 def _baseline(source: YamlFile, spec: Spec, entries: tuple[Quantization, ...]) -> str | None:

@@ -55,7 +55,10 @@ class Planned:
     @property
     def engine(self) -> str | None:
         """None where only the model's files tell it."""
-        return self.cell.row.engine if self.cell else METHODS[self.quantization.method].engine
+        if self.cell:
+            return self.cell.row.engine
+        asked = self.quantization.engine
+        return asked.name if asked else METHODS[self.quantization.method].engine
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class _Look:
 
     @cached_property
     def this_machine(self) -> ThisMachine:
-        return ThisMachine(self.experiment.settings)
+        return ThisMachine(self.experiment.settings, self.settings.cache_dir)
 
     def once(self, key: Hashable, question: Callable[[], Findings]) -> Findings:
         if key not in self._answers:
@@ -311,7 +314,8 @@ class _Look:
         quantization, task, settings = p.quantization, p.task, self.settings
         parts = [p.found]
         if p.engine:
-            parts.append(self.once(("engine", p.engine), partial(preflight.engine, p.engine)))
+            ask_engine = partial(preflight.engine, p.engine, settings.cache_dir)
+            parts.append(self.once(("engine", p.engine), ask_engine))
             parts.append(self.device(p))
         if artifact is None:
             cache_dir = settings.cache_dir

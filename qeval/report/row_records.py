@@ -98,7 +98,7 @@ class RowRecords:
     @property
     def costs_as_float(self) -> bool:
         """Whether its process took the memory and time of more bits than its label says."""
-        return self.simulated or bool(self.low_bits) or bool(self.floor)
+        return self.simulated or bool(self.low_bits) or self.floor in ("rounding", "repetition")
 
     def order(self, axis: int) -> int:
         return min(order(record, axis) for record in self.evals)

@@ -62,6 +62,7 @@ def at_floor(rows: Sequence[TableRow], column: Column) -> Iterator[int]:
             bound
             for r in rows
             if r.model == row.model and r.floor in kinds
+            if r.floor != "engine" or r.engine == row.engine
             if (bound := _upper(r.entries[column.id])) is not None
         ]
         lower = entry.value if entry.low is None else entry.low

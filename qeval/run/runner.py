@@ -20,7 +20,7 @@ from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
 from qeval.plan.cells import Cell, Row, artifact_key
-from qeval.plan.preflight import interpreter
+from qeval.plan.preflight import engine_interpreter, interpreter
 from qeval.plan.room import is_live
 from qeval.plan.state import once_built
 from qeval.plan.survey import Step
@@ -160,9 +160,10 @@ class Runner:
             name=cell.task.task,
             options=cell.task.options.model_dump(mode="json"),
             out=out.resolve(),
-            artifact=artifact,
+            artifact=replace(artifact, engine=cell.row.engine),
             limit=cell.task.limit,
             weak_sandbox=self.settings.weak_sandbox,
+            python=engine_interpreter(cell.row.engine, self.settings.cache_dir),
             **self._common(cell.row.model, cell.row.quantization.execution),
         )
         against, failed = self._against(cell)
@@ -178,7 +179,8 @@ class Runner:
             return None, None
         try:
             q = base.quantization
-            made = base.artifact or self._artifact(base.model, q.method, q.options, q.label)
+            found = base.artifact or self._artifact(base.model, q.method, q.options, q.label)
+            made = replace(found, engine=base.engine)
         except _BuildFailed as err:
             return None, JobResult("failed", f"the baseline's build failed: {err}", log=err.log)
         against = Against(made, q.execution)
@@ -197,6 +199,7 @@ class Runner:
                 out=self.store.folder.resolve(),
                 artifact=made,
                 limit=cell.task.limit,
+                python=engine_interpreter(base.engine, self.settings.cache_dir),
                 **self._common(base.model, q.execution),
             )
             result = self._run(job, cell.task.timeout)

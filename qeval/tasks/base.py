@@ -120,7 +120,7 @@ class Task(Protocol[OptionsT]):
 
     version: ClassVar[int]  # raise it when the same options give another number
     Options: ClassVar[type[Options]]
-    needs: ClassVar[frozenset[str]]  # LM capabilities
+    needs: ClassVar[frozenset[str]]  # LM capabilities, of any options
     on_simulated: ClassVar[bool]  # whether its numbers mean anything on simulated weights
     # Whether its numbers depend on the machine. Host, device, threads and the engine's version are then
     # in the keys of its cells, and in the tables' columns. (The number of sequences at once is not: a

@@ -79,6 +79,8 @@ class Speed(Task[SpeedOptions]):
                 f"{lm.max_seq_len}"
             )
         prefill = min(options.prefill_tokens, lm.max_seq_len - 1)
+        lm.reserve(1, prefill + 1)
+        lm.reserve(max(options.batch_sizes), context_len)
         runs = _Runs(lm, options.repeats)
         steps = 1 + len(options.batch_sizes)
         metrics = runs.prefill(prefill)

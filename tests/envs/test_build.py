@@ -310,15 +310,18 @@ def _wait_for(what, seconds=300.0):
     return found
 
 
-def test_shipped_requirements_are_pinned_and_agree_with_their_constraints(monkeypatch):
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_shipped_requirements_are_pinned_and_agree_with_their_constraints(monkeypatch, on_gpu):
     monkeypatch.setattr(envs, "FOLDER", SHIPPED)
-    assert envs.names() == ["auto-awq", "auto-gptq"]
+    monkeypatch.setattr(envs, "_wants_cuda", lambda: on_gpu)
+    assert envs.names() == ["auto-awq", "auto-gptq", "vllm"]
     for name in envs.names():
         needs = envs.requirements(name)
         tested = dict(pin.split("==") for pin in needs.constraints)
         assert all(pin.count("==") == 1 for pin in (*needs.library, *needs.constraints))
         for requirement in needs.requirements:
             package, _, version = requirement.replace(">=", "==").partition("==")
+            package = package.partition("[")[0]
             assert package in tested, f"{name}: {package} has no tested version"
             assert version == tested[package] or ">=" in requirement
         worker = {"pydantic", "pyyaml", "numpy", "nvidia-ml-py"}

@@ -100,7 +100,7 @@ def measured() -> Callable[..., None]:
 def _here(cell: Cell, experiment: object) -> Conditions:
     from qeval.plan.cells import ThisMachine
 
-    found = ThisMachine(experiment.settings).conditions(cell.row.engine)
+    found = ThisMachine(experiment.settings, Path()).conditions(cell.row.engine)
     names = ("host", "device", "device_name", "n_threads")
     return Conditions(**{name: found[name] for name in names})
 

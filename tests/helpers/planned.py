@@ -11,7 +11,7 @@ from qeval.plan.spec import Experiment
 
 def plan(experiment: Experiment, models: list[ModelRef], cache_dir: Path) -> list[Cell]:
     """Every cell in the order of the spec. Raises as ``row_cells``."""
-    this_machine = ThisMachine(experiment.settings)
+    this_machine = ThisMachine(experiment.settings, cache_dir)
     return [
         cell
         for m, model in enumerate(models)

@@ -162,7 +162,7 @@ def keys(tmp_path: Path, **options: object) -> list[str]:
         experiment.quantizations[0],
         (0, 0),
         tmp_path,
-        ThisMachine(experiment.settings),
+        ThisMachine(experiment.settings, tmp_path),
     )
     return [cell.key for cell in cells]
 
@@ -190,7 +190,7 @@ def test_dtype_is_not_the_servers(tmp_path):
     found = set()
     for dtype in ("float32", "bfloat16"):
         model = endpoint_model(endpoint, "m", dtype, tmp_path)
-        where = ((0, 0), tmp_path, ThisMachine(experiment.settings))
+        where = ((0, 0), tmp_path, ThisMachine(experiment.settings, tmp_path))
         found |= {c.key for c in row_cells(experiment, model, experiment.quantizations[0], *where)}
     assert len(found) == 1
 
@@ -235,7 +235,7 @@ def test_what_a_server_did_not_offer_is_asked_again(tmp_path):
     experiment = load(tmp_path, GOOD)
     endpoint = experiment.models[0].endpoint
     model = endpoint_model(endpoint, "m", "float32", tmp_path)
-    where = ((0, 0), tmp_path, ThisMachine(experiment.settings))
+    where = ((0, 0), tmp_path, ThisMachine(experiment.settings, tmp_path))
     (cell,) = row_cells(experiment, model, experiment.quantizations[0], *where)
     by_plan = Record("eval", cell.key, {}, "skipped", error="the engine offers none")
     by_worker = Record("eval", cell.key, {}, "skipped", error="the server gives none", log="jobs/x.log")

@@ -1,0 +1,273 @@
+"""vLLM as an engine: what it takes, and its numbers beside those of transformers on the same weights.
+
+The marked tests make the environment `vllm` (a minute) and run the real library in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qeval.core.artifact import ModelRef
+from qeval.core.errors import UsageError
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Sampling, environment_of
+from qeval.engines.vllm import VllmEngine, _blocks, _Room, _take
+
+MODEL = ModelRef("some/model", Path("nowhere"), "sha256:0", "float32")
+
+
+@pytest.mark.parametrize(
+    ("packed", "device", "message"),
+    [
+        ("hqq", None, "vLLM does not run weights packed by hqq: leave `engine: vllm` out, or take one"),
+        ("bitsandbytes", "cpu", "vLLM runs bitsandbytes on CUDA only: leave `engine: vllm` out"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message):
+    with pytest.raises(UsageError, match=message):
+        VllmEngine.check(packed, MODEL, device)
+
+
+@pytest.mark.parametrize(("packed", "device"), [(None, "cpu"), ("gptq", "cpu"), ("fp8", "cuda")])
+def test_what_it_takes_passes(packed, device):
+    VllmEngine.check(packed, MODEL, device)
+
+
+def test_room_is_for_the_largest_of_what_is_asked_and_not_for_all_at_once():
+    room = _Room.of([(1, 2049), (256, 192)])
+    assert room.sequences == 256 and room.tokens == 2049
+    assert room.blocks == max(_blocks(1, 2049), _blocks(256, 192)) < _blocks(256, 2049)
+    assert _blocks(1, 128) >= 2  # a sequence may touch one block more than it fills
+
+
+class New:
+    def __init__(self, ids: list[int], finish: str | None = None) -> None:
+        self.token_ids, self.finish_reason = ids, finish
+
+
+def test_a_sequence_ends_before_the_id_that_ends_it_and_right_after_a_stop():
+    ids: list[int] = []
+    assert _take(ids, New([5, 6]), {2}, None) is None
+    assert _take(ids, New([7, 2, 9], "stop"), {2}, None) == "eos"
+    assert ids == [5, 6, 7]
+    ids = []
+    assert _take(ids, New([5, 6, 7]), set(), lambda seen: seen[-1] == 6) == "stop"
+    assert ids == [5, 6]  # what was drawn behind it is gone
+    assert _take([1], New([3], "length"), set(), None) == "length"
+
+
+# The real library
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Sampling
+from qeval.engines.vllm import VllmEngine
+from qeval.formats.describe import describe_folder
+
+asked = json.loads(Path(sys.argv[1]).read_text())
+settings = EngineSettings(asked["device"], "float32")
+lm = VllmEngine.open(describe_folder(Path(asked["model"]), "float32"), settings)
+lm.reserve(16, 64)
+windows, prompts = asked["windows"], asked["prompts"]
+plain = lambda completions: sorted([c.prompt, c.sample, c.ids, c.finish] for c in completions)
+drawn = Sampling(n=3, temperature=0.8, top_p=0.9, max_new_tokens=6, seed=7)
+some = Sampling(n=2, samples=(0, 2), temperature=0.8, top_p=0.9, max_new_tokens=6, seed=7)
+crowd = Sampling(temperature=0.8, max_new_tokens=3, seed=7, at_once=40)
+many = Sampling(n=asked["draws"], temperature=1.0, max_new_tokens=1)
+found = {
+    "nll": [part.tolist() for part in lm.nll(windows, first=5)],
+    "logits": [part.tolist() for part in lm.predictions(windows[:2], first=5)],
+    "greedy": plain(lm.generate(prompts, Sampling(max_new_tokens=12))),
+    "longest": plain(lm.generate([windows[0][:60]], Sampling(max_new_tokens=500)))[0][3],
+    "stopped": plain(lm.generate(prompts, Sampling(max_new_tokens=12), lambda ids: len(ids) == 3)),
+    "drawn": plain(lm.generate(prompts, drawn)),
+    "again": plain(lm.generate(prompts[1:], some)),
+    "crowd": plain(lm.generate([windows[0][:60]] * 20 + [windows[1][:60]] * 20, crowd)),
+    "first": [c.ids[0] for c in lm.generate(prompts[:1], many)],
+    "facts": lm.facts(),
+}
+first = found["greedy"][0][2][0]
+ended = Sampling(max_new_tokens=12, stop_ids=(first,))
+found["ended"] = plain(lm.generate(prompts[:1], ended))
+lm.close()
+Path(sys.argv[2]).write_text(json.dumps(found))
+"""
+DRAWS = 400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with heads of 64, which vLLM's attention takes on a CPU, and 64 positions."""
+    from tiny_models import make_tiny_llama
+
+    return make_tiny_llama(
+        tmp_path_factory.mktemp("models") / "heads-of-64",
+        hidden_size=128,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the environment, over the packages that are here; empty where vLLM is here."""
+    from qeval.envs.build import create
+
+    folder = tmp_path_factory.mktemp("cache")
+    if environment_of("vllm"):
+        assert create("vllm", folder, system_site_packages=True).state == "ready"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(model: Path, device: str) -> dict[str, Any]:
+    import random
+
+    draw = random.Random(0)
+    windows = [[draw.randrange(1, 400) for _ in range(n)] for n in (64, 64, 30, 64)]
+    prompts = [[draw.randrange(1, 400) for _ in range(n)] for n in (9, 14)]
+    return {
+        "model": str(model),
+        "windows": windows,
+        "prompts": prompts,
+        "draws": DRAWS,
+        "device": device,
+    }
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    cache: Path, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    from qeval.envs.build import python_of, worker_path
+
+    folder = tmp_path_factory.mktemp("vllm")
+    python, path = sys.executable, os.environ.get("PYTHONPATH", "")
+    if environment_of("vllm"):
+        python, path = str(python_of("vllm", cache)), str(worker_path(cache))
+    (folder / "asked.json").write_text(json.dumps(asked))
+    (folder / "script.py").write_text(SCRIPT)
+    argv = [python, folder / "script.py", folder / "asked.json", folder / "found.json"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def ours(model: Path, device: str) -> Any:
+    from qeval.engines.hf import HfEngine
+    from qeval.formats.describe import describe_folder
+
+    return HfEngine.open(describe_folder(model, "float32"), EngineSettings(device, "float32"))
+
+
+@pytest.mark.real
+def test_scores_and_logits_are_those_of_transformers(theirs, ours, asked):
+    for found, expected in zip(theirs["nll"], ours.nll(asked["windows"], first=5), strict=True):
+        assert found == pytest.approx(expected.tolist(), abs=2e-4)
+    rows = ours.predictions(asked["windows"][:2], first=5)
+    for found, expected in zip(theirs["logits"], rows, strict=True):
+        assert len(found) == len(expected)  # a whole window, though it is as long as the model allows
+        for a, b in zip(found, expected.tolist(), strict=True):
+            assert a == pytest.approx(b, abs=1e-3)
+
+
+@pytest.mark.real
+def test_greedy_texts_are_those_of_transformers_and_end_where_they_end(theirs, ours, asked):
+    expected = ours.generate(asked["prompts"], Sampling(max_new_tokens=12))
+    assert theirs["greedy"] == sorted([c.prompt, c.sample, c.ids, c.finish] for c in expected)
+    assert theirs["longest"] == "length"  # at the model's maximum
+    assert all(
+        ids == full[2][:3] and finish == "stop"
+        for (_, _, ids, finish), full in zip(theirs["stopped"], theirs["greedy"], strict=True)
+    )
+    assert theirs["ended"] == [[0, 0, [], "eos"]]
+
+
+@pytest.mark.real
+def test_a_sample_depends_on_its_seed_prompt_and_number_alone(theirs):
+    again = {(1, s): ids for _, s, ids, _ in theirs["again"]}
+    whole = {(p, s): ids for p, s, ids, _ in theirs["drawn"]}
+    assert again == {key: whole[key] for key in again}
+    assert len({tuple(ids) for ids in whole.values()}) > 1
+
+
+@pytest.mark.real
+def test_prompts_that_do_not_fit_one_step_are_drawn_as_any_others(theirs):
+    """40 of 60 tokens are more than a step on a CPU: vLLM cannot cut one in two and keep a seed."""
+    texts = {tuple(ids) for p, _, ids, _ in theirs["crowd"] if p < 20}
+    assert len(theirs["crowd"]) == 40 and len(texts) == 1  # of one prompt, number and seed
+
+
+@pytest.mark.real
+def test_first_tokens_are_drawn_from_the_softmax(theirs, ours, asked):
+    """Chi-square of the tokens that are expected five times and more; at p = 1e-4."""
+    from scipy.stats import chi2
+
+    logits = ours.logits(asked["prompts"][0])[-1].astype("float64")
+    weights = [math.exp(x - logits.max()) for x in logits]
+    expected = {i: DRAWS * w / math.fsum(weights) for i, w in enumerate(weights)}
+    seen, common = Counter(theirs["first"]), [i for i, n in expected.items() if n >= 5]
+    assert len(common) >= 5
+    parts = [(seen[i] - expected[i]) ** 2 / expected[i] for i in common]
+    rest = DRAWS - sum(expected[i] for i in common)
+    others = DRAWS - sum(seen[i] for i in common)
+    parts.append((others - rest) ** 2 / rest)
+    assert sum(parts) < chi2.isf(1e-4, len(common))
+
+
+@pytest.mark.real
+def test_a_run_measures_both_engines_and_says_which(cache, model, device, tmp_path):
+    """From a spec to records: a row for each engine, whose difference is within float32's rounding;
+    what vLLM has no number of is skipped with the reason."""
+    from qeval.store.records import Store
+
+    (tmp_path / "text.txt").write_text(" ".join(str(n * n % 97) for n in range(400)))
+    (tmp_path / "spec.yaml").write_text(
+        f"name: both\nmodels: [{model}]\ndtype: float32\ndevice: {device}\ncache_dir: {cache}\n"
+        "quantizations:\n  - none:\n    engine: [hf, vllm]\n"
+        "tasks:\n"
+        "  - perplexity: {dataset: 'file:text.txt', seq_len: 32, limit: 4}\n"
+        "  - perplexity: {dataset: 'file:text.txt', seq_len: 32, protocol: gptq-benchmark}\n"
+        "  - divergence: {dataset: 'file:text.txt', seq_len: 32, limit: 4, floors: []}\n"
+    )
+    argv = [sys.executable, "-m", "qeval", "run", "spec.yaml"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {
+        (r.cell["engine"]["name"], r.cell["task"]["label"]): r
+        for r in Store(tmp_path / "results" / "both").read()
+        if r.kind == "eval"
+    }
+    skipped = [key for key, r in found.items() if r.status == "skipped"]
+    assert [engine for engine, _ in skipped] == ["vllm"]
+    assert found[skipped[0]].error == "the engine vllm offers no steps"
+    assert found[skipped[0]].cell["quantization"]["label"] == "none (vllm)"
+    scored = "gptq/file:text.txt@32"
+    ppl = {engine: r.metrics[0].value for (engine, task), r in found.items() if task == scored}
+    assert ppl["vllm"] == pytest.approx(ppl["hf"], rel=1e-4)
+    (moved,) = [r for (engine, task), r in found.items() if engine == "vllm" and task.startswith("kl/")]
+    assert 0 <= moved.metrics[0].value < 1e-6
+    assert moved.conditions.engine_version.startswith("vllm 0.")
