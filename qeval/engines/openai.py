@@ -169,7 +169,7 @@ class OpenAiEngine(LM):
             body = self._asks.body(prompt, sampling)
             if self._asks.dialect.neutral:
                 body["ignore_eos"] = True
-            reply = await self._asks.ask(prompt, body)
+            reply = await self._asks.ask(prompt, body, counted=False)  # cut anywhere
             if reply is None:
                 raise EngineError(
                     f"{self._endpoint.name}: no room for {new_tokens} tokens behind a prompt"

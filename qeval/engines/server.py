@@ -248,8 +248,9 @@ class Server:
         exact = [text for text in texts if own.encode(text, special=False) == rest]
         return (exact or texts)[0], bool(exact)
 
-    async def ask(self, prompt: Ids, body: Json) -> Reply | None:
+    async def ask(self, prompt: Ids, body: Json, *, counted: bool = True) -> Reply | None:
         """The answer to ``body``; None where the model's context has no room for a token of one.
+        ``counted``: where its tokens are others than the prompt's, a note says so.
 
         Raises:
             EngineError: there is none, or another server gives it.
@@ -266,11 +267,16 @@ class Server:
                 return None
             body = {**body, self.dialect.max_tokens: room}
         self.same(reply)
-        counted = prompt_tokens(reply)
-        if counted is not None and not is_text(prompt) and self.endpoint.api == "completions":
+        theirs = prompt_tokens(reply)
+        if (
+            counted
+            and theirs is not None
+            and not is_text(prompt)
+            and self.endpoint.api == "completions"
+        ):
             self.seen.counted += 1
-            if counted != len(prompt):
-                self.seen.miscounted.append((len(prompt), counted))
+            if theirs != len(prompt):
+                self.seen.miscounted.append((len(prompt), theirs))
         return reply
 
 
