@@ -82,6 +82,15 @@ def append_line(file: IO[bytes], line: str, path: Path) -> None:
         raise StoreError(disk_message(path.parent, err)) from err
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill left without its end. Raises OSError."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
 def parsed(text: str | bytes, where: str) -> Any:
     """The value of a line; ``where`` names it.
 

@@ -44,6 +44,7 @@ from qeval.models.tokenizer import first_difference
 from qeval.models.told import count_up_to, encoder, told_limit
 from qeval.stats.intervals import mean_stderr
 from qeval.tasks.base import Expected, Task, TaskContext, TaskResult
+from qeval.tasks.kept_windows import nll_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -457,7 +458,10 @@ _MEASURES = {
 
 def _nll(lm: LM, ids: list[list[int]], first: int, context: TaskContext) -> list[NDArray[np.float32]]:
     out = []
-    for nll in lm.nll(ids, first=first):
+    asked = (
+        lm.nll(ids, first=first) if context.endpoint is None else nll_of(lm, ids, first, context.out)
+    )
+    for nll in asked:
         out.append(nll)
         context.progress(len(out), len(ids), "windows")
     return out

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qeval.core.errors import DataError, StoreError, UsageError, did_you_mean, short
 from qeval.core.files import disk_message
-from qeval.core.jsonl import append_line, lines, parsed
+from qeval.core.jsonl import append_line, cut_torn_line, lines, parsed
 from qeval.data.datasets import DataSource
 from qeval.sandbox import Program
 
@@ -148,7 +148,7 @@ class SampleFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)  # nothing is left to write when it closes
-            _cut_torn_line(path)
+            cut_torn_line(path)
         except OSError as err:
             raise StoreError(disk_message(path.parent, err)) from err
         self._path = path
@@ -164,14 +164,6 @@ class SampleFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def _cut_torn_line(path: Path) -> None:
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def _sample(line: str, where: str, problems: Mapping[str, Problem]) -> Sample:
