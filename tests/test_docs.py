@@ -132,13 +132,15 @@ def test_options_of_shown_command_lines_exist():
     assert shown > 10
 
 
-def test_every_option_of_the_table_is_explained():
+@pytest.mark.parametrize("command", ["table", "recommend"])
+def test_every_option_is_explained(command: str):
     from qeval.cli.main import cli
 
-    rows = section(text("docs/reference.md"), "`qeval table`")
-    for parameter in cli.commands["table"].params:
+    rows = section(text("docs/reference.md"), f"`qeval {command}`")
+    explained = {o for row in re.findall(r"^\| (`--.+?`) \|", rows, re.M) for o in row.split(", ")}
+    for parameter in cli.commands[command].params:
         for option in parameter.opts if parameter.opts[0].startswith("--") else ():
-            assert f"| `{option}` |" in rows or option == "--debug", option
+            assert f"`{option}`" in explained or option == "--debug", option
 
 
 def anchors(page: str) -> set[str]:

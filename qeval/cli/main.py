@@ -20,6 +20,7 @@ from qeval.cli.env import env
 from qeval.cli.gate import gate
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
+from qeval.cli.recommend import recommend
 from qeval.cli.run import run
 from qeval.cli.score import score
 from qeval.cli.shared import Group, debug
@@ -37,7 +38,7 @@ def cli() -> None:
     """Which quantization of a language model to run, and what it costs."""
 
 
-for each in (run, plan, table, gate, show, score, stats, list_, doctor, data, cache, env):
+for each in (run, plan, table, recommend, gate, show, score, stats, list_, doctor, data, cache, env):
     cli.add_command(each)
 
 
