@@ -27,14 +27,23 @@ class Ranks:
     pairs: Mapping[tuple[int, int], Difference]
     untested: frozenset[tuple[int, int]]
 
-    def detectable(self, row: int) -> float | None:
-        """The largest difference from a row of the same rank that would have been missed."""
-        found = [
-            d.detectable
-            for pair, d in self.pairs.items()
-            if row in pair and self.of[pair[0]] == self.of[pair[1]] and d.detectable is not None
-        ]
-        return max(found, default=None)
+    def largest_loss(self, row: int, *, lower_is_better: bool) -> float:
+        """By how much the row may be worse than one of its rank: the largest of the one-sided 95%
+        bounds; 0 where none is over it."""
+        found = [0.0]
+        for (i, j), change in self.pairs.items():
+            if row not in (i, j) or self.of[i] != self.of[j]:
+                continue
+            larger = (row == i) == lower_is_better  # whether a change above 0 is this row's loss
+            bound = change.at_most if larger else change.at_least
+            if bound is not None:
+                found.append(bound if larger else _turned(bound, change.kind))
+        return max(found)
+
+
+def _turned(bound: float, kind: str) -> float:
+    """The change of the second row from the first, from that of the first from the second."""
+    return 1 / (1 + bound) - 1 if kind == "relative" else -bound
 
 
 def ranks(

@@ -211,14 +211,22 @@ def _not_measured(found: Recommendation, of: Candidate | None) -> str:
             gaps.append(f"its speed on {on}")
         elif found.speed is not None and batch_of(found.speed) != asked.batch:
             gaps.append(f"its speed with {_sequences(asked.batch)} at once")
-        missed = found.ranks.detectable(of.row)
-        if missed and math.isfinite(missed):
-            gaps.append(
-                f"differences in {found.quality.title} under {_difference(found.metric, missed)}"
-            )
     names = sorted({c.title for c in found.beside} - {found.quality.title})
-    looked = f" (measured, but not looked at: {', '.join(names)})" if names else ""
-    return f"Not measured: {'; '.join(gaps) or 'nothing is missing'}{looked}."
+    looked = f"; measured, but not looked at: {', '.join(names)}" if names else ""
+    still = _not_ruled_out(found, of) if of is not None and of.rank is not None else ""
+    return f"Not measured: {'; '.join(gaps) or 'nothing is missing'}{looked}{still}."
+
+
+def _not_ruled_out(found: Recommendation, of: Candidate) -> str:
+    """How much worse it may be than a row of its rank."""
+    lower = found.quality.better == "lower"
+    loss = found.ranks.largest_loss(of.row, lower_is_better=lower)
+    if not loss:
+        return ""
+    said = _difference(found.metric, loss)
+    return (
+        f"; not ruled out: that it is worse in {found.quality.title} than a row of its rank, by {said}"
+    )
 
 
 def _memory_gaps(found: Recommendation, of: Candidate) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import GIB, ppl, record
+from made_records import GIB, pass_at_1, ppl, record
 
 from qeval.cli.main import cli
 from qeval.core.errors import UsageError
@@ -244,7 +244,7 @@ def test_a_divergence_goes_first_and_has_its_margin_and_floor(margin, floors, na
     found = recommend(diverged(**floors), asked(40, margin=margin))
     assert found.quality.name == "kld" and found.answer.name == name
     assert not [c for c in found.candidates if c.name.startswith("floor")]
-    assert "not looked at: PPL" in sentences(found)[-1]
+    assert "; measured, but not looked at: PPL" in sentences(found)[-1]
 
 
 def test_simulated_rows_and_floors_are_no_candidates():
@@ -289,9 +289,30 @@ def test_rows_that_cannot_be_tested_are_told_by_their_numbers():
     assert "could not be tested" in text(found)
 
 
-def test_a_small_run_says_what_it_would_have_missed():
-    *_, missing = sentences(recommend(made(), asked(12)))
-    assert "differences in PPL under 0." in missing
+def test_how_much_worse_it_may_be_is_said():
+    found = recommend(made(), asked(12))
+    by = {c.name: c.row for c in found.candidates}
+    change = found.ranks.pairs[by["none"], by["Q6_K"]]  # the first less the second
+    loss = found.ranks.largest_loss(by["Q6_K"], lower_is_better=True)
+    assert (1 + loss) * (1 + change.at_least) == pytest.approx(1) and 0.003 < loss < 0.01
+    assert (
+        f"not ruled out: that it is worse in PPL than a row of its rank, by {100 * loss:.2g}%"
+        in (sentences(found)[-1])
+    )
+
+
+def test_three_problems_without_a_flip_leave_much_open():
+    records = [
+        replace(r, metrics=(completed(pass_at_1([1.0, 0.0, 1.0])),))
+        for r in made()
+        if r.cell["task"]["name"] == "perplexity"
+    ]
+    found = recommend(records, asked(40))
+    assert found.answer.name == "Q4_K_M" and {c.rank for c in found.candidates} == {1}
+    assert (
+        "not ruled out: that it is worse in pass@1 than a row of its rank, by 63 pts"
+        in (sentences(found)[-1])
+    )
 
 
 @pytest.mark.parametrize(
