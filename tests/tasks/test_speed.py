@@ -26,6 +26,9 @@ class Clock:
         self.step = step
         self.now = 0.0
 
+    def reserve(self, sequences, tokens):
+        pass
+
     def tokens(self, asked):
         return asked
 
