@@ -61,6 +61,7 @@ def main() -> None:
             lambda asked=asked, n=n, tokens=tokens: _engine(lm, asked, n, tokens, None),
             lambda asked=asked, n=n, tokens=tokens: _engine(lm, asked, n, tokens, stop),
         ]
+        ways[0]()  # compiles what this size needs
         bare, engine, stopped = _rates(ways, args.repeats)
         what = f"{n_prompts} x {n} x {tokens}"
         print(

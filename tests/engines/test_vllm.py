@@ -184,14 +184,15 @@ def ours(model: Path, device: str) -> Any:
 
 
 @pytest.mark.real
-def test_scores_and_logits_are_those_of_transformers(theirs, ours, asked):
+def test_scores_and_logits_are_those_of_transformers(theirs, ours, asked, device):
+    near = 2e-4 if device == "cpu" else 2e-2  # nats: on a GPU its attention rounds float32 to TF32
     for found, expected in zip(theirs["nll"], ours.nll(asked["windows"], first=5), strict=True):
-        assert found == pytest.approx(expected.tolist(), abs=2e-4)
+        assert found == pytest.approx(expected.tolist(), abs=near)
     rows = ours.predictions(asked["windows"][:2], first=5)
     for found, expected in zip(theirs["logits"], rows, strict=True):
         assert len(found) == len(expected)  # a whole window, though it is as long as the model allows
         for a, b in zip(found, expected.tolist(), strict=True):
-            assert a == pytest.approx(b, abs=1e-3)
+            assert a == pytest.approx(b, abs=5 * near)
 
 
 @pytest.mark.real
