@@ -1,7 +1,8 @@
 """The command line: one file a command, put together here. Nothing heavy is imported at their tops.
 
 Tables and ``--format json`` go to stdout, progress and warnings to stderr. Exit codes: 0 all ok,
-1 error, 2 usage, 3 some cells failed (the table is still printed), 130 interrupted.
+1 error, 2 usage, 3 some cells failed (the table is still printed), a bound is not kept or nothing fits,
+130 interrupted.
 """
 
 from __future__ import annotations
