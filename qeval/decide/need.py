@@ -16,8 +16,8 @@ Kind = Literal["vram", "ram"]
 @dataclass(frozen=True)
 class Need:
     """In bytes. ``kv_token``: of the KV cache of one token of one sequence; None: not known.
-    ``overhead``: the peak of the row's own process less its weights and the KV cache of one sequence,
-    as measured during ``task`` with ``tokens`` of context; None: not measured."""
+    ``overhead``: the peak of the row's own process less its weights and the KV cache that it held, as
+    measured during ``task`` with ``tokens`` of context; None: not measured."""
 
     weights: float
     kv_token: float | None
@@ -59,7 +59,7 @@ def need(row: RowRecords, kind: Kind, context: int, batch: int) -> Need | None:
     for record in records:
         peak = _peak(record, kind)
         if record.memory is not None and peak is not None:
-            over = max(0.0, peak - weights - (record.memory.kv_cache or 0))
+            over = max(0.0, peak - weights - _held_cache(record, record.memory, kind))
             task = str((record.cell.get("task") or {}).get("label", "?"))
             return Need(weights, kv_token, over, context, batch, task, record.memory.context)
     return Need(weights, kv_token, None, context, batch)
@@ -71,12 +71,19 @@ def _first(record: Record) -> tuple[float, float]:
     return (math.inf if rank is None else rank, -age(record))
 
 
+def _held_cache(record: Record, memory: MemoryReport, kind: Kind) -> float:
+    """The pool on the GPU of an engine that reserves one (vLLM); else one sequence at the least."""
+    pool = record.provenance.get("kv_pool_bytes") if kind == "vram" else None
+    return float(pool or memory.kv_cache or 0)
+
+
 def _peak(record: Record, kind: Kind) -> int | None:
     """On the kind of device that is asked about."""
     memory = record.memory or MemoryReport()
     on_gpu = (memory.vram_process, memory.vram_reserved, memory.vram_allocated)
     found = next((n for n in on_gpu if n is not None), None)
     if kind == "vram":
-        return found
+        share = record.provenance.get("kv_pool_bytes", 0) is None  # of the GPU, of whatever size
+        return None if share else found
     used_gpu = record.conditions is not None and str(record.conditions.device).startswith("cuda")
     return None if found is not None or used_gpu else memory.ram_peak

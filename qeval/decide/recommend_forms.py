@@ -68,7 +68,7 @@ def _notes(found: Recommendation) -> Iterator[str]:
     asked = found.asked
     yield (
         f"needs: weights, embeddings and head; the KV cache of {_contexts(found)}; overhead: the peak "
-        "of the row's own process less its weights and the KV cache of one sequence; ?: not known, "
+        "of the row's own process less its weights and its KV cache there; ?: not known, "
         "counted as 0"
     )
     protocol = " ".join(filter(None, (found.quality.protocol, _first(found))))

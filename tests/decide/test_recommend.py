@@ -153,6 +153,15 @@ def test_needs_are_weights_cache_and_overhead():
     assert next(c for c in twice if c.name == "Q8_0").need.kv_cache == 2 * GIB
 
 
+def test_a_pool_that_an_engine_reserved_is_no_overhead():
+    pooled = [replace(r, provenance={"kv_pool_bytes": 3 * GIB // 4}) for r in made()]
+    found = {c.name: c.need for c in recommend(pooled, asked(12)).candidates}
+    assert found["Q8_0"].overhead == 0  # 0.5 GiB beside the cache of one sequence, 0.25
+    assert found["Q8_0"].kv_cache == GIB
+    share = [replace(r, provenance={"kv_pool_bytes": None}) for r in made()]  # of unknown size
+    assert all(c.need.overhead is None for c in recommend(share, asked(12)).candidates)
+
+
 @pytest.mark.parametrize(
     ("gib", "more", "name"),
     [
