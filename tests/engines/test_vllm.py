@@ -272,3 +272,39 @@ def test_a_run_measures_both_engines_and_says_which(cache, model, device, tmp_pa
     (moved,) = [r for (engine, task), r in found.items() if engine == "vllm" and task.startswith("kl/")]
     assert 0 <= moved.metrics[0].value < 1e-6
     assert moved.conditions.engine_version.startswith("vllm 0.")
+
+
+@pytest.mark.real
+def test_its_server_writes_and_scores_what_the_model_does(cache, model, ours, tmp_path, monkeypatch):
+    """Its server behind the engine openai: token ids as prompts, log-probabilities of an echo."""
+    import completion_servers as servers
+
+    from qeval.core.endpoint import Endpoint
+    from qeval.engines.http_client import Client
+    from qeval.engines.openai import OpenAiEngine
+    from qeval.envs.build import python_of
+    from qeval.models.endpoint import EndpointTokenizer, endpoint_model
+    from qeval.models.tokenizer import load_tokenizer
+
+    if environment_of("vllm") is None:
+        pytest.skip("on a machine with vLLM beside qeval its server is not looked for")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    python = str(python_of("vllm", cache))  # the command `vllm` wants a package of that very name
+    argv = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    argv += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--host", "127.0.0.1"]
+    argv += ["--served-model-name", "tiny", "--kv-cache-memory-bytes", str(2**26)]
+    own = load_tokenizer(ModelRef("tiny", model, "sha256:0", "float32"))
+    prompts = [own.encode(text) for text in ("Permission is hereby granted", "1 2 3 4 5 6")]
+    window = own.encode("Permission is hereby granted, free of charge, to any person")[:60]
+    with servers.running(argv, tmp_path) as url:
+        endpoint = Endpoint(base_url=url, model="tiny", tokenizer=str(model))
+        asked = endpoint_model(endpoint, "m", "float32", tmp_path / "cache")
+        lm = OpenAiEngine(endpoint, lambda: Client(endpoint, None), lambda: load_tokenizer(asked))
+        done = sorted(lm.generate(prompts, Sampling(max_new_tokens=8)), key=lambda c: c.prompt)
+        (scores,) = lm.nll([window])
+        written = EndpointTokenizer(endpoint, load_tokenizer(asked))
+        lm.close()
+    expected = sorted(ours.generate(prompts, Sampling(max_new_tokens=8)), key=lambda c: c.prompt)
+    for theirs, mine in zip(done, expected, strict=True):
+        assert written.decode(theirs.ids) == own.decode(mine.ids, after=prompts[mine.prompt])
+    assert scores.tolist() == pytest.approx(next(ours.nll([window])).tolist(), abs=2e-4)
