@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from qeval.core.errors import EngineError
 from qeval.core.options import Options
@@ -97,6 +97,15 @@ class StepTrace:
     allocated: int | None  # max over steps of the framework's allocated bytes after the step
 
 
+class Packed(NamedTuple):
+    """A packed format as far as it is known before any job; None: not known, or not the same for all
+    layers."""
+
+    name: str  # its registry name
+    num_bits: float | None
+    symmetric: bool | None
+
+
 @dataclass(frozen=True)
 class Internals:
     """What a task that looks inside is handed. It leaves the model as it was: no changed weight, no
@@ -130,10 +139,10 @@ class LM(Protocol):
         ...
 
     @classmethod
-    def check(cls, packed: str | None, model: ModelRef, device: str | None) -> None:
+    def check(cls, packed: Packed | None, model: ModelRef, device: str | None) -> None:
         """Called in the parent before any job, of an engine that ``runs`` weights of others: whether it
-        runs those of this format (its registry name; None: floats) on ``cpu`` or ``cuda`` (None: not
-        known). Raises UsageError with the reason and the fix."""
+        runs those of this format (None: floats) on ``cpu`` or ``cuda`` (None: not known). Raises
+        UsageError with the reason and the fix."""
         return
 
     @classmethod

@@ -28,7 +28,17 @@ from qeval.core.errors import EngineError, UsageError, with_class
 from qeval.core.options import Options
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop, per_window, seed_of
+from qeval.engines.base import (
+    LM,
+    Completion,
+    Ids,
+    Packed,
+    Sampling,
+    StepTrace,
+    Stop,
+    per_window,
+    seed_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,14 +115,26 @@ class VllmEngine(LM):
         return driver_device(asked)
 
     @classmethod
-    def check(cls, packed: str | None, model: ModelRef, device: str | None) -> None:
-        if packed is not None and packed not in _PACKED:
+    def check(cls, packed: Packed | None, model: ModelRef, device: str | None) -> None:
+        if packed is None:
+            return
+        if packed.name not in _PACKED:
             raise UsageError(
-                f"vLLM does not run weights packed by {packed}: leave `engine: vllm` out, or take one "
-                f"of {', '.join(_PACKED)}"
+                f"vLLM does not run weights packed by {packed.name}: leave `engine: vllm` out, or take "
+                f"one of {', '.join(_PACKED)}"
             )
-        if packed is not None and device is not None and device not in _PACKED[packed]:
-            raise UsageError(f"vLLM runs {packed} on CUDA only: leave `engine: vllm` out")
+        if device is not None and device not in _PACKED[packed.name]:
+            raise UsageError(f"vLLM runs {packed.name} on CUDA only: leave `engine: vllm` out")
+        if packed.name == "gptq" and packed.symmetric is False:
+            raise UsageError(
+                "vLLM runs GPTQ's format with symmetric grids only: set symmetric: true, or leave "
+                "`engine: vllm` out"
+            )
+        if packed.name == "gptq" and packed.num_bits not in (None, 4, 8):
+            raise UsageError(
+                f"vLLM runs GPTQ's format with 4 or 8 bits, not {packed.num_bits:g}: leave "
+                "`engine: vllm` out"
+            )
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings) -> VllmEngine:
@@ -488,7 +510,8 @@ def _reason(err: Exception) -> str:
     """The first line that says something; pydantic's errors have a heading before it."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     said = [line for line in lines if "validation error" not in line] or lines
-    return said[0] if said else with_class(err)
+    plain = said[0].removeprefix("Value error, ").partition(" [type=")[0] if said else ""
+    return plain or with_class(err)
 
 
 def _version(package: str) -> str:

@@ -25,7 +25,7 @@ from qeval.core.errors import (
     install_command,
 )
 from qeval.core.units import human_bytes
-from qeval.engines.base import ENGINES, environment_of
+from qeval.engines.base import ENGINES, Packed, environment_of
 from qeval.formats.base import FORMATS
 from qeval.plan.cells import device_of_engine
 from qeval.quant.base import METHODS, Method
@@ -168,7 +168,8 @@ def row(row: Row, device: str | None) -> Findings:
     foreign = chosen is not None and chosen.is_foreign
     if row.artifact is not None:
         if foreign:
-            packed = row.artifact.format.name if row.artifact.format else None
+            made = row.artifact.format
+            packed = Packed(made.name, made.num_bits, made.symmetric) if made else None
             return ask(row.name, lambda: ENGINES[row.engine].check(packed, model, device))
         return artifact(row.name, row.artifact, model, row.quantization.execution, device)
     found = METHODS[name]()
@@ -177,12 +178,21 @@ def row(row: Row, device: str | None) -> Findings:
         return already
     fits = [lambda: found.check_device(options, model, device)] if device else []
     if foreign and not found.simulates(options):
-        written = name if name in FORMATS else None
+        written = _to_be_packed(name, options)
         fits.append(lambda: ENGINES[row.engine].check(written, model, device))
     answer = ask(row.name, lambda: found.preflight(options, model), *fits)
     label = row.quantization.label  # packages are the method's business, whatever the model
     problems = (replace(p, where=label) if p.extra else p for p in answer.problems)
     return replace(answer, problems=tuple(problems))
+
+
+def _to_be_packed(method: str, options: Options) -> Packed | None:
+    """The format that a build will write, by the method's options; None where these do not say."""
+    named = (str(getattr(options, "format", "")), method)  # `format: gptq` of the laboratory's methods
+    name = next((n for n in named if n in FORMATS), None)
+    if name is None:
+        return None
+    return Packed(name, getattr(options, "num_bits", None), getattr(options, "symmetric", None))
 
 
 def artifact(
