@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import completion_servers as servers
@@ -131,11 +132,12 @@ def test_ctrl_c_and_a_second_run_that_asks_only_for_the_rest(proxy):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # a test run in the background (`&`) hands down an ignored SIGINT, a terminal does not
     assert held.wait(120)
     samples = Path("results/served")
     while sum(len(p.read_text().splitlines()) for p in samples.glob("cells/*/samples.jsonl")) < 3:
-        pass
+        time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     go.set()
