@@ -23,7 +23,7 @@ from pydantic import Field
 
 from qeval.core import provenance
 from qeval.core.cores import threads
-from qeval.core.devices import driver_device
+from qeval.core.devices import cpu_flags, driver_device
 from qeval.core.errors import EngineError, UsageError, with_class
 from qeval.core.options import Options
 from qeval.core.record import MemoryReport
@@ -60,6 +60,7 @@ _PACKED = {
     "bitsandbytes": ("cuda",),
 }
 """Packed formats that vLLM runs as qeval writes or finds them, and on which devices."""
+_FEW_BITS = ("gptq", "awq", "auto-round")  # by one kernel of the CPU's
 
 
 class VllmOptions(Options):
@@ -125,6 +126,12 @@ class VllmEngine(LM):
             )
         if device is not None and device not in _PACKED[packed.name]:
             raise UsageError(f"vLLM runs {packed.name} on CUDA only: leave `engine: vllm` out")
+        few = packed.name in _FEW_BITS or packed.num_bits == 4
+        if device == "cpu" and few and "avx512f" not in cpu_flags():
+            raise UsageError(
+                f"vLLM's kernel for {packed.name} in few bits needs AVX-512, which this CPU has not: "
+                "leave `engine: vllm` out"
+            )
         if packed.name == "gptq" and packed.symmetric is False:
             raise UsageError(
                 "vLLM runs GPTQ's format with symmetric grids only: set symmetric: true, or leave "

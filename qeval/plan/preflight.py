@@ -8,6 +8,7 @@ fetches it and asks again.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,7 +193,10 @@ def _to_be_packed(method: str, options: Options) -> Packed | None:
     name = next((n for n in named if n in FORMATS), None)
     if name is None:
         return None
-    return Packed(name, getattr(options, "num_bits", None), getattr(options, "symmetric", None))
+    bits = getattr(options, "num_bits", None)
+    if scheme := re.match(r"W(\d+)", str(getattr(options, "scheme", ""))):  # compressed-tensors' W4A16
+        bits = int(scheme[1])
+    return Packed(name, bits, getattr(options, "symmetric", None))
 
 
 def artifact(

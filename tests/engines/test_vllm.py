@@ -19,6 +19,7 @@ import pytest
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError
 from qeval.core.settings import EngineSettings
+from qeval.engines import vllm
 from qeval.engines.base import Packed, Sampling, environment_of
 from qeval.engines.vllm import VllmEngine, _blocks, _Room, _take
 
@@ -34,7 +35,8 @@ MODEL = ModelRef("some/model", Path("nowhere"), "sha256:0", "float32")
         (("gptq", 3, True), None, "with 4 or 8 bits, not 3: leave `engine: vllm` out"),
     ],
 )
-def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message):
+def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message, monkeypatch):
+    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx512f"}))
     with pytest.raises(UsageError, match=message):
         VllmEngine.check(Packed(*packed), MODEL, device)
 
@@ -48,8 +50,20 @@ def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message):
         (Packed("fp8", 8, None), "cuda"),
     ],
 )
-def test_what_it_takes_passes(packed, device):
+def test_what_it_takes_passes(packed, device, monkeypatch):
+    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx512f"}))
     VllmEngine.check(packed, MODEL, device)
+
+
+@pytest.mark.parametrize(
+    "packed", [("gptq", 8, True), ("awq", 4, None), ("compressed-tensors", 4, True)]
+)
+def test_few_bits_need_avx512_on_a_cpu(packed, monkeypatch):
+    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx2"}))
+    with pytest.raises(UsageError, match="needs AVX-512, which this CPU has not"):
+        VllmEngine.check(Packed(*packed), MODEL, "cpu")
+    VllmEngine.check(Packed(*packed), MODEL, "cuda")
+    VllmEngine.check(Packed("compressed-tensors", 8, True), MODEL, "cpu")
 
 
 def test_room_is_for_the_largest_of_what_is_asked_and_not_for_all_at_once():
