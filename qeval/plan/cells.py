@@ -123,6 +123,7 @@ class Cell:
                 "label": row.quantization.label,
                 "options": row.quantization.described(),
                 **({"floor": row.quantization.floor} if row.quantization.floor else {}),
+                **({"twin": True} if row.quantization.twin else {}),
             },
             "task": {
                 "name": self.task.task,

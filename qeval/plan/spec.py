@@ -145,6 +145,7 @@ class Quantization:
     running: Running = field(default_factory=Running)
     engine: EngineChoice | None = None  # None: that of its weights
     floor: FloorKind | None = None  # what it shows of the baseline: rows that tasks add, or such a row
+    twin: bool = False  # the baseline's weights in another engine: what that engine alone does
     only: frozenset[str] = frozenset()  # the tasks that added it; none: all run on it
 
     @property
@@ -401,18 +402,14 @@ def _with_floors(
             found[same[0]] = replace(found[same[0]], floor=kind)
         else:
             found.append(replace(row, floor=kind, only=only))
-    twin = (base.method, base.options, base.running)
-    return tuple(
-        replace(q, floor="engine")
-        if _is_twin(q, base) and (q.method, q.options, q.running) == twin
-        else q
-        for q in found
-    )
+    return tuple(replace(q, twin=_is_twin(q, base)) for q in found)
 
 
 def _is_twin(q: Quantization, base: Quantization) -> bool:
-    """Whether a row is another's weights in another engine."""
-    return q.label != base.label and q.engine is not None and q.engine.is_foreign
+    """Whether a row is the baseline's weights in an engine that it asks for."""
+    foreign = q.engine is not None and q.engine.is_foreign
+    same = (q.method, q.options, q.running) == (base.method, base.options, base.running)
+    return foreign and same and q.label != base.label
 
 
 def _asked(q: Quantization) -> tuple[str, Options, Running, EngineChoice | None]:

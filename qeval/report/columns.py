@@ -59,6 +59,7 @@ def metric_column(metric: Metric, limit: int | None) -> Column:
         None if whole else limit,
         group=metric.group or metric.heading or metric.name,
         better=metric.better or "none",
+        from_baseline=metric.from_baseline,
         cost=bool(metric.cost),
     )
 

@@ -96,9 +96,14 @@ class RowRecords:
         return str(self.quantization.get("floor") or "")
 
     @property
+    def twin(self) -> bool:
+        """Whether it is the baseline's weights in another engine."""
+        return bool(self.quantization.get("twin"))
+
+    @property
     def costs_as_float(self) -> bool:
         """Whether its process took the memory and time of more bits than its label says."""
-        return self.simulated or bool(self.low_bits) or self.floor in ("rounding", "repetition")
+        return self.simulated or bool(self.low_bits) or bool(self.floor)
 
     def order(self, axis: int) -> int:
         return min(order(record, axis) for record in self.evals)

@@ -197,6 +197,7 @@ def _at_floor(draft: Draft, column: Column) -> set[int]:
             simulated=False,
             entries={column.id: _value(cell.metric) if cell and cell.metric else Entry()},
             floor=row.floor,
+            twin=row.twin,
         )
         for row, found in zip(draft.rows, draft.cells, strict=True)
         for cell in [found.get(column.id)]
@@ -246,6 +247,7 @@ def _row(
         simulated=source.simulated,
         low_bits=bool(source.low_bits),
         floor=source.floor,
+        twin=source.twin,
         entries=entries,
         notes=marks,
     )

@@ -27,6 +27,7 @@ class Column:
     where: str = ""  # the same in few words, if the table has several places
     group: str = ""  # what the legend calls it and its like
     better: Better = "none"
+    from_baseline: bool = False  # it is a distance from the baseline itself
     cost: bool = (
         False  # of a run on a machine: not shown for simulated weights, which cost what floats do
     )
@@ -65,6 +66,7 @@ class TableRow:
     entries: dict[str, Entry]  # by Column.id
     notes: tuple[int, ...] = ()
     low_bits: bool = False  # its activations or KV cache are
+    twin: bool = False  # the baseline's weights in another engine: a floor for that engine's rows
     floor: str = ""  # "rounding", "repetition", "engine": the baseline again, to see what means nothing
 
     @property

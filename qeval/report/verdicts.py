@@ -49,9 +49,11 @@ def _correct(column: Column, rows: Sequence[dict[str, Entry]], note: Callable[[s
 
 
 def at_floor(rows: Sequence[TableRow], column: Column) -> Iterator[int]:
-    """The rows whose number in a column is no larger than what the baseline differs by from itself:
+    """The rows whose distance from the baseline is no larger than what it differs by from itself:
     with rounding noise, in batches of another size and, for rows of another engine than the
     baseline's, in the other engine."""
+    if not column.from_baseline:
+        return
     for i, row in enumerate(rows):
         entry = row.entries[column.id]
         if entry.value is None or row.floor or row.baseline or column.better != "lower":
@@ -61,13 +63,18 @@ def at_floor(rows: Sequence[TableRow], column: Column) -> Iterator[int]:
         floors = [
             bound
             for r in rows
-            if r.model == row.model and r.floor in kinds
-            if r.floor != "engine" or r.engine == row.engine
+            if r.model == row.model and r is not row and (kind := _floor(r)) in kinds
+            if kind != "engine" or r.engine == row.engine
             if (bound := _upper(r.entries[column.id])) is not None
         ]
         lower = entry.value if entry.low is None else entry.low
         if floors and lower <= max(floors):
             yield i
+
+
+def _floor(row: TableRow) -> str:
+    """What a row is a floor for; the baseline in another engine is one for the rows of that engine."""
+    return row.floor or ("engine" if row.twin else "")
 
 
 def _upper(entry: Entry) -> float | None:

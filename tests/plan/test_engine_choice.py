@@ -50,9 +50,8 @@ def test_a_list_is_a_row_for_each_and_the_foreign_one_says_so(load):
     )
     assert labels(experiment) == ["none", "none (vllm)", "RTN W8A16g32 (vllm)"]
     assert experiment.baseline == "none"
-    floors = {q.label: q.floor for q in experiment.quantizations}
-    assert floors["none (vllm)"] == "engine"  # the baseline's weights: what the engine alone does
-    assert floors["RTN W8A16g32 (vllm)"] is None
+    twins = [q.label for q in experiment.quantizations if q.twin]
+    assert twins == ["none (vllm)"]  # the baseline's weights: what the engine alone does
 
 
 def test_rows_of_one_engine_with_other_options_are_told_apart(load):

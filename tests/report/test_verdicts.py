@@ -32,7 +32,7 @@ def divergence(record):
                 heading="KLD",
             )
             made = record(label, "divergence", [metric], order=(0, order, 0))
-            made.cell["quantization"]["floor"] = floor
+            made.cell["quantization"] |= {"floor": floor} if floor != "twin" else {"twin": True}
             made.cell["engine"] = {"name": engine}
             records.append(made)
         return records
@@ -56,6 +56,22 @@ def test_a_row_within_its_floor_says_so(divergence):
     at = [row.quantization for row in table.rows if row.entries[column].at_floor]
     assert at == ["HQQ 8", "Q8_0"]  # Q8_0 by the floor of its engine, which HQQ 8 does not run on
     assert [line for line in table.legend if line.startswith("at the floor")]
+
+
+def test_the_baseline_in_another_engine_is_a_floor_for_its_rows_and_a_row_as_any_other(divergence):
+    rows = [
+        ("none", "hf", 0.0, ""),
+        ("HQQ 8", "hf", 0.001, ""),
+        ("none (vllm)", "vllm", 0.001, "twin"),
+        ("GPTQ 8 (vllm)", "vllm", 0.0011, ""),
+        ("GPTQ 4 (vllm)", "vllm", 0.02, ""),
+        ("Q8_0", "llamacpp", 0.001, ""),
+    ]
+    table = build_table(divergence(*rows))
+    [column] = [c.id for c in table.columns if c.name == "kld"]
+    at = [row.quantization for row in table.rows if row.entries[column].at_floor]
+    assert at == ["GPTQ 8 (vllm)"]  # not itself, nor rows of other engines
+    assert not any(row.floor for row in table.rows)
 
 
 def test_rows_at_the_floor_are_not_ranked(divergence):
