@@ -23,7 +23,7 @@ from typing import Any
 from qeval.core.errors import SandboxError
 from qeval.sandbox.base import MIB, Limits, Program, Verdict
 from qeval.sandbox.cgroup import Group
-from qeval.sandbox.clock import Clock
+from qeval.sandbox.clock import Clock, descendants
 from qeval.sandbox.host_limits import cannot_start
 from qeval.sandbox.inside import wire
 from qeval.sandbox.system import DEVICES, System, environment, system
@@ -56,6 +56,12 @@ class Launch:
 
 class LaneBroken(Exception):
     """The lane has ended, or does not answer. A program may be the reason."""
+
+
+def _step_back(pid: int) -> None:
+    """Have a process wait for the others where cores are short, and go first where memory is."""
+    Path(f"/proc/{pid}/oom_score_adj").write_text(EXPENDABLE)
+    os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
 
 
 class Lane:
@@ -101,13 +107,16 @@ class Lane:
         self._stack.callback(self.kill)
         pid = self._process.pid
         self._group.add(pid)  # before it does anything: it waits for its configuration
-        Path(f"/proc/{pid}/oom_score_adj").write_text(EXPENDABLE)
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        _step_back(pid)
         with suppress(BrokenPipeError):  # it has ended already: its last words say why
             wire.send(self._host, self._configuration(launch, found, marks))
         answer = self._first_answer()
         if answer["error"]:
             raise SandboxError(answer["error"])
+        for child in descendants(pid):  # bwrap may have forked before all this was said of it
+            self._group.add(child)
+            with suppress(OSError):  # one that has inherited it may be closed to us
+                _step_back(child)
         self.layers: dict[str, str] = {**answer["layers"], **self._group.layers(pid)}
         self._clock = Clock(pid)
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +155,20 @@ def test_an_interpreter_that_cannot_answer_is_named(monkeypatch, tmp_path):
     system.system.cache_clear()
     with pytest.raises(SandboxError, match=r"python cannot say which libraries it loads: .*status 3"):
         system.system()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_step_back_also_where_they_were_started_before_it_was_said(kind, monkeypatch):
+    """bwrap forks by itself, and on a loaded machine before its priority is set."""
+    said = os.setpriority
+
+    def late(which: int, who: int, priority: int) -> None:
+        time.sleep(0.5)
+        said(which, who, priority)
+
+    sandbox = made(kind)
+    monkeypatch.setattr(lane.os, "setpriority", late)
+    code = "import os\ndef f(x): return os.getpriority(os.PRIO_PROCESS, 0)"
+    program = Program("p", code, f"assert f(1) == {lane.NICENESS}", names=("f",))
+    [verdict] = sandbox.run([program], Limits(), 1)
+    assert verdict.passed, verdict.detail
