@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from qeval.cli.shared import FOLDER, PERCENT, command
+from qeval.cli.shared import FOLDER, PERCENT, command, margin_option
 from qeval.core.console import echo
 from qeval.core.errors import UsageError
 
@@ -28,14 +28,7 @@ NOT_KEPT = 3  # exit code
     metavar="PERCENT",
     help="Of every perplexity and share (points) of every row, against the baseline.",
 )
-@click.option(
-    "--margin",
-    type=PERCENT,
-    default="1%",
-    show_default=True,
-    metavar="PERCENT",
-    help="The loss that is still 'not worse': of a perplexity; points of a share.",
-)
+@margin_option("The loss that is still 'not worse'")
 @click.option(
     "--undecided",
     type=click.Choice(["fail", "pass"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qeval.cli.shared import FOLDER, PERCENT, SIZE, command
+from qeval.cli.shared import FOLDER, SIZE, command, margin_option
 from qeval.core.console import echo
 from qeval.core.errors import UsageError
 
@@ -30,14 +30,7 @@ NOTHING_FITS = 3  # exit code
     metavar="TOK/S",
     help="Decoding, of all sequences together.",
 )
-@click.option(
-    "--margin",
-    type=PERCENT,
-    default="1%",
-    show_default=True,
-    metavar="PERCENT",
-    help="Rows within it are equally good: of a perplexity; points of a share.",
-)
+@margin_option("Rows within it are equally good")
 @click.option(
     "--metric",
     metavar="COLUMN",

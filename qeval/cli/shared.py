@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from qeval.core.settings import EngineSettings, RunSettings
     from qeval.plan.spec import Spec
 
+F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's newest versions alone
     """A number that is written with its unit; ``parse`` raises ValueError for what is none."""
 
     def __init__(self, name: str, parse: Callable[[str], float]) -> None:
@@ -37,6 +38,18 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]
 SIZE = _Parsed("size", parse_bytes)
 PERCENT = _Parsed("percent", parse_percent)
 """A share: ``1%``, or ``1``, is 0.01."""
+
+
+def margin_option(what: str) -> Callable[[F], F]:
+    """``--margin``: ``what`` counts as nothing within it."""
+    return click.option(
+        "--margin",
+        type=PERCENT,
+        default="1%",
+        show_default=True,
+        metavar="PERCENT",
+        help=f"{what}: of a perplexity; points of a share.",
+    )
 
 
 class Debuggable(click.Command):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, FORMATS, PERCENT, command
+from qeval.cli.shared import FOLDER, FORMATS, command, margin_option
 from qeval.core.console import echo
 from qeval.tasks.layouts import LAYOUTS
 
@@ -38,14 +38,7 @@ if TYPE_CHECKING:
     metavar="ROW ROW",
     help="Only these two rows: the second's differences from the first.",
 )
-@click.option(
-    "--margin",
-    type=PERCENT,
-    default="1%",
-    show_default=True,
-    metavar="PERCENT",
-    help="Differences within it are equivalent: of a perplexity; points of a share.",
-)
+@margin_option("Differences within it are equivalent")
 @click.option(
     "--sort",
     metavar="COLUMN",

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from qeval.core.errors import EngineError
@@ -60,6 +61,13 @@ def seed_of(seed: int, prompt: Ids, sample: int) -> int:
     prompt's ids and the sample's number: what else is generated, and when, changes no text."""
     digest = hashlib.sha256(f"{seed}/{sample}/{[int(i) for i in prompt]}".encode()).digest()
     return int.from_bytes(digest[:4], "little") >> 1
+
+
+def check_prompts(prompts: Sequence[Ids], max_seq_len: int, path: Path) -> None:
+    """Raises EngineError for a prompt that is empty or leaves the model no room for a token."""
+    for i, ids in enumerate(prompts):
+        if not 0 < len(ids) < max_seq_len:
+            raise EngineError(f"prompt {i} has {len(ids)} tokens; {path} takes 1 to {max_seq_len - 1}")
 
 
 def per_window(first: int | Sequence[int], windows: Sequence[Ids]) -> list[int]:

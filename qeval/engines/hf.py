@@ -22,7 +22,17 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import LM, Completion, Ids, Internals, Sampling, StepTrace, Stop, per_window
+from qeval.engines.base import (
+    LM,
+    Completion,
+    Ids,
+    Internals,
+    Sampling,
+    StepTrace,
+    Stop,
+    check_prompts,
+    per_window,
+)
 from qeval.models.finite import nonfinite_notes
 
 if TYPE_CHECKING:
@@ -189,12 +199,8 @@ class HfEngine(LM):
 
         if not prompts:
             return
-        for i, ids in enumerate(prompts):
-            if not 0 < len(ids) < self.max_seq_len:
-                most = self.max_seq_len - 1
-                raise EngineError(
-                    f"prompt {i} has {len(ids)} tokens; {self._artifact.path} takes 1 to {most}"
-                )
+        check_prompts(prompts, self.max_seq_len, self._artifact.path)
+        for ids in prompts:
             self._check(ids)
         if self._decoder is None:
             rounded = self._rounded or self._artifact.format is not None

@@ -22,7 +22,7 @@ from qeval.core.errors import EngineError
 from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
-from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop, per_window
+from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop, check_prompts, per_window
 from qeval.engines.slots import Slots
 from qeval.llama import library as llama
 from qeval.llama.gguf_file import read_header
@@ -206,12 +206,8 @@ class LlamaCppEngine(LM):
         return tokens
 
     def _check_prompts(self, prompts: Sequence[Ids]) -> None:
-        for i, ids in enumerate(prompts):
-            if not 0 < len(ids) < self.max_seq_len:
-                most = self.max_seq_len - 1
-                raise EngineError(
-                    f"prompt {i} has {len(ids)} tokens; {self._model.path} takes 1 to {most}"
-                )
+        check_prompts(prompts, self.max_seq_len, self._model.path)
+        for ids in prompts:
             self._checked(ids)
 
     def tokenize(

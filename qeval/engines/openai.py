@@ -15,9 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.console import say
 from qeval.core.endpoint import SERVER, Endpoint
@@ -30,6 +27,9 @@ from qeval.engines.loop import Loop
 from qeval.models.endpoint import N_IDS, endpoint_of, text_ids
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qeval.engines.http_client import Client, Json
     from qeval.engines.server import Server
     from qeval.models.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from qeval.core import provenance
 from qeval.core.cores import threads
-from qeval.core.devices import cpu_flags, driver_device
+from qeval.core.devices import cpu_flags, driver_device, gpus
 from qeval.core.errors import EngineError, UsageError, with_class
 from qeval.core.options import Options
 from qeval.core.record import MemoryReport
@@ -36,6 +36,7 @@ from qeval.engines.base import (
     Sampling,
     StepTrace,
     Stop,
+    check_prompts,
     per_window,
     seed_of,
 )
@@ -59,7 +60,7 @@ _PACKED = {
     "fp8": ("cuda",),
     "bitsandbytes": ("cuda",),
 }
-"""Packed formats that vLLM runs as qeval writes or finds them, and on which devices."""
+"""Packed formats that vLLM takes in their own files, and on which devices."""
 _FEW_BITS = ("gptq", "awq", "auto-round")  # by one kernel of the CPU's
 
 
@@ -113,7 +114,18 @@ class VllmEngine(LM):
 
     @classmethod
     def device(cls, asked: str) -> str:
-        return driver_device(asked)
+        """Raises EngineError for a device that vLLM would not use: where there is a GPU its build is
+        for GPUs, and it counts from the first that it sees."""
+        found = driver_device(asked)
+        if found == "cpu" and gpus():
+            raise EngineError("device cpu: on a machine with a GPU vLLM runs there: leave device out")
+        if found not in ("cpu", "cuda:0"):
+            number = found.partition(":")[2]
+            raise EngineError(
+                f"device {asked}: vLLM takes the first GPU that it sees: set CUDA_VISIBLE_DEVICES="
+                f"{number} and device: cuda"
+            )
+        return found
 
     @classmethod
     def check(cls, packed: Packed | None, model: ModelRef, device: str | None) -> None:
@@ -148,7 +160,7 @@ class VllmEngine(LM):
         return cls(artifact, settings)
 
     def reserve(self, sequences: int, tokens: int) -> None:
-        self._asked.append((sequences, tokens))
+        self._asked.append((self._at_most(sequences), tokens))
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         import numpy as np
@@ -180,15 +192,10 @@ class VllmEngine(LM):
     ) -> Iterator[Completion]:
         if not prompts:
             return
-        for i, ids in enumerate(prompts):
-            if not 0 < len(ids) < self.max_seq_len:
-                raise EngineError(
-                    f"prompt {i} has {len(ids)} tokens; {self._artifact.path} takes 1 to "
-                    f"{self.max_seq_len - 1}"
-                )
+        check_prompts(prompts, self.max_seq_len, self._artifact.path)
         longest = min(max(map(len, prompts)) + sampling.max_new_tokens, self.max_seq_len)
-        chosen = sampling.at_once or self._settings.batch_size or self._options.max_num_seqs
-        at_once = min(chosen or _SEQUENCES[self._kind], len(prompts) * len(sampling.numbers))
+        chosen = sampling.at_once or self._settings.batch_size or _SEQUENCES[self._kind]
+        at_once = min(chosen, len(prompts) * len(sampling.numbers))
         with self._run(at_once, longest) as running:
             yield from running.generate(prompts, sampling, stop, self.max_seq_len)
 
@@ -228,24 +235,39 @@ class VllmEngine(LM):
         }
 
     def notes(self) -> tuple[str, ...]:
-        if self._running is None or self._running.pool is not None or self._kind == "cpu":
-            return ()
-        return ("vLLM took its share of the GPU in advance: the peak is not what the model needs",)
+        found = []
+        floor = self._settings.execution.running.floor
+        if floor is not None and floor.kind == "repetition":
+            found.append("vLLM is given one window after the other, whatever the batch: no floor")
+        if self._running is not None and self._running.pool is None and self._kind == "cuda":
+            found.append(
+                "vLLM took its share of the GPU in advance: the peak is not what the model needs"
+            )
+        return tuple(found)
 
     def close(self) -> None:
         if self._running is not None:
             self._running.stop()
             self._running = None
 
-    def _run(self, sequences: int, tokens: int) -> _Use:
-        """vLLM with room for so much, started again where the one that runs has less."""
+    def _at_most(self, sequences: int) -> int:
+        return min(sequences, self._options.max_num_seqs or sequences)
+
+    @contextmanager
+    def _run(self, sequences: int, tokens: int) -> Iterator[_Running]:
+        """vLLM with room for so much, started again where the one that runs has less. What is left
+        unfinished is taken back at the end."""
+        sequences = self._at_most(sequences)
         self._most = max(self._most, sequences)
-        asked = [*self._asked, (sequences, tokens)]
         if self._running is None or not self._running.holds(sequences, tokens):
             self.close()
-            self._asked = asked
-            self._running = self._start(_Room.of(asked))
-        return _Use(self._running)
+            self._asked.append((sequences, tokens))
+            self._running = self._start(_Room.of(self._asked))
+        running = self._running
+        try:
+            yield running
+        finally:
+            running.abort()
 
     def _start(self, room: _Room) -> _Running:
         """Raises EngineError with vLLM's reason where it does not take the model."""
@@ -278,19 +300,6 @@ def _blocks(sequences: int, tokens: int) -> int:
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class _Use:
-    """One task's use of a vLLM: what it left unfinished is taken back at the end."""
-
-    def __init__(self, running: _Running) -> None:
-        self._running = running
-
-    def __enter__(self) -> _Running:
-        return self._running
-
-    def __exit__(self, *_: object) -> None:
-        self._running.abort()
-
-
 @dataclass
 class _Running:
     """A started vLLM. ``pool``: bytes of its cache, None: a share of the GPU."""
@@ -299,7 +308,7 @@ class _Running:
     room: _Room
     pool: int | None
     _number: int = 0
-    _open: dict[str, Any] = field(default_factory=dict)  # what is asked, by request
+    _open: set[str] = field(default_factory=set)  # requests that are not finished
 
     @staticmethod
     def start(
@@ -367,6 +376,8 @@ class _Running:
         """
         import torch
 
+        from qeval.engines.hf import token_nll
+
         self.llm.collective_rpc("qeval_listen")
         self._score(ids)
         outputs: list[Any] = []
@@ -380,8 +391,7 @@ class _Running:
             raise EngineError("this vLLM does not hand its logits on as others do: leave engine out")
         rows = torch.cat([*before, last] if missing else before)
         targets = torch.tensor(ids[1:], device=rows.device)
-        own = rows.float().logsumexp(-1) - rows.float().gather(-1, targets[:, None])[:, 0]
-        apart = (own.cpu() - torch.tensor(scores)).abs()
+        apart = (token_nll(rows, targets).cpu() - torch.tensor(scores)).abs()
         if bool((apart > _TOLD_APART).any()):
             raise EngineError("the logits that this vLLM handed on are not those of its scores")
         return rows
@@ -468,18 +478,18 @@ class _Running:
         self._number += 1
         name = str(self._number)
         self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params)
-        self._open[name] = True
+        self._open.add(name)
         return name
 
     def _step(self) -> list[Any]:
         found = self.llm.llm_engine.step() if self._open else []
         for output in found:
             if output.finished:
-                self._open.pop(output.request_id, None)
+                self._open.discard(output.request_id)
         return [output for output in found if output.outputs]
 
     def _end(self, name: str) -> None:
-        self._open.pop(name, None)
+        self._open.discard(name)
         self.llm.llm_engine.abort_request([name])
 
 

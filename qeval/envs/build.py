@@ -122,7 +122,8 @@ def requirements(name: str, library: str | None = None) -> Requirements:
         raise UsageError(f"unknown environment {name!r}{did_you_mean(name, names())}")
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     on_cpu = data.pop("cpu", {})
-    data |= on_cpu if not _wants_cuda() else {}
+    if on_cpu and not _wants_cuda():
+        data |= on_cpu
     lists = ("python", "library", "requirements", "constraints")
     if library is not None:
         data |= _of_another_version(name, data, library)

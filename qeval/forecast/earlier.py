@@ -51,7 +51,7 @@ class Found:
     key: str  # of its quantization
     record: Record
     base: Record | None
-    floor: bool
+    floor: bool  # or the baseline's weights in another engine: no quantization
 
     def metric(self, name: str) -> Metric | None:
         return _metric(self.record, name)
@@ -82,7 +82,7 @@ class Earlier:
                         quantization_key(row.quantization),
                         records[-1],
                         measured[-1] if measured else None,
-                        bool(row.floor),
+                        bool(row.floor) or row.twin,
                     )
 
 

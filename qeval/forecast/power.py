@@ -178,17 +178,14 @@ def _sources(metric: Metric, found: Sequence[Found], rows: frozenset[str]) -> It
 def _neighbours(metric: Metric, found: Sequence[Found]) -> Iterator[Source]:
     """A number that is a distance from the baseline itself is compared between rows: each with the
     next larger one of the same run."""
-    runs: dict[tuple[str, object, object], list[Found]] = {}
+    runs: dict[tuple[str, object, object], list[tuple[float, Metric, Found]]] = {}
     for f in found:
         if (m := f.metric(metric.name)) is not None and m.value is not None and f.base is not None:
             model = f.record.cell.get("model") or {}
             run = (f.record.folder, model.get("identity"), f.record.cell.get("limit"))
-            runs.setdefault(run, []).append(f)
+            runs.setdefault(run, []).append((m.value, m, f))
     for inside in runs.values():
-        inside.sort(key=lambda f: f.metric(metric.name).value)  # type: ignore[union-attr,return-value,arg-type]
-        for a, b in pairwise(inside):
-            ours, base = b.metric(metric.name), a.metric(metric.name)
-            assert ours is not None and base is not None
+        for (_, base, a), (_, ours, b) in pairwise(sorted(inside, key=lambda one: one[0])):
             if other_text(b.record, a.record) is None and (s := _of_pairs(ours, base)) is not None:
                 yield Source(f"{a.row} and {b.row}", *s)
 

@@ -16,12 +16,15 @@ from typing import Any
 
 import pytest
 
+from qeval.core import devices
 from qeval.core.artifact import ModelRef
-from qeval.core.errors import UsageError
+from qeval.core.errors import EngineError, UsageError
+from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
 from qeval.engines import vllm
 from qeval.engines.base import Packed, Sampling, environment_of
 from qeval.engines.vllm import VllmEngine, _blocks, _Room, _take
+from qeval.formats.describe import describe_folder
 
 MODEL = ModelRef("some/model", Path("nowhere"), "sha256:0", "float32")
 
@@ -64,6 +67,49 @@ def test_few_bits_need_avx512_on_a_cpu(packed, monkeypatch):
         VllmEngine.check(Packed(*packed), MODEL, "cpu")
     VllmEngine.check(Packed(*packed), MODEL, "cuda")
     VllmEngine.check(Packed("compressed-tensors", 8, True), MODEL, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("cards", "asked", "found"),
+    [
+        ((), "auto", "cpu"),
+        ((), "cpu", "cpu"),
+        (("A", "B"), "auto", "cuda:0"),
+        (("A",), "cuda", "cuda:0"),
+    ],
+)
+def test_it_runs_where_vllm_runs(cards, asked, found, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: cards)
+    monkeypatch.setattr(vllm, "gpus", lambda: cards)
+    assert VllmEngine.device(asked) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"), [("cpu", "leave device out"), ("cuda:1", "set CUDA_VISIBLE_DEVICES=1")]
+)
+def test_a_device_that_vllm_would_not_use_is_refused(asked, fix, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: ("A", "B"))
+    monkeypatch.setattr(vllm, "gpus", lambda: ("A", "B"))
+    with pytest.raises(EngineError, match=fix):
+        VllmEngine.device(asked)
+
+
+def test_never_more_sequences_than_the_option_says(tiny_llama, monkeypatch):
+    """Also where a task asks for more at once, as `speed` does."""
+    rooms = []
+
+    def start(self, room):
+        rooms.append(room)
+        raise EngineError("enough")
+
+    monkeypatch.setattr(VllmEngine, "_start", start)
+    execution = Execution(engine={"max_num_seqs": 8})
+    settings = EngineSettings("cpu", "float32", execution=execution)
+    lm = VllmEngine.open(describe_folder(tiny_llama, "float32"), settings)
+    lm.reserve(256, 40)
+    with pytest.raises(EngineError, match="enough"):
+        list(lm.generate([[1, 2]], Sampling(n=64, temperature=1.0, max_new_tokens=4, at_once=64)))
+    assert rooms == [_Room(8, 40, _blocks(8, 40))]
 
 
 def test_room_is_for_the_largest_of_what_is_asked_and_not_for_all_at_once():
@@ -202,7 +248,6 @@ def theirs(
 @pytest.fixture(scope="module")
 def ours(model: Path, device: str) -> Any:
     from qeval.engines.hf import HfEngine
-    from qeval.formats.describe import describe_folder
 
     return HfEngine.open(describe_folder(model, "float32"), EngineSettings(device, "float32"))
 
