@@ -29,11 +29,11 @@ from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress
 from qeval.core.record import MemoryReport, finite
 from qeval.engines.base import ENGINES
+from qeval.jobs.job import Job, JobResult, Stopwatch
+from qeval.jobs.memory import VramSampler, peak_rss
 from qeval.models.endpoint import endpoint_of
 from qeval.models.finite import check_finite
 from qeval.quant.base import METHODS, BuildContext
-from qeval.run.jobs import Job, JobResult, Stopwatch
-from qeval.run.memory import VramSampler, peak_rss
 from qeval.store.artifacts import ArtifactCache
 from qeval.store.references import References
 

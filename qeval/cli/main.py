@@ -18,16 +18,16 @@ from qeval.cli.data import data
 from qeval.cli.doctor import doctor
 from qeval.cli.ending import ending
 from qeval.cli.env import env
-from qeval.cli.gate import gate
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
-from qeval.cli.recommend import recommend
+from qeval.cli.results.gate import gate
+from qeval.cli.results.recommend import recommend
+from qeval.cli.results.show import show
+from qeval.cli.results.table import table
 from qeval.cli.run import run
 from qeval.cli.score import score
 from qeval.cli.shared import Group, debug
-from qeval.cli.show import show
 from qeval.cli.stats import stats
-from qeval.cli.table import table
 from qeval.core.console import open_missing
 
 

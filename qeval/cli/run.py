@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from qeval.cli.results.table import print_table
 from qeval.cli.shared import FOLDER, command, debug, spec_options, spec_settings
-from qeval.cli.table import print_table
 from qeval.core.console import echo, say, warn
 from qeval.core.errors import OutputError, short
 
@@ -70,12 +70,12 @@ def run_spec(
 ) -> Outcome:
     """Plan the spec, do what has no ok record yet, return the records of all its cells. ``debug``
     prints the tracebacks of workers that fail."""
+    from qeval.jobs.display import Progress
+    from qeval.jobs.executor import LocalExecutor
+    from qeval.jobs.runner import Runner
     from qeval.plan.kept_spec import keep
     from qeval.plan.spec import load_spec
     from qeval.plan.survey import ready, survey
-    from qeval.run.display import Progress
-    from qeval.run.executor import LocalExecutor
-    from qeval.run.runner import Runner
     from qeval.store.records import Store
     from qeval.store.results import failed_cells
 

@@ -59,7 +59,7 @@ def score_samples(
     verdicts: Path | None,
     weak: bool,
 ) -> ScoreReport:
-    from qeval.run.display import Bar
+    from qeval.jobs.display import Bar
     from qeval.tasks.coding.score_file import score_file
 
     with Bar() as bar:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from qeval.core.record import Record
     from qeval.core.settings import RunSettings
+    from qeval.jobs.display import Bar
     from qeval.plan.spec import Dtype, Experiment, ModelEntry, TaskEntry
-    from qeval.run.display import Bar
     from qeval.tensor_stats.rows import Statistics
 
 BITS = click.IntRange(2, 8)
@@ -144,10 +144,10 @@ def _statistics(
 
     from qeval.core.errors import EngineError, StoreError
     from qeval.core.files import disk_message
+    from qeval.jobs.display import Bar
+    from qeval.jobs.executor import LocalExecutor
+    from qeval.jobs.runner import Runner
     from qeval.plan.survey import ready
-    from qeval.run.display import Bar
-    from qeval.run.executor import LocalExecutor
-    from qeval.run.runner import Runner
     from qeval.store.records import Store
     from qeval.tensor_stats.rows import read
 

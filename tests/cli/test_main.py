@@ -44,7 +44,7 @@ def test_every_command_has_help(command):
 def test_help_and_table_import_nothing_heavy():
     code = (
         "import sys, qeval.cli.main\n"
-        "slow = {'pydantic', 'yaml', 'rich', 'numpy', 'qeval.plan', 'qeval.run', 'qeval.report'}\n"
+        "slow = {'pydantic', 'yaml', 'rich', 'numpy', 'qeval.plan', 'qeval.jobs', 'qeval.report'}\n"
         "found = slow & set(sys.modules)\n"
         "import qeval.store.results, qeval.report.rows, qeval.plan.survey\n"
         "heavy = {'torch', 'transformers', 'llama_cpp', 'datasets', 'scipy', 'numpy'}\n"

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from qeval.cli.main import cli
 from qeval.core.errors import StoreError, UsageError
-from qeval.run.executor import OnProgress
-from qeval.run.jobs import Job, JobResult
+from qeval.jobs.executor import OnProgress
+from qeval.jobs.job import Job, JobResult
 from qeval.worker import _guarded
 
 SPEC = """\
@@ -27,7 +27,7 @@ baseline: copy8
 @pytest.fixture
 def spec(plugin, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qeval.run.executor.LocalExecutor", InProcess)
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
 
     def write(more: str = "") -> str:

@@ -20,8 +20,8 @@ from qeval.core.artifact import ModelRef
 from qeval.core.errors import EnvError, UsageError
 from qeval.core.settings import EngineSettings
 from qeval.envs import build as envs
-from qeval.run.executor import LocalExecutor
-from qeval.run.jobs import Job
+from qeval.jobs.executor import LocalExecutor
+from qeval.jobs.job import Job
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 REPO = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ import pytest
 from qeval.core.endpoint import NO_FILES, Endpoint
 from qeval.core.errors import ModelError, QevalError, SpecError
 from qeval.core.record import Record
+from qeval.jobs.job import Job
 from qeval.models.endpoint import endpoint_model
 from qeval.models.told import has_chat_template, told_limit
 from qeval.plan.cells import ThisMachine, row_cells
 from qeval.plan.spec import load_spec
 from qeval.plan.state import is_done
-from qeval.run.jobs import Job
 
 GOOD = """\
 name: t

@@ -11,11 +11,11 @@ from qeval.cli.run import run_spec
 from qeval.core.artifact import ModelRef
 from qeval.core.settings import EngineSettings, RunSettings
 from qeval.core.units import human_bytes
+from qeval.jobs.executor import OnProgress
+from qeval.jobs.job import Job, JobResult
 from qeval.models.told import told_vocabulary
 from qeval.plan.spec import load_spec
 from qeval.plan.survey import survey
-from qeval.run.executor import OnProgress
-from qeval.run.jobs import Job, JobResult
 from qeval.store.references import References
 from qeval.worker import _guarded
 
@@ -46,7 +46,7 @@ class InProcess:
 @pytest.fixture
 def write(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qeval.run.executor.LocalExecutor", InProcess)
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
 
     def made(where: str = "cache") -> Path:

@@ -10,8 +10,8 @@ import pytest
 from qeval.cli.run import run_spec
 from qeval.core.errors import PreflightError
 from qeval.core.record import Record
-from qeval.run.executor import OnProgress
-from qeval.run.jobs import Job, JobResult
+from qeval.jobs.executor import OnProgress
+from qeval.jobs.job import Job, JobResult
 from qeval.store.records import Store
 from qeval.worker import _guarded
 
@@ -53,7 +53,7 @@ class InProcess:
 @pytest.fixture
 def folder(plugin, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qeval.run.executor.LocalExecutor", InProcess)
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     Path("weights.json").write_text('{"num_bits": 8}')
     return tmp_path
 

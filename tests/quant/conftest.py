@@ -13,8 +13,8 @@ from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import UsageError
 from qeval.core.settings import EngineSettings, default_cache_dir
 from qeval.envs.build import python_of
-from qeval.run.executor import LocalExecutor
-from qeval.run.jobs import Job
+from qeval.jobs.executor import LocalExecutor
+from qeval.jobs.job import Job
 
 CACHE = default_cache_dir().expanduser().resolve()  # the user's own: read before a test hides it
 

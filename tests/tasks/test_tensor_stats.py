@@ -18,9 +18,9 @@ from qeval.core.settings import EngineSettings
 from qeval.data.datasets import DataSource
 from qeval.engines.hf import HfEngine
 from qeval.formats.describe import describe_folder
+from qeval.jobs.job import JobResult
 from qeval.plan.spec import load_spec
 from qeval.quant.base import METHODS, BuildContext
-from qeval.run.jobs import JobResult
 from qeval.store.records import Store, latest
 from qeval.tasks.base import TaskContext
 from qeval.tasks.tensor_stats import TensorStats, TensorStatsOptions, protocol_id
@@ -186,14 +186,14 @@ def test_a_picture_without_matplotlib_is_one_line_before_anything_runs(monkeypat
 
 def test_what_a_worker_says_is_one_line(tiny_llama, monkeypatch):
     said = JobResult("failed", "pydoc has 3 tokens, one window takes 32")
-    monkeypatch.setattr("qeval.run.executor.LocalExecutor.run", lambda *_: said)
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor.run", lambda *_: said)
     with pytest.raises(EngineError, match=r"tiny-llama: pydoc has 3 tokens, one window"):
         model_statistics([str(tiny_llama)], **HOW)
 
 
 def test_what_cannot_be_measured_is_said_before_a_worker_starts(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "qeval.run.executor.LocalExecutor.run", lambda *_: pytest.fail("a worker started")
+        "qeval.jobs.executor.LocalExecutor.run", lambda *_: pytest.fail("a worker started")
     )
     with pytest.raises(UsageError, match=r"--dataset: .*nope"):
         model_statistics([str(tiny_llama)], **{**HOW, "dataset": "nope"})

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from qeval.cli.main import cli
 from qeval.core.errors import DataError, SandboxError, StoreError, UsageError
 from qeval.core.record import finite
-from qeval.run.display import Bar
+from qeval.jobs.display import Bar
 from qeval.sandbox import Verdict, find_sandbox
 from qeval.tasks.coding.samples import Problem
 from qeval.tasks.coding.score_file import score_file
@@ -407,7 +407,7 @@ def test_the_command_prints_lines(samples, reader):
 def test_the_bar_tells_how_many_a_second(terminal, monkeypatch, capsys):
     """Of this run: what an earlier one had done counts as done, not as fast."""
     clock = itertools.count(100.0, 20.0)
-    monkeypatch.setattr("qeval.run.display.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("qeval.jobs.display.time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.setenv("TERM", "xterm")
     with Bar() as bar:

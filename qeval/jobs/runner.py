@@ -19,14 +19,14 @@ from qeval.core.files import disk_message
 from qeval.core.options import Options
 from qeval.core.record import Conditions, MemoryReport, Metric, Record
 from qeval.core.settings import RunSettings
+from qeval.jobs.executor import Executor
+from qeval.jobs.job import Against, Job, JobResult
 from qeval.plan.cells import Cell, Row, artifact_key
 from qeval.plan.preflight import engine_interpreter, interpreter
 from qeval.plan.room import is_live
 from qeval.plan.state import once_built
 from qeval.plan.survey import Step
 from qeval.quant.base import METHODS
-from qeval.run.executor import Executor
-from qeval.run.jobs import Against, Job, JobResult
 from qeval.store.artifacts import ArtifactCache
 from qeval.store.records import Store
 from qeval.store.references import References

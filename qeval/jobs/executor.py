@@ -22,7 +22,7 @@ from typing import Protocol
 
 from qeval.core import guard
 from qeval.core.files import write_atomic
-from qeval.run.jobs import Job, JobResult, Stopwatch
+from qeval.jobs.job import Job, JobResult, Stopwatch
 
 OnProgress = Callable[[int, int, str], None]
 

@@ -9,7 +9,7 @@ import pytest
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
-from qeval.run.jobs import Job
+from qeval.jobs.job import Job
 
 RUNNING = {
     "kernel": "torch",

@@ -7,11 +7,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qeval.core.settings import EngineSettings, RunSettings
+from qeval.jobs.executor import OnProgress
+from qeval.jobs.job import Job, JobResult
+from qeval.jobs.runner import Runner
 from qeval.plan.spec import load_spec
 from qeval.plan.survey import Step, survey
-from qeval.run.executor import OnProgress
-from qeval.run.jobs import Job, JobResult
-from qeval.run.runner import Runner
 from qeval.store.records import Store
 from qeval.worker import _guarded
 
@@ -128,11 +128,11 @@ def test_rows_that_differ_in_activations_and_kv_cache_share_one_build(tiny_llama
 def test_a_clock_that_is_set_back_gives_no_negative_times(tmp_path, monkeypatch):
     import time
 
-    from qeval.run import jobs
+    from qeval.jobs import job
 
     clock = iter([2e9, 1e9, 0.0, -1e9] + [-2e9] * 100)
-    monkeypatch.setattr(jobs.time, "time", lambda: next(clock))
-    watch = jobs.Stopwatch()
+    monkeypatch.setattr(job.time, "time", lambda: next(clock))
+    watch = job.Stopwatch()
     time.sleep(0.01)
     timing = watch.timing()
     assert timing["start"] == 2e9 < timing["end"] < 2e9 + 3600

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from qeval.run.memory import VramSampler, peak_rss
+from qeval.jobs.memory import VramSampler, peak_rss
 
 
 def test_peak_rss_sees_what_was_freed_again_and_nothing_of_the_parent():
     block = bytearray(300 * 2**20)  # the parent is large
     code = (
-        "from qeval.run.memory import peak_rss\n"
+        "from qeval.jobs.memory import peak_rss\n"
         "before = peak_rss(); x = bytearray(100 * 2**20); del x; print(before, peak_rss())"
     )
     out = subprocess.run(
