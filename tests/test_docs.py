@@ -14,7 +14,8 @@ from qeval.core.artifact import ModelRef
 from qeval.core.execution import KEYS
 from qeval.core.registry import Registry
 from qeval.engines.base import ENGINES
-from qeval.plan.spec import ModelEntry, Spec, load_spec
+from qeval.plan.keys import ModelEntry, Spec
+from qeval.plan.spec import load_spec
 from qeval.quant.base import METHODS, BuildContext
 from qeval.tasks.base import TASKS
 

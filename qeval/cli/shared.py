@@ -13,7 +13,7 @@ from qeval.core.units import parse_bytes, parse_percent
 
 if TYPE_CHECKING:
     from qeval.core.settings import EngineSettings, RunSettings
-    from qeval.plan.spec import Spec
+    from qeval.plan.keys import Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = click.Choice(["text", "markdown", "csv", "json"])

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from qeval.core.record import Record
     from qeval.core.settings import RunSettings
     from qeval.jobs.display import Bar
-    from qeval.plan.spec import Dtype, Experiment, ModelEntry, TaskEntry
+    from qeval.plan.keys import Dtype, ModelEntry
+    from qeval.plan.spec import Experiment, TaskEntry
     from qeval.tensor_stats.rows import Statistics
 
 BITS = click.IntRange(2, 8)
@@ -101,7 +102,7 @@ def model_statistics(
     from qeval.core.devices import device_name
     from qeval.core.extras import require
     from qeval.core.settings import EngineSettings
-    from qeval.plan.spec import ModelEntry
+    from qeval.plan.keys import ModelEntry
     from qeval.tensor_stats.layers import lines, render
 
     try:
@@ -192,7 +193,8 @@ class _Quiet:
 
 def _experiment(model: ModelEntry, task: TaskEntry, settings: RunSettings) -> Experiment:
     """The spec of this one cell."""
-    from qeval.plan.spec import Experiment, Quantization, Spec
+    from qeval.plan.keys import Spec
+    from qeval.plan.spec import Experiment, Quantization
     from qeval.quant.base import METHODS
 
     spec = Spec(

@@ -3,6 +3,7 @@
     QevalError            1  something went wrong; the message is one line with the fix
     ├── UsageError        2  the command line asks for something impossible
     │   ├── SpecError     2  the YAML does; names file, line and key
+    │   │   └── SpecErrors 2 in several places: a line each
     │   └── MissingExtraError 2  a package is not installed; names the command that installs it
     ├── PreflightError    1  a run would not get to its end: all that is in the way, a line each
     ├── SeveralErrors     1  what several checks of one thing found
@@ -48,6 +49,18 @@ class UsageError(QevalError):
 
 class SpecError(UsageError):
     pass
+
+
+class SpecErrors(SpecError):
+    """All that is wrong in one spec."""
+
+    def __init__(self, errors: Sequence[QevalError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{len(self.errors)} errors:", *(f"- {err}" for err in self.errors)]
 
 
 class MissingExtraError(UsageError):
@@ -122,6 +135,15 @@ class NotOfferedError(QevalError):
 
 class SandboxError(QevalError):
     pass
+
+
+def raise_spec(errors: Sequence[SpecError]) -> None:
+    """Raises the error that is in the list, or one SpecErrors for several."""
+    found = list({str(err): err for err in errors}.values())
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise SpecErrors(found)
 
 
 def one_line(text: str) -> str:

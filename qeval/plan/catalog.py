@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from qeval.core.execution import KEYS
 from qeval.core.options import Options
 from qeval.engines.base import ENGINES
-from qeval.plan.spec import TaskCommon
+from qeval.plan.keys import TaskCommon
 from qeval.quant.base import METHODS
 from qeval.tasks.base import TASKS
 

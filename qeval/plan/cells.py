@@ -26,7 +26,8 @@ from qeval.core.execution import KvCacheOptions, kv_group
 from qeval.core.options import Options
 from qeval.engines.base import ENGINES, LM, environment_of
 from qeval.formats.recognise import rounds_activations
-from qeval.plan.spec import Experiment, Quantization, Spec, TaskEntry
+from qeval.plan.keys import Spec
+from qeval.plan.spec import Experiment, Quantization, TaskEntry
 from qeval.quant.base import METHODS
 from qeval.tasks.base import TASKS, against_baseline, measures_machine
 

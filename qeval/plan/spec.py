@@ -9,20 +9,16 @@ a command line.
 from __future__ import annotations
 
 import itertools
-import math
-import types
-import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeGuard, TypeVar
+from typing import NamedTuple, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from qeval.core.devices import device_name
 from qeval.core.endpoint import Endpoint
-from qeval.core.errors import MissingExtraError, UsageError, did_you_mean, short
+from qeval.core.errors import MissingExtraError, SpecError, UsageError, did_you_mean, raise_spec, short
 from qeval.core.execution import (
     KEYS,
     ActivationOptions,
@@ -32,91 +28,19 @@ from qeval.core.execution import (
     KvCacheOptions,
     Running,
 )
-from qeval.core.files import user_path
 from qeval.core.options import Options
 from qeval.core.registry import Registry
 from qeval.engines.base import ENGINES
+from qeval.plan.keys import BESIDE, BESIDE_METHODS, COMMON, SECTIONS, ModelEntry, Spec, TaskCommon
+from qeval.plan.validate import MOST_ENTRIES, Wrong, expand, field_names, validate
 from qeval.plan.yaml_file import KeyPath, YamlFile
 from qeval.quant.base import METHODS
 from qeval.store.results import task_title
 from qeval.tasks.base import TASKS, against_baseline, takes_limit
 
 T = TypeVar("T")
-OptionsT = TypeVar("OptionsT", bound=Options)
 BesideT = TypeVar("BesideT", ActivationOptions, KvCacheOptions, FloorOptions)
-Dtype = Literal["float32", "float16", "bfloat16"]
-LONGEST_S = 366 * 86400.0  # of a job's timeout: a year
-_LONGEST_NAME = 255  # bytes of a folder's name
-_MOST_ENTRIES, _MOST_CELLS = 1000, 100_000  # of a section with its grids expanded, and of a spec
-_SECTIONS = ("models", "quantizations", "tasks")
-
-
-class ModelEntry(Options):
-    """One model: ``- bigcode/starcoder2-15b`` is short for ``- {id: bigcode/starcoder2-15b}``. Of an
-    ``endpoint`` the id is only a name."""
-
-    id: str = Field(min_length=1)  # hub id, local folder, or a .gguf file
-    revision: str | None = None  # branch, tag or commit on the hub
-    dtype: Dtype | None = None  # None: the spec's
-    trust_remote_code: bool = False
-    endpoint: Endpoint | None = None  # it runs on a server
-
-    @model_validator(mode="after")
-    def _server_decides(self) -> ModelEntry:
-        if self.endpoint is not None:
-            for key in ("revision", "dtype", "trust_remote_code"):
-                if getattr(self, key):
-                    raise ValueError(f"{key}: an endpoint's server decides that: leave it out")
-        return self
-
-
-class Spec(Options):
-    """The top level of a spec file. Every key but the first four has a default."""
-
-    name: str
-    models: list[object]
-    quantizations: list[object]
-    tasks: list[object]
-    dtype: Dtype = "bfloat16"
-    baseline: str | None = None  # label or method of the row that differences are taken from
-    engine: object = None  # of every row that it can run; a list: a row for each
-    defaults: dict[str, dict[str, object]] = Field(default_factory=dict)
-    limit: int | None = Field(default=None, ge=1)  # first units (windows, problems) of every task
-    data_dir: str | None = None
-    cache_dir: str | None = None
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    batch_size: int | None = Field(default=None, ge=1, le=65_536)
-    n_threads: int | None = Field(default=None, ge=1, le=4096)
-    timeout: float | None = Field(default=86400.0, gt=0, le=LONGEST_S)  # of a job; None: no limit
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder_name(cls, value: str) -> str:
-        plain = value.isprintable() and value == value.strip() and len(value.encode()) <= _LONGEST_NAME
-        if not value or "/" in value or value.startswith(".") or not plain:
-            raise ValueError("must be a plain name: it becomes the folder results/<name>")
-        return value
-
-    @field_validator("data_dir", "cache_dir")
-    @classmethod
-    def _somebodys(cls, value: str | None) -> str | None:
-        try:
-            user_path(value or ".")
-        except UsageError as err:
-            raise ValueError(str(err)) from err
-        return value
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        return device_name(value)
-
-    @field_validator("models", "quantizations", "tasks")
-    @classmethod
-    def _not_empty(cls, value: list[object]) -> list[object]:
-        if not value:
-            raise ValueError("must name at least one")
-        return value
+_MOST_CELLS = 100_000
 
 
 @dataclass(frozen=True)
@@ -190,42 +114,105 @@ class Experiment:
     text: str  # of the file, to keep beside the results
 
 
+class Parsed(NamedTuple):
+    """``experiment``: of what is right, where ``errors`` say what is not; None where too little is left
+    to ask anything about it."""
+
+    experiment: Experiment | None
+    errors: tuple[SpecError, ...]
+
+
 def load_spec(path: Path, overrides: dict[str, object] | None = None) -> Experiment:
     """Read and validate a spec file; ``overrides`` (from the command line) win over its keys, and an
     overriding limit over those of single tasks.
 
     Raises:
-        SpecError: with file, line, key and fix, for the first thing that is wrong.
+        SpecError: with file, line, key and fix, for what is wrong.
         UsageError: an override is; with its option.
     """
-    source = YamlFile(path)
-    overrides = overrides or {}
+    found = parse_spec(YamlFile(path), overrides)
+    raise_spec(found.errors)
+    assert found.experiment is not None
+    return found.experiment
+
+
+def parse_spec(source: YamlFile, overrides: dict[str, object] | None = None) -> Parsed:
+    """``load_spec`` that goes on behind an error, for all that are there.
+
+    Raises:
+        UsageError: an override is wrong; with its option.
+    """
+    overrides, wrong = overrides or {}, Wrong()
     _check_options(overrides)
-    spec: Spec = _validate(source, (), Spec, {**source.data, **overrides})
-    models = _models(source, spec)
-    for name, given in spec.defaults.items():
-        _check_defaults(source, name, given)
-    quantizations = _distinct_labels(_bounded(source, "quantizations", _quantizations(source, spec)))
-    tasks = _bounded(source, "tasks", _tasks(source, spec))
-    if (n := len(models) * len(quantizations) * len(tasks)) > _MOST_CELLS:
-        raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
+    spec = _top(source, {**source.data, **overrides}, wrong)
+    models = _models(source, spec, wrong)
+    spec = _with_right_defaults(source, spec, wrong)
+    quantizations = _distinct_labels(
+        _bounded(source, "quantizations", _quantizations(source, spec, wrong), wrong)
+    )
+    tasks = _bounded(source, "tasks", _tasks(source, spec, wrong), wrong)
     if "limit" in overrides:
         tasks = tuple(
             replace(t, limit=spec.limit) if takes_limit(TASKS[t.task](), t.options) else t
             for t in tasks
         )
-    _no_repeats(source, "tasks", [(t.task, t.options, t.limit) for t in tasks])
-    _no_repeats(source, "quantizations", [_asked(q) for q in quantizations])
-    _check_endpoints(source, models, quantizations)
-    baseline = _baseline(source, spec, quantizations)
-    quantizations = _with_floors(source, quantizations, tasks, baseline, spec.dtype)
+    if wrong.errors:
+        return Parsed(_of_what_is_right(spec, models, quantizations, tasks, source), wrong.told)
+    with wrong.noted():
+        if (n := len(models) * len(quantizations) * len(tasks)) > _MOST_CELLS:
+            raise source.error((), f"{n:,} cells, the most is {_MOST_CELLS:,}: split it")
+    for section, items in (
+        ("tasks", [(t.task, t.options, t.limit) for t in tasks]),
+        ("quantizations", [_asked(q) for q in quantizations]),
+    ):
+        with wrong.noted():
+            _no_repeats(source, section, items)
+    with wrong.noted():
+        _check_endpoints(source, models, quantizations)
+    with wrong.noted():
+        baseline = _baseline(source, spec, quantizations)
+        quantizations = _with_floors(source, quantizations, tasks, baseline, spec.dtype)
+    if wrong.errors:
+        return Parsed(None, wrong.told)
+    return Parsed(Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text), ())
+
+
+def _top(source: YamlFile, data: dict[str, object], wrong: Wrong) -> Spec:
+    """The top level; of one with errors the keys that are right."""
+    with wrong.noted():
+        return validate(source, (), Spec, data)
+    try:
+        Spec.model_validate(data)
+    except ValidationError as err:
+        bad = {each["loc"][0] for each in err.errors()}
+    right = {key: value for key, value in data.items() if key in Spec.model_fields and key not in bad}
+    nothing: dict[str, object] = {"name": "-", **{section: [] for section in SECTIONS}}
+    return Spec.model_construct(**{**nothing, **right})
+
+
+def _of_what_is_right(
+    spec: Spec,
+    models: tuple[ModelEntry, ...],
+    quantizations: tuple[Quantization, ...],
+    tasks: tuple[TaskEntry, ...],
+    source: YamlFile,
+) -> Experiment | None:
+    """To ask what else is in the way."""
+    try:
+        baseline = _baseline(source, spec, quantizations)
+    except SpecError:  # it may be what is wrong
+        baseline = None
+    if baseline is None:
+        tasks = tuple(t for t in tasks if not against_baseline(TASKS[t.task]()))
+    if not (models and quantizations and tasks):
+        return None
     return Experiment(spec.name, models, quantizations, tasks, baseline, spec, source.text)
 
 
 def _check_options(overrides: dict[str, object]) -> None:
     """The values of the command line, by themselves, so that an error names the option."""
     try:
-        Spec.model_validate({"name": "-", **{key: ["-"] for key in _SECTIONS}, **overrides})
+        Spec.model_validate({"name": "-", **{key: ["-"] for key in SECTIONS}, **overrides})
     except ValidationError as err:
         first = err.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
@@ -233,6 +220,16 @@ def _check_options(overrides: dict[str, object]) -> None:
         raise UsageError(
             f"--{option} {short(str(first['input']))}: {message[0].lower()}{message[1:]}"
         ) from err
+
+
+def _with_right_defaults(source: YamlFile, spec: Spec, wrong: Wrong) -> Spec:
+    """Without the defaults of a method or task that are wrong: no entry is to repeat that."""
+    right = {}
+    for name, given in spec.defaults.items():
+        with wrong.noted():
+            _check_defaults(source, name, given)
+            right[name] = given
+    return spec.model_copy(update={"defaults": right})
 
 
 def _check_defaults(source: YamlFile, name: str, given: dict[str, object]) -> None:
@@ -246,36 +243,34 @@ def _check_defaults(source: YamlFile, name: str, given: dict[str, object]) -> No
     else:
         hint = did_you_mean(short(name), [*METHODS, *TASKS])
         raise source.error(where, f"no such method or task{hint}")
-    known = [*_field_names(options), *_BESIDE[section]]
+    known = [*field_names(options), *BESIDE[section]]
     for key in given:
         if key not in known:
             raise source.error((*where, key), f"unknown key{did_you_mean(short(key), known)}")
 
 
-def _field_names(options: type[Options]) -> Iterator[str]:
-    """The keys that options take, a field's other names among them."""
-    for name, info in options.model_fields.items():
-        yield name
-        if isinstance(info.validation_alias, AliasChoices):
-            yield from (str(choice) for choice in info.validation_alias.choices)
-
-
-def _models(source: YamlFile, spec: Spec) -> tuple[ModelEntry, ...]:
+def _models(source: YamlFile, spec: Spec, wrong: Wrong) -> tuple[ModelEntry, ...]:
     entries = []
     for i, raw in enumerate(spec.models):
-        if isinstance(raw, str):
-            raw = {"id": raw}
-        if not isinstance(raw, dict):
-            raise source.error(
-                ("models", i), "must be a hub id, a folder, or a mapping with `id` or `endpoint`"
-            )
-        if "endpoint" in raw:  # by itself, so that an error never shows what else stands there
-            endpoint = _validate(source, ("models", i, "endpoint"), Endpoint, raw["endpoint"])
-            raw = {"id": endpoint.name, **raw, "endpoint": endpoint}
-        entries.append(_validate(source, ("models", i), ModelEntry, raw))
-    found = _bounded(source, "models", entries)
-    _no_repeats(source, "models", entries)
+        with wrong.noted():
+            entries.append(_model(source, i, raw))
+    found = _bounded(source, "models", entries, wrong)
+    with wrong.noted():
+        _no_repeats(source, "models", found)
     return found
+
+
+def _model(source: YamlFile, i: int, raw: object) -> ModelEntry:
+    if isinstance(raw, str):
+        raw = {"id": raw}
+    if not isinstance(raw, dict):
+        raise source.error(
+            ("models", i), "must be a hub id, a folder, or a mapping with `id` or `endpoint`"
+        )
+    if "endpoint" in raw:  # by itself, so that an error never shows what else stands there
+        endpoint = validate(source, ("models", i, "endpoint"), Endpoint, raw["endpoint"])
+        raw = {"id": endpoint.name, **raw, "endpoint": endpoint}
+    return validate(source, ("models", i), ModelEntry, raw)
 
 
 def _check_endpoints(
@@ -293,46 +288,53 @@ def _check_endpoints(
         )
 
 
-def _bounded(source: YamlFile, section: str, entries: Iterable[T]) -> tuple[T, ...]:
-    """The entries of a section. Raises SpecError where there are too many."""
-    found = tuple(itertools.islice(entries, _MOST_ENTRIES + 1))
-    if len(found) > _MOST_ENTRIES:
-        what = f"over {_MOST_ENTRIES:,} entries, each combination of a grid counted: split the spec"
-        raise source.error((section,), what)
+def _bounded(source: YamlFile, section: str, entries: Iterable[T], wrong: Wrong) -> tuple[T, ...]:
+    """The entries of a section; none where there are too many."""
+    found = tuple(itertools.islice(entries, MOST_ENTRIES + 1))
+    if len(found) > MOST_ENTRIES:
+        what = f"over {MOST_ENTRIES:,} entries, each combination of a grid counted: split the spec"
+        wrong.errors.append(source.error((section,), what))
+        return ()
     return found
 
 
-def _quantizations(source: YamlFile, spec: Spec) -> Iterator[Quantization]:
+def _quantizations(source: YamlFile, spec: Spec, wrong: Wrong) -> Iterator[Quantization]:
     for i, raw in enumerate(spec.quantizations):
-        beside = {k: raw[k] for k in _BESIDE_METHODS if k in raw} if isinstance(raw, dict) else {}
-        bare = {k: v for k, v in raw.items() if k not in beside} if isinstance(raw, dict) else raw
-        where, name, given = _entry(source, "quantizations", i, bare)
-        method = _named(source, where, METHODS, name)()
-        if given is not None and not isinstance(given, dict):
-            if method.scalar is None:
-                raise source.error(where, f"takes a mapping of options, not {given!r}")
-            given = {method.scalar: given}
-        if twice := sorted(beside.keys() & (given or {}).keys()):
-            raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
-        merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
-        own = {k: v for k, v in merged.items() if k not in _BESIDE_METHODS}
-        at = {k: (*where[: 2 if k in beside else 3], k) for k in _BESIDE_METHODS}
-        a, kv, fl = KEYS
-        activations = _ways(source, at[a], ActivationOptions, "num_bits", merged.get(a))
-        caches = _ways(source, at[kv], KvCacheOptions, "num_bits", merged.get(kv))
-        floors = _ways(source, at[fl], FloorOptions, "kind", merged.get(fl))
-        if "engine" in merged:
-            engines = _engines(source, at["engine"], method.engine, merged["engine"])
-        else:
-            engines = _fitting(_engines(source, ("engine",), None, spec.engine), method.engine)
-        runs = [Running(*way) for way in itertools.product(activations, caches, floors)]
-        rows = _expand(source, where, method.Options, own)
-        for options, engine, running in itertools.product(rows, engines, runs):
-            label = running.label(method.label(options))
-            if engine and engine.is_foreign:
-                label = f"{label} ({engine.name})"
-            floor = running.floor.kind if running.floor else None
-            yield Quantization(name, options, label, running, engine, floor)
+        with wrong.noted():
+            yield from _rows(source, spec, i, raw)
+
+
+def _rows(source: YamlFile, spec: Spec, i: int, raw: object) -> Iterator[Quantization]:
+    """Of one entry."""
+    beside = {k: raw[k] for k in BESIDE_METHODS if k in raw} if isinstance(raw, dict) else {}
+    bare = {k: v for k, v in raw.items() if k not in beside} if isinstance(raw, dict) else raw
+    where, name, given = _entry(source, "quantizations", i, bare)
+    method = _named(source, where, METHODS, name)()
+    if given is not None and not isinstance(given, dict):
+        if method.scalar is None:
+            raise source.error(where, f"takes a mapping of options, not {given!r}")
+        given = {method.scalar: given}
+    if twice := sorted(beside.keys() & (given or {}).keys()):
+        raise source.error((*where, twice[0]), "stands beside the method, too: keep one")
+    merged = {**spec.defaults.get(name, {}), **(given or {}), **beside}
+    own = {k: v for k, v in merged.items() if k not in BESIDE_METHODS}
+    at = {k: (*where[: 2 if k in beside else 3], k) for k in BESIDE_METHODS}
+    a, kv, fl = KEYS
+    activations = _ways(source, at[a], ActivationOptions, "num_bits", merged.get(a))
+    caches = _ways(source, at[kv], KvCacheOptions, "num_bits", merged.get(kv))
+    floors = _ways(source, at[fl], FloorOptions, "kind", merged.get(fl))
+    if "engine" in merged:
+        engines = _engines(source, at["engine"], method.engine, merged["engine"])
+    else:
+        engines = _fitting(_engines(source, ("engine",), None, spec.engine), method.engine)
+    runs = [Running(*way) for way in itertools.product(activations, caches, floors)]
+    rows = expand(source, where, method.Options, own)
+    for options, engine, running in itertools.product(rows, engines, runs):
+        label = running.label(method.label(options))
+        if engine and engine.is_foreign:
+            label = f"{label} ({engine.name})"
+        floor = running.floor.kind if running.floor else None
+        yield Quantization(name, options, label, running, engine, floor)
 
 
 def _engines(
@@ -354,7 +356,7 @@ def _engines(
             what = f"{item} does not run weights of {own}: leave `engine` out here"
             raise source.error(where, what)
         found += [
-            EngineChoice(item, o) for o in _expand(source, (*where, item), engine.Options, options)
+            EngineChoice(item, o) for o in expand(source, (*where, item), engine.Options, options)
         ]
     return found
 
@@ -444,34 +446,28 @@ def _ways(
         return [None]
     items = given if isinstance(given, list) and given else [given]
     mappings = [item if isinstance(item, dict) else {scalar: item} for item in items]
-    found = [options for given in mappings for options in _expand(source, where, cls, given)]
+    found = [options for given in mappings for options in expand(source, where, cls, given)]
     return [None if getattr(options, "num_bits", 0) == 16 else options for options in found]
 
 
-def _tasks(source: YamlFile, spec: Spec) -> Iterator[TaskEntry]:
+def _tasks(source: YamlFile, spec: Spec, wrong: Wrong) -> Iterator[TaskEntry]:
     for i, raw in enumerate(spec.tasks):
-        where, name, given = _entry(source, "tasks", i, raw)
-        task = _named(source, where, TASKS, name)()
-        if given is not None and not isinstance(given, dict):
-            raise source.error(where, f"takes a mapping of options, not {given!r}")
-        merged = {**spec.defaults.get(name, {}), **(given or {})}
-        common = _validate(source, where, TaskCommon, {k: merged[k] for k in COMMON & merged.keys()})
-        own = {k: v for k, v in merged.items() if k not in COMMON}
-        for options in _expand(source, where, task.Options, own):
-            limit = (common.limit or spec.limit) if takes_limit(task, options) else None
-            yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
+        with wrong.noted():
+            yield from _columns(source, spec, i, raw)
 
 
-class TaskCommon(Options):
-    """Keys that every task takes beside its own options."""
-
-    limit: int | None = Field(default=None, ge=1)
-    timeout: float | None = Field(default=None, gt=0, le=LONGEST_S)
-
-
-COMMON = frozenset(TaskCommon.model_fields)
-_BESIDE_METHODS = ("engine", *KEYS)
-_BESIDE: dict[str, Iterable[str]] = {"tasks": COMMON, "quantizations": _BESIDE_METHODS}
+def _columns(source: YamlFile, spec: Spec, i: int, raw: object) -> Iterator[TaskEntry]:
+    """Of one entry."""
+    where, name, given = _entry(source, "tasks", i, raw)
+    task = _named(source, where, TASKS, name)()
+    if given is not None and not isinstance(given, dict):
+        raise source.error(where, f"takes a mapping of options, not {given!r}")
+    merged = {**spec.defaults.get(name, {}), **(given or {})}
+    common = validate(source, where, TaskCommon, {k: merged[k] for k in COMMON & merged.keys()})
+    own = {k: v for k, v in merged.items() if k not in COMMON}
+    for options in expand(source, where, task.Options, own):
+        limit = (common.limit or spec.limit) if takes_limit(task, options) else None
+        yield TaskEntry(name, options, task.label(options), limit, common.timeout or spec.timeout)
 
 
 def _entry(source: YamlFile, section: str, i: int, raw: object) -> tuple[KeyPath, str, object]:
@@ -481,7 +477,7 @@ def _entry(source: YamlFile, section: str, i: int, raw: object) -> tuple[KeyPath
     if isinstance(raw, dict) and len(raw) == 1:
         name = next(iter(raw))
         return (section, i, name), str(name), raw[name]
-    beside = f"; beside it {', '.join(_BESIDE_METHODS)}" if section == "quantizations" else ""
+    beside = f"; beside it {', '.join(BESIDE_METHODS)}" if section == "quantizations" else ""
     raise source.error((section, i), f"each entry is a name, or one name with its options{beside}")
 
 
@@ -490,81 +486,6 @@ def _named(source: YamlFile, where: KeyPath, registry: Registry[T], name: str) -
         return registry[name]
     except UsageError as err:
         raise source.error(where[:2], str(err)) from err
-
-
-def _expand(
-    source: YamlFile, where: KeyPath, cls: type[OptionsT], given: Mapping[str, object]
-) -> Iterator[OptionsT]:
-    """One Options for each combination of the lists given to options that take one value."""
-    axes: dict[str, list[object]] = {}
-    for key, value in given.items():
-        axes[key] = value if isinstance(value, list) and not _takes_list(cls, key) else [value]
-        if not axes[key]:
-            raise source.error((*where, key), "is an empty list")
-    if (n := math.prod(map(len, axes.values()))) > _MOST_ENTRIES:
-        raise source.error(where, f"a grid of {n:,} combinations, the most is {_MOST_ENTRIES:,}")
-    for combination in itertools.product(*axes.values()):
-        yield _validate(source, where, cls, dict(zip(axes, combination, strict=True)))
-
-
-def _takes_list(cls: type[Options], key: str) -> bool:
-    field = cls.model_fields.get(key)
-    return field is not None and any(
-        typing.get_origin(m) in (list, tuple) for m in _members(field.annotation)
-    )
-
-
-def _members(annotation: object) -> tuple[object, ...]:
-    """The types of a union, or the one that it is."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
-
-
-def _validate(source: YamlFile, where: KeyPath, cls: type[OptionsT], data: object) -> OptionsT:
-    try:
-        return cls.model_validate(data)
-    except ValidationError as err:
-        first = err.errors()[0]
-        keys = _keys(data)
-        inner = tuple(p for p in first["loc"] if isinstance(p, int) or p in keys)
-        path = (*where, *(inner or first["loc"][:1]))
-        if first["type"] == "extra_forbidden":
-            word, around = str(first["loc"][-1]), _class_at(cls, first["loc"][:-1])
-            known = [*_field_names(around), *(_beside(where) if around is cls else ())]
-            raise source.error(path, f"unknown key{did_you_mean(short(word), known)}") from err
-        if first["type"] == "missing":
-            gone = first["loc"][-1]
-            raise source.error((*where, *inner), f"the key {gone!r} is missing") from err
-        message = first["msg"].removeprefix("Value error, ")
-        shown = "" if first["type"] == "value_error" else f" (got {short(repr(first['input']))})"
-        if first["type"] == "string_type" and isinstance(first["input"], int | float):
-            shown += ": put it in quotes"
-        raise source.error(path, message[0].lower() + message[1:] + shown) from err
-
-
-def _class_at(cls: type[Options], loc: Iterable[str | int]) -> type[Options]:
-    """The options that hold a place of a validation error: ``cls``, or those inside it."""
-    for part in loc:
-        info = cls.model_fields.get(str(part))
-        inner = [m for m in _members(info.annotation) if _is_options(m)] if info else []
-        cls = inner[0] if inner else cls
-    return cls
-
-
-def _is_options(annotation: object) -> TypeGuard[type[Options]]:
-    return isinstance(annotation, type) and issubclass(annotation, Options)
-
-
-def _beside(where: KeyPath) -> Iterable[str]:
-    """The keys that every entry of a section takes beside its own options."""
-    return _BESIDE.get(str(where[0]), ()) if len(where) == 3 else ()
-
-
-def _keys(data: object) -> set[str]:
-    """All keys anywhere inside, so that pydantic's own markers in an error's path can be left out."""
-    if isinstance(data, dict):
-        return set(data).union(*(_keys(v) for v in data.values()))
-    return set().union(*(_keys(v) for v in data)) if isinstance(data, list) else set()
 
 
 def _no_repeats(source: YamlFile, section: str, items: Sequence[object]) -> None:

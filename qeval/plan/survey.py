@@ -18,9 +18,10 @@ from qeval.models.endpoint import endpoint_model
 from qeval.models.resolve import planned_download, resolve_model
 from qeval.plan import preflight
 from qeval.plan.cells import Cell, Row, ThisMachine, device_kind, row_cells
+from qeval.plan.keys import ModelEntry
 from qeval.plan.preflight import Download, Findings, Problem, ask
 from qeval.plan.room import Room, build_sizes, keeps_predictions, needs_room, predictions_size
-from qeval.plan.spec import Experiment, ModelEntry, Quantization, TaskEntry
+from qeval.plan.spec import Experiment, Quantization, TaskEntry
 from qeval.plan.state import State, is_done, skipped, to_build, without_record
 from qeval.quant.base import METHODS
 from qeval.store.artifacts import ArtifactCache

@@ -11,6 +11,7 @@ text, and so is ``1:30``, which YAML 1.1 reads as 90. Integers are those that fi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,42 @@ _LONGEST_INT = 70  # characters: 64 bits in base 2, with a sign
 
 
 class YamlFile:
-    """``data``: the mapping at the top of the file; ``text``: the file as it is. ``holds``: its keys,
-    for the message where it is none.
+    """``data``: the mapping at the top of the file; ``text``: the file as it is.
+
+    Args:
+        holds: its keys, for the message where there is no mapping.
+        text: what is read in place of the file.
+        said: by line of that text, the words of the command line that it was made of.
 
     Raises:
         SpecError: it cannot be read, is not YAML or not a mapping, or is over a limit.
     """
 
-    def __init__(self, path: Path, holds: str = "name, models, ...") -> None:
+    def __init__(
+        self,
+        path: Path,
+        holds: str = "name, models, ...",
+        *,
+        text: str | None = None,
+        said: Mapping[int, str] | None = None,
+    ) -> None:
         self.path = path
+        self._said = said or {}
         self._lines: dict[KeyPath, int] = {}
-        raw = read_bytes(path, MAX_BYTES, SpecError, streams=True)
+        raw = (
+            text.encode() if text is not None else read_bytes(path, MAX_BYTES, SpecError, streams=True)
+        )
         try:
             self.text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as err:
             line = raw[: err.start].count(b"\n") + 1
-            raise SpecError(f"{path}:{line}: not UTF-8 text: save it as such") from err
+            raise SpecError(f"{self._at(line)}: not UTF-8 text: save it as such") from err
         try:
             self.data = self._load()
         except yaml.reader.ReaderError as err:
             line = self.text[: err.position].count("\n") + 1
             what = f"the character U+{err.character:04X}"
-            raise SpecError(f"{path}:{line}: not valid YAML: {what}") from err
+            raise SpecError(f"{self._at(line)}: not valid YAML: {what}") from err
         except yaml.MarkedYAMLError as err:
             raise self._invalid(err) from err
         if not isinstance(self.data, dict):
@@ -78,15 +93,15 @@ class YamlFile:
             for key, value in node.value:
                 line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise SpecError(f"{self.path}:{line}: a key must be a plain text")
+                    raise SpecError(f"{self._at(line)}: a key must be a plain text")
                 if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
                     shown = short(key.value)
-                    raise SpecError(f"{self.path}:{line}: the key {shown!r} is no text: quote it")
+                    raise SpecError(f"{self._at(line)}: the key {shown!r} is no text: quote it")
                 if key.tag == f"{_TAG}str" and (wrong := _wrong(loader, key)):
                     raise self.error(where, f"the key {short(key.value)!r} {wrong}")
                 inner = (*where, key.value)
                 if inner in self._lines:
-                    raise SpecError(f"{self.path}:{line}: {short(key.value)!r} stands twice")
+                    raise SpecError(f"{self._at(line)}: {short(key.value)!r} stands twice")
                 self._lines[inner] = line
                 self._walk(loader, value, inner)
         elif isinstance(node, yaml.SequenceNode):
@@ -96,7 +111,7 @@ class YamlFile:
             raise self.error(where, f"{short(node.value)!r} {wrong}")
 
     def _invalid(self, err: yaml.MarkedYAMLError) -> SpecError:
-        where = f"{self.path}:{err.problem_mark.line + 1}" if err.problem_mark else str(self.path)
+        where = self._at(err.problem_mark.line + 1) if err.problem_mark else str(self.path)
         what = err.problem
         if what == "second occurrence":  # PyYAML says of what in the context
             what = "an anchor stands twice"
@@ -112,9 +127,13 @@ class YamlFile:
 
     def error(self, where: KeyPath, message: str) -> SpecError:
         """An error at a key, or at the closest one around it that is in the file."""
-        key = short(".".join(str(part) for part in where if isinstance(part, str)))
+        line, keys = self.line(where), [part for part in where if isinstance(part, str)]
+        key = short(".".join(keys[2:] if line in self._said else keys))
         told = short(message, _LONGEST_MESSAGE)  # it may repeat what stands in the file
-        return SpecError(f"{self.path}:{self.line(where)}: {key + ': ' if key else ''}{told}")
+        return SpecError(f"{self._at(line)}: {key + ': ' if key else ''}{told}")
+
+    def _at(self, line: int) -> str:
+        return self._said.get(line, f"{self.path}:{line}")
 
 
 class _Loader(yaml.SafeLoader):

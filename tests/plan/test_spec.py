@@ -6,7 +6,8 @@ import pytest
 
 from qeval.core.errors import SpecError
 from qeval.core.execution import ActivationOptions, KvCacheOptions, Running
-from qeval.plan.spec import load_spec
+from qeval.plan.spec import load_spec, parse_spec
+from qeval.plan.yaml_file import YamlFile
 
 GOOD = """\
 name: t
@@ -328,3 +329,58 @@ def test_k_over_n_samples_is_refused(tmp_path):
     text = GOOD.replace("  - speed", "  - humaneval: {n_samples: 5, k: [1, 10], temperature: 0.8}")
     with pytest.raises(SpecError, match=r"spec.yaml:10: tasks.humaneval.*10"):
         load(tmp_path, text)
+
+
+WRONG = """\
+name: t
+models: [some/model, {id: 3}]
+quantizations:
+  - none
+  - rtn: {num_bits: 99, symetric: true}
+  - gptqq
+  - gguf: Q9
+tasks:
+  - perplexity: {protocol: gptq}
+  - speed
+defaults:
+  rtn: {groups: 8}
+limit: 0
+nothing: 1
+"""
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, WRONG)
+    head, *lines = caught.value.lines
+    told = [line.removeprefix(f"- {tmp_path}/spec.yaml:").split(": ")[:2] for line in lines]
+    assert head == "9 errors:"
+    assert told == [
+        ["13", "limit"],
+        ["14", "nothing"],
+        ["2", "models.id"],
+        ["12", "defaults.rtn.groups"],
+        ["5", "quantizations.rtn.num_bits"],
+        ["5", "quantizations.rtn.symetric"],
+        ["6", "quantizations"],
+        ["7", "quantizations.gguf.type"],
+        ["9", "tasks.perplexity"],
+    ]
+
+
+def test_what_is_right_of_a_wrong_spec_can_be_asked_about(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(WRONG)
+    found = parse_spec(YamlFile(path)).experiment
+    assert found is not None
+    assert [m.id for m in found.models] == ["some/model"]
+    assert [q.label for q in found.quantizations] == ["none"]
+    assert [t.label for t in found.tasks] == ["speed"]
+    path.write_text(WRONG.replace("  - speed\n", ""))
+    assert parse_spec(YamlFile(path)).experiment is None
+
+
+def test_an_error_that_many_rows_share_is_told_once(tmp_path):
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, GOOD + "engine: vllmm\n")
+    assert len(caught.value.lines) == 1
