@@ -77,7 +77,7 @@ def test_a_run_measures_and_a_second_run_does_nothing(toy, tmp_path):
     before = Path("results/toy/records.jsonl").read_bytes()
     outcome = run_spec(spec)
     assert outcome.exit_code == 0
-    assert len([r for r in outcome.records if r.kind == "eval"]) == 1
+    assert len([r for r in outcome.results if r.kind == "eval"]) == 1
     assert Path("results/toy/records.jsonl").read_bytes() == before
     assert builds(tmp_path) == ["build 8"]
 
@@ -150,7 +150,7 @@ def test_what_measures_the_machine_is_measured_again_on_another_and_nothing_else
     assert len(evals()) == 3  # the limit makes another `misbehave`, and no other stopwatch
     monkeypatch.setenv("QEVAL_HOST", "box")
     outcome = run_spec(spec)
-    lap = [r for r in outcome.records if r.metrics and r.metrics[0].name == "lap"]
+    lap = [r for r in outcome.results if r.metrics and r.metrics[0].name == "lap"]
     assert [r.conditions.host for r in lap] == ["laptop", "box"]  # the first one is not lost
     assert len({r.key for r in lap}) == 2
     before = Path("results/toy/records.jsonl").read_bytes()
@@ -181,7 +181,7 @@ def test_names_baseline_and_order_are_those_of_the_spec_at_hand(toy):
     run_spec(spec)
     text = spec.read_text().replace("[{copy: 8}, {copy: 4}]", "[{copy: 4}, {copy: 8}]")
     spec.write_text(text + "baseline: copy4\n")
-    evals = [r for r in run_spec(spec).records if r.kind == "eval"]
+    evals = [r for r in run_spec(spec).results if r.kind == "eval"]
     found = {r.cell["quantization"]["label"]: (r.cell["baseline"], r.cell["order"]) for r in evals}
     assert found == {"copy4": (True, [0, 0, 0]), "copy8": (False, [0, 1, 0])}
 
@@ -238,7 +238,7 @@ def test_the_log_says_where_a_cell_failed_and_everything_names_the_log(toy, caps
     assert "NoneType: None" not in text
     assert bad.log == f"jobs/eval-{bad.key[:16]}.log"
     assert f"\nlog           {bad.log}\n" in describe(bad)
-    assert f"(log: {bad.log})" in render(build_table(outcome.records), "text")
+    assert f"(log: {bad.log})" in render(build_table(outcome.results), "text")
     assert outcome.last_line == f"1 cell failed; log: results/toy/{bad.log}"
     assert "Traceback" not in capsys.readouterr().err
     assert "log:" not in render(build_table([good]), "text")
@@ -247,7 +247,7 @@ def test_the_log_says_where_a_cell_failed_and_everything_names_the_log(toy, caps
 def test_cells_of_a_failed_build_name_its_log(toy):
     outcome = run_spec(toy(quantizations="copy: {fail: true}; copy: {num_bits: 6, die: true}"))
     (first, second) = evals()
-    builds = {r.key: r for r in outcome.records if r.kind == "build"}
+    builds = {r.key: r for r in outcome.results if r.kind == "build"}
     assert sorted(r.log for r in builds.values()) == sorted([first.log, second.log])
     assert "BuildError: this one never works" in (Path("results/toy") / first.log).read_text()
     logs = f"results/toy/{first.log}, results/toy/{second.log}"
@@ -325,7 +325,7 @@ def test_a_model_of_nan_is_marked_broken_and_the_table_is_printed(toy):
     (record,) = evals()
     assert record.metrics[0].value is None
     assert record.metrics[0].nonfinite == 1.0
-    assert "broken" in render(build_table(outcome.records), "text")
+    assert "broken" in render(build_table(outcome.results), "text")
     for line in Path("results/toy/records.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in strict JSON"))
 
@@ -348,7 +348,7 @@ def test_a_skipped_cell_is_not_tried_again(toy):
 
 
 def test_dry_run_runs_nothing(toy, capsys):
-    assert run_spec(toy(), dry_run=True).records is None
+    assert run_spec(toy(), dry_run=True).results is None
     assert not Path("results").exists()
     assert "build, run" in capsys.readouterr().out
 
@@ -577,7 +577,7 @@ def test_a_killed_parent_takes_its_worker_along_and_the_rest_is_done_later(toy):
     broken = run_spec(spec)
     assert len(evals()) == len(evals("unbroken")) == 4
     tables = [
-        render(build_table(o.records, columns=["steps", "bpw", "weights"]), "json")
+        render(build_table(o.results, columns=["steps", "bpw", "weights"]), "json")
         for o in (broken, unbroken)
     ]
     assert tables[0] == tables[1]

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from qeval.api.settings import spec_settings
 from qeval.cli.run import outcome
-from qeval.cli.shared import FOLDER, command, spec_options, spec_settings
+from qeval.cli.shared import FOLDER, command, spec_options
 from qeval.core.console import echo, say, warn
 
 

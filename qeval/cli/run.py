@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from qeval.api.settings import spec_settings
 from qeval.cli.results.table import print_table
-from qeval.cli.shared import FOLDER, command, debug, spec_options, spec_settings
-from qeval.core.console import echo, say, warn
+from qeval.cli.shared import FOLDER, command, debug, spec_options
+from qeval.core.console import echo, say
 from qeval.core.errors import OutputError, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qeval.api.results import Results
     from qeval.core.record import Record
     from qeval.plan.survey import Survey
 
@@ -36,9 +38,9 @@ def run(
     interruption.
     """
     ended = run_spec(spec, results, dry_run=dry_run, only=only, debug=debug(), **over)
-    if ended.records is not None and not no_table:
+    if ended.results is not None and not no_table:
         try:
-            print_table(ended.records, "text", {})
+            print_table(ended.results, "text", {})
         except OutputError as err:
             raise OutputError(f"{err}; what was measured is kept: `qeval table`") from err
     if ended.last_line:
@@ -47,11 +49,11 @@ def run(
 
 
 class Outcome(NamedTuple):
-    """``records`` are those of the spec's cells; None for a dry run. ``last_line``: what failed, and
+    """``results`` are those of the spec's cells; None for a dry run. ``last_line``: what failed, and
     where the logs are; empty where nothing did."""
 
     exit_code: int
-    records: list[Record] | None
+    results: Results | None
     last_line: str = ""
 
 
@@ -68,48 +70,32 @@ def run_spec(
     allow_weak_sandbox: bool = False,
     debug: bool = False,
 ) -> Outcome:
-    """Plan the spec, do what has no ok record yet, return the records of all its cells. ``debug``
+    """Plan the spec, do what has no ok record yet, return the results of all its cells. ``debug``
     prints the tracebacks of workers that fail."""
-    from qeval.jobs.display import Progress
-    from qeval.jobs.executor import LocalExecutor
-    from qeval.jobs.runner import Runner
-    from qeval.plan.kept_spec import keep
+    from qeval.api.running import measure
     from qeval.plan.spec import load_spec
-    from qeval.plan.survey import ready, survey
+    from qeval.plan.survey import survey
     from qeval.store.records import Store
-    from qeval.store.results import failed_cells
 
     overrides = {"limit": limit, "device": device}
     experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
     settings = spec_settings(experiment.settings, data_dir, cache_dir, allow_weak_sandbox)
-    store = Store(results or Path("results") / experiment.name)
-    done = store.latest()
+    folder = results or Path("results") / experiment.name
     if dry_run:
+        done = Store(folder).latest()
         found = survey(experiment, settings, done, only=only)
         _print_plan(found)
         if found.problems:
             return Outcome(1, None)
-        return outcome(found.stays_failed(done), None, store.folder)
-    found = ready(experiment, settings, done, only=only)
-    with store.lock():
-        keep(experiment, store.folder)
-        steps = found.to_do(store.latest())
-        n = len(found.steps)
-        say(f"{n - len(steps)} of {n} cells are done in {store.folder}")
-        with Progress(len(steps), store.folder if debug else None) as progress:
-            executor = LocalExecutor(store.folder.resolve() / "jobs")
-            Runner(store, executor, settings, progress).run(steps)
-        records = found.records(store.read())
-        warn(store.warnings)
-    keys = {cell.key for cell in found.cells}
-    failed = failed_cells([r for r in records if r.key in keys])  # not what failed elsewhere
-    return outcome(failed, records, store.folder)
+        return outcome(found.stays_failed(done), None, folder)
+    measured = measure(experiment, settings, folder, only=only, debug=debug)
+    return outcome(measured.failed, measured, folder)
 
 
-def outcome(failed: list[Record], records: list[Record] | None, folder: Path) -> Outcome:
+def outcome(failed: list[Record], results: Results | None, folder: Path) -> Outcome:
     from qeval.store.results import FAILED, failures_line
 
-    return Outcome(FAILED, records, failures_line(failed, folder)) if failed else Outcome(0, records)
+    return Outcome(FAILED, results, failures_line(failed, folder)) if failed else Outcome(0, results)
 
 
 def _print_plan(found: Survey) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, FORMATS, command, run_settings
+from qeval.api.settings import run_settings
+from qeval.cli.shared import FOLDER, FORMATS, command
 from qeval.core.console import echo, say
 from qeval.core.errors import UsageError
 

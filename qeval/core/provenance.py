@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import qeval
-from qeval.core import machine
+from qeval.core import __version__, machine
 from qeval.core.cores import threads, usable_cores
 from qeval.core.record import Conditions
 
@@ -53,7 +52,7 @@ def collect() -> dict[str, object]:
     """Versions of qeval (with git commit and dirty flag), Python, the packages that decide numbers,
     the CPU, GPU and driver, and the host."""
     return {
-        "qeval": qeval.__version__,
+        "qeval": __version__,
         **_git(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := package_version(name))},
@@ -113,7 +112,7 @@ def package_version(name: str) -> str | None:
 
 def _git() -> dict[str, object]:
     """Commit and dirty flag of the checkout that qeval runs from; nothing for an installed wheel."""
-    root = Path(qeval.__file__).resolve().parents[1]  # in another environment qeval is a link
+    root = Path(__file__).resolve().parents[2]  # in another environment qeval is a link
     if not (root / ".git").exists():
         return {}
     run = ["git", "-c", "safe.directory=*", "-C", str(root)]

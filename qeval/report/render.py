@@ -1,4 +1,4 @@
-"""One table, four forms: text, markdown, csv, json. No number is ever cut to fit.
+"""One table, five forms: text, markdown, csv, json, html. No number is ever cut to fit.
 
 csv and json carry the raw numbers (shares, bytes, seconds) in full precision; json is strict.
 """
@@ -14,11 +14,12 @@ from dataclasses import asdict
 from qeval.core.errors import UsageError, did_you_mean
 from qeval.core.record import finite
 from qeval.report.format import marks
+from qeval.report.html import html
 from qeval.report.sheet import SheetCell, sheet
 from qeval.report.table import Column, Entry, Table, TableRow
 from qeval.report.text import text
 
-FORMATS = ("text", "markdown", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json", "html")
 _PARTS = (
     "±",
     "low",
@@ -49,7 +50,7 @@ def render(table: Table, fmt: str, *, width: int | None = None, color: bool = Fa
     """
     if fmt == "text":
         return text(table, width=width, color=color)
-    forms = {"markdown": markdown, "csv": csv_text, "json": json_text}
+    forms = {"markdown": markdown, "csv": csv_text, "json": json_text, "html": html}
     if fmt not in forms:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)}")
     return forms[fmt](table)

@@ -34,11 +34,3 @@ def read_results(paths: Sequence[Path]) -> list[Record]:
         warn(warnings)
         records += as_kept_spec_says(found, folder)
     return records
-
-
-def find_records(prefix: str, paths: Sequence[Path]) -> list[Record]:
-    """The records of the cell whose key begins with ``prefix``, newest first; UsageError where not
-    exactly one does."""
-    from qeval.report.describe import pick
-
-    return pick(read_results(paths), prefix)

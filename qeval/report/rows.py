@@ -195,7 +195,7 @@ def _at_floor(draft: Draft, column: Column) -> set[int]:
             engine=row.engine,
             baseline=row.baseline,
             simulated=False,
-            entries={column.id: _value(cell.metric) if cell and cell.metric else Entry()},
+            entries={column.id: value_entry(cell.metric) if cell and cell.metric else Entry()},
             floor=row.floor,
             twin=row.twin,
         )
@@ -291,7 +291,7 @@ def _entry(
     elif change is not None:
         said += [way] if way else []
         said += _versions(found, base) if column.place else []
-    return replace(_value(found.metric), difference=change, notes=notes.numbers(said))
+    return replace(value_entry(found.metric), difference=change, notes=notes.numbers(said))
 
 
 def _without_record(filled: Filled, source: RowRecords, notes: Notes) -> Entry:
@@ -351,7 +351,7 @@ def _twice(column: Column, found: FoundCell) -> list[str]:
     said = [
         f"{record.folder} has the same"
         if metric.value == value
-        else f"{record.folder} has {value_text(column, _value(metric))}{_when(record)}"
+        else f"{record.folder} has {value_text(column, value_entry(metric))}{_when(record)}"
         for record, metric in found.others
     ]
     differ = any(metric.value != value for _, metric in found.others)
@@ -378,7 +378,7 @@ def _own_notes(found: FoundCell, source: RowRecords) -> list[str]:
     return [text for text in found.record.notes if text not in shared] if first else []
 
 
-def _value(metric: Metric) -> Entry:
+def value_entry(metric: Metric) -> Entry:
     if metric.value is None:
         share = f"broken ({100 * metric.nonfinite:.3g}% not finite)" if metric.nonfinite else NONE
         return Entry(status=share)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qeval import __version__
+from qeval.core import __version__
 from qeval.core.artifact import Artifact
 from qeval.core.errors import StoreError, UsageError
 from qeval.core.files import disk_message

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qeval.cli.shared import spec_settings
+from qeval.api.settings import spec_settings
 from qeval.core.record import Conditions, Metric, Record
 from qeval.forecast.look import Forecast, forecast
 from qeval.forecast.power import wish

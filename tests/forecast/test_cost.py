@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qeval.cli.shared import spec_settings
+from qeval.api.settings import spec_settings
 from qeval.core.units import human_seconds
 from qeval.forecast.show import json_text, text
 from qeval.plan.spec import load_spec

@@ -167,7 +167,7 @@ def test_a_row_of_a_table_has_its_label_and_the_number_of_its_float_twin(
     monkeypatch.chdir(tmp_path)
     outcome = run_spec(spec)
     assert outcome.exit_code == 0
-    found, wanted = (r.metrics[0].values for r in outcome.records if r.kind == "eval")
+    found, wanted = (r.metrics[0].values for r in outcome.results if r.kind == "eval")
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    labels = [row.quantization for row in build_table(outcome.records).rows]
+    labels = [row.quantization for row in build_table(outcome.results).rows]
     assert labels == ["packed (Offset W8A16)", "twin"]

@@ -53,21 +53,17 @@ def gate(
 
     In a GitHub workflow it also writes annotations and the step's summary.
     """
+    from qeval.api.results import load
     from qeval.core.files import write_atomic
     from qeval.decide import gate_forms as forms
-    from qeval.decide.gate import gate as checked
     from qeval.decide.rules import every_loss, load_rules
-    from qeval.report.compare import Margins
-    from qeval.report.results import read_results
-    from qeval.report.rows import build_table
 
     if rules is None and max_loss is None:
         raise UsageError("qeval gate: give --rules FILE or --max-loss, as in --max-loss 2%")
     asked = load_rules(rules) if rules else []
     asked += [] if max_loss is None else [every_loss(max_loss)]
-    margins = Margins(margin, margin)
-    table = build_table(read_results(results), columns=["*"], baseline=baseline, margins=margins)
-    found = forms.Outcome(checked(table, asked, margins), undecided)
+    checks = load(*results).gate(asked, baseline=baseline, margin=margin)
+    found = forms.Outcome(checks, undecided)
     if junit:
         write_atomic(junit, forms.junit(found))
     echo(forms.json_text(found) if fmt == "json" else forms.text(found), end="")

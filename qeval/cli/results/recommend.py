@@ -59,17 +59,21 @@ def recommend(
     The best in quality that fits; of rows that are not distinguishable the smallest. Exit code 3 where
     nothing fits.
     """
+    from qeval.api.results import load
     from qeval.decide import recommend_forms as forms
-    from qeval.decide.recommend import Asked
-    from qeval.decide.recommend import recommend as recommended
-    from qeval.report.results import read_results
 
     if (vram is None) == (ram is None):
         raise UsageError("qeval recommend: give --vram or --ram, as in --vram 12GiB")
-    budget = vram if vram is not None else ram
-    assert budget is not None
-    asked = Asked("ram" if vram is None else "vram", budget, context, batch, min_speed, margin)
-    records = read_results(results)
-    found = recommended(records, asked, metric=metric, model=model, baseline=baseline)
+    found = load(*results).recommend(
+        vram=vram,
+        ram=ram,
+        context=context,
+        batch=batch,
+        min_speed=min_speed,
+        margin=margin,
+        metric=metric,
+        model=model,
+        baseline=baseline,
+    )
     echo(forms.json_text(found) if fmt == "json" else forms.text(found), end="")
     sys.exit(0 if found.answer else NOTHING_FITS)

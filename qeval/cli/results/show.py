@@ -15,7 +15,6 @@ from qeval.core.console import echo
 @click.argument("results", type=FOLDER, nargs=-1, required=True)
 def show(cell: str, results: tuple[Path, ...]) -> None:
     """Print everything known of one CELL (the start of its key) in the RESULTS folders."""
-    from qeval.report.describe import describe
-    from qeval.report.results import find_records
+    from qeval.api.results import load
 
-    echo(describe(*find_records(cell, results)), end="")
+    echo(load(*results).show(cell), end="")

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, FORMATS, command, margin_option
+from qeval.cli.shared import FOLDER, command, margin_option
 from qeval.core.console import echo
 from qeval.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
-    from qeval.core.record import Record
+    from qeval.api.results import Results
+
+FORMS = click.Choice(["text", "markdown", "csv", "json", "html"])
 
 
 @command()
 @click.argument("results", type=FOLDER, nargs=-1, required=True)
-@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@click.option("--format", "fmt", type=FORMS, default="text", show_default=True)
 @click.option("--wide", is_flag=True, help="All memory columns, build and wall times.")
 @click.option("--columns", multiple=True, metavar="NAME", help="Only these columns (globs; repeat).")
 @click.option(
@@ -52,21 +54,15 @@ def table(results: tuple[Path, ...], fmt: str, **options: object) -> None:
     and peak memory have a column for each machine, device and number of threads that they were measured
     with. Where several folders hold the same cell, the newest is shown, and a note names the others.
     """
-    from qeval.report.results import read_results
-    from qeval.store.results import FAILED, failed_cells
+    from qeval.api.results import load
+    from qeval.store.results import FAILED
 
-    records = read_results(results)
-    print_table(records, fmt, options)
-    sys.exit(FAILED if failed_cells(records) else 0)
+    found = load(*results)
+    print_table(found, fmt, options)
+    sys.exit(FAILED if found.failed else 0)
 
 
-def print_table(records: list[Record], fmt: str, options: dict[str, Any]) -> None:
-    from qeval.report.compare import Margins
-    from qeval.report.render import render
-    from qeval.report.rows import build_table
-
+def print_table(results: Results, fmt: str, options: dict[str, Any]) -> None:
     terminal = fmt == "text" and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    margin = options.pop("margin", 0.01)
-    table = build_table(records, margins=Margins(margin, margin), **options)
-    echo(render(table, fmt, width=width, color=terminal), end="")
+    echo(results.table(**options).to(fmt, width=width, color=terminal), end="")

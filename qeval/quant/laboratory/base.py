@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from qeval import __version__
+from qeval.core import __version__
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import UsageError, raise_all
 from qeval.core.execution import Kernel
