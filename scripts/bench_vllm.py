@@ -4,7 +4,7 @@
     python scripts/make_random_model.py starcoder2-15b models/big --config
     python scripts/make_random_model.py starcoder2-15b models/gptq4 --packed gptq
     python scripts/bench_vllm.py models/gptq4 [--dtype bfloat16] [--repeats 3]
-    python scripts/bench_vllm.py models/big --dummy
+    python scripts/bench_vllm.py models/big --dummy [--tensor-parallel 2] [--cases 1x200x128]
 
 ``--dummy`` reads the folder's configuration alone (``make_random_model.py --config``) and lets vLLM
 make the weights up; of float models only, since vLLM looks into packed files to see what is packed. Run
@@ -34,27 +34,37 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dummy", action="store_true")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="GPUS")
+    parser.add_argument(
+        "--cases", type=_case, nargs="+", default=CASES, help="PROMPTSxSAMPLESxTOKENS, of at most 256"
+    )
     args = parser.parse_args()
     if args.dummy:
         _make_weights_up()
+    from qeval.core.execution import Execution
     from qeval.core.settings import EngineSettings
     from qeval.engines.base import Sampling
     from qeval.engines.vllm import VllmEngine
 
-    lm = VllmEngine.open(_artifact(args.model, args.dummy), EngineSettings(dtype=args.dtype))
+    spread = {} if args.tensor_parallel == 1 else {"tensor_parallel_size": args.tensor_parallel}
+    settings = EngineSettings(dtype=args.dtype, execution=Execution(engine=spread))
+    lm = VllmEngine.open(_artifact(args.model, args.dummy), settings)
     lm.reserve(256, PROMPT + 256)
-    lm.reserve(8, 2048)
+    lm.reserve(8, min(2048, lm.max_seq_len))
     start = time.perf_counter()
     list(lm.generate([[1] * PROMPT], Sampling(max_new_tokens=2)))
-    print(f"{args.model}, {args.dtype}: started in {time.perf_counter() - start:.0f} s")
+    seconds = time.perf_counter() - start
+    over = f"tensor parallel {args.tensor_parallel}"
+    print(f"{args.model}, {args.dtype}, {over}: started in {seconds:.0f} s")
     print(lm.facts())
     draw = random.Random(0)
-    prompts = [[draw.randrange(512) for _ in range(PROMPT)] for _ in range(6)]
+    most = max(n for n, _, _ in args.cases)
+    prompts = [[draw.randrange(512) for _ in range(PROMPT)] for _ in range(most)]
     stop = _reader(args.model)
     print(
         f"{'prompts x samples x tokens':28} {'bare tok/s':>10} {'engine':>10} {'ratio':>6} {'stop':>10}"
     )
-    for n_prompts, n, tokens in CASES:
+    for n_prompts, n, tokens in args.cases:
         asked = prompts[:n_prompts]
         ways = [
             lambda asked=asked, n=n, tokens=tokens: _bare(lm, asked, n, tokens),
@@ -70,6 +80,11 @@ def main() -> None:
     _windows(lm, draw)
     print(lm.memory(PROMPT + 256))
     lm.close()
+
+
+def _case(text: str) -> tuple[int, int, int]:
+    prompts, samples, tokens = map(int, text.split("x"))
+    return prompts, samples, tokens
 
 
 def _rates(ways: Sequence[Callable[[], int]], repeats: int) -> list[float]:
@@ -114,12 +129,13 @@ def _engine(
 
 
 def _windows(lm: Any, draw: random.Random) -> None:
-    long = [[draw.randrange(512) for _ in range(2048)] for _ in range(8)]
+    length = min(2048, lm.max_seq_len)
+    long = [[draw.randrange(512) for _ in range(length)] for _ in range(8)]
     short = [ids[:512] for ids in long]
     list(lm.nll(long[:2]))
     start = time.perf_counter()
     list(lm.nll(long))
-    print(f"scores: {1000 * (time.perf_counter() - start) / len(long):.0f} ms a window of 2,048")
+    print(f"scores: {1000 * (time.perf_counter() - start) / len(long):.0f} ms a window of {length:,}")
     list(lm.predictions(short[:2]))
     start = time.perf_counter()
     sizes = [float(rows.float().sum()) for rows in lm.predictions(short)]  # waits for the device

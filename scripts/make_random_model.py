@@ -2,14 +2,19 @@
 """Write a Hugging Face folder with the shape of a known model and random weights.
 
 Memory and speed depend on shapes, not on values, so they can be measured for models whose weights
-cannot be fetched (PPL of such a model means nothing). The tokenizer is a byte-level BPE of 512 tokens;
+cannot be fetched (PPL of such a model means nothing). The tokenizer is a byte-level BPE of 512 tokens,
+or with ``--code`` one as large as the model's vocabulary, learnt from Python's own library (half a
+minute): prompts of code are then about as long as with a real one, and what the model draws is text.
 GGUF needs its pre-tokenizer named: ``gguf: {type: Q8_0, pre_tokenizer: gpt-2}``.
 
     python scripts/make_random_model.py starcoder2-15b OUT
     python scripts/make_random_model.py starcoder2-15b OUT --packed gptq --bits 4 --group-size 128
+    python scripts/make_random_model.py starcoder2-15b OUT --packed fp8
 
-``--packed`` writes random packed integers in the standard GPTQ or AWQ layout (quant.libraries.unpack)
-without ever holding the float model: what a quantizer would leave, for the memory and speed of kernels.
+``--packed`` writes random packed values without ever holding the float model: what a quantizer would
+leave, for the memory and speed of kernels. They have the standard layout of GPTQ or AWQ
+(quant.libraries.unpack), or that of llm-compressor's FP8_DYNAMIC: one scale an output channel, and the
+inputs of a linear are rounded token by token while it runs.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import pydoc_data.topics
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +131,18 @@ def main() -> None:
     parser.add_argument(
         "--config", action="store_true", help="no weights: what bench_vllm.py --dummy reads"
     )
-    parser.add_argument("--packed", choices=("gptq", "awq"))
+    parser.add_argument("--code", action="store_true", help="a tokenizer of the model's vocabulary")
+    parser.add_argument("--packed", choices=("gptq", "awq", "fp8"))
     parser.add_argument("--bits", type=int, choices=(2, 4, 8), default=4)
     parser.add_argument("--group-size", type=int, default=128)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     shape = dict(SHAPES[args.shape])
     config = AutoConfig.for_model(shape.pop("model_type"), bos_token_id=0, eos_token_id=0, **shape)
+    tokenizer(config.vocab_size if args.code else 512, code=args.code).save_pretrained(args.out)
     if args.config:
         config.architectures = [_class(config)]
         config.save_pretrained(args.out)
-        tokenizer().save_pretrained(args.out)
         return
     if args.packed:
         save_packed(config, args.packed, args.bits, args.group_size, args.out)
@@ -143,7 +150,6 @@ def main() -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(args.out, max_shard_size="4GB")
-    tokenizer().save_pretrained(args.out)
     n = sum(p.numel() for p in model.parameters())
     print(f"{args.out}: {n / 1e9:.2f} B parameters, {n * 2 / 2**30:.2f} GiB in bfloat16")
 
@@ -156,7 +162,7 @@ def _class(config: Any) -> str:
 def save_packed(config: Any, kind: str, bits: int, group: int, out: Path) -> None:
     from safetensors.torch import save_file
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -186,24 +192,46 @@ def save_packed(config: Any, kind: str, bits: int, group: int, out: Path) -> Non
         index["weight_map"] |= dict.fromkeys(shard, file)
         index["metadata"]["total_size"] += sum(t.nbytes for t in shard.values())
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
-    common = {"quant_method": kind, "bits": bits, "group_size": group, "lm_head": False}
-    own = (
-        {"sym": True, "desc_act": False, "checkpoint_format": "gptq"}
-        if kind == "gptq"
-        else {"zero_point": True, "version": "gemm", "modules_to_not_convert": None}
-    )
     config.architectures = [type(model).__name__]
     config.dtype = torch.bfloat16
-    config.quantization_config = {**common, **own}
+    config.quantization_config = _described(kind, bits, group)
     config.save_pretrained(out)
-    tokenizer().save_pretrained(out)
-    print(f"{out}: {index['metadata']['total_size'] / 2**30:.2f} GiB, {kind} {bits} bits g{group}")
+    what = kind if kind == "fp8" else f"{kind} {bits} bits g{group}"
+    print(f"{out}: {index['metadata']['total_size'] / 2**30:.2f} GiB, {what}")
+
+
+def _described(kind: str, bits: int, group: int) -> dict[str, Any]:
+    """What config.json says of the weights."""
+    if kind == "fp8":
+        float8 = {"num_bits": 8, "type": "float", "symmetric": True}
+        scheme = {
+            "targets": ["Linear"],
+            "weights": {**float8, "strategy": "channel", "dynamic": False},
+            "input_activations": {**float8, "strategy": "token", "dynamic": True},
+            "output_activations": None,
+            "format": "float-quantized",
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": scheme},
+            "ignore": ["lm_head"],
+        }
+    common = {"quant_method": kind, "bits": bits, "group_size": group, "lm_head": False}
+    if kind == "gptq":
+        return {**common, "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
+    return {**common, "zero_point": True, "version": "gemm", "modules_to_not_convert": None}
 
 
 def packed(
     kind: str, out: int, into: int, bits: int, group: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """Random integers of one linear [out, into]; its scales keep outputs near the inputs in size."""
+    """Random values of one linear [out, into]; its scales keep outputs near the inputs in size."""
+    if kind == "fp8":
+        scale = torch.full((out, 1), into**-0.5, dtype=torch.bfloat16)
+        values = torch.randn((out, into), device=device).to(torch.float8_e4m3fn)
+        return {"weight": values.cpu(), "weight_scale": scale}
 
     def words(*shape: int) -> torch.Tensor:
         return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=device).cpu()
@@ -223,22 +251,30 @@ def packed(
     }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(size: int, *, code: bool) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=size,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(sorted(pydoc_data.topics.topics.values()), trainer)
+    texts = sorted(pydoc_data.topics.topics.values())
+    bpe.train_from_iterator([*texts, *_library()] if code else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
+
+
+def _library() -> list[str]:
+    """The modules of Python's own library, without what is installed beside them."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = sorted(p for p in folder.rglob("*.py") if "-packages" not in str(p.relative_to(folder)))
+    return [path.read_text(encoding="utf-8", errors="replace") for path in files]
 
 
 if __name__ == "__main__":
