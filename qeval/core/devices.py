@@ -7,6 +7,7 @@ import re
 from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from uuid import UUID
 
 from qeval.core.errors import EngineError
 
@@ -37,6 +38,20 @@ def gpus() -> tuple[str, ...]:
         if cuda.cuDeviceGet(ctypes.byref(device), i) or cuda.cuDeviceGetName(name, len(name), device):
             return ()
         found.append(name.value.decode(errors="replace"))
+    return tuple(found)
+
+
+@cache
+def gpu_uuids() -> tuple[str, ...]:
+    """Of the same devices, in the same order: what NVML knows them by (``GPU-...``)."""
+    if not gpus():
+        return ()
+    cuda = ctypes.CDLL("libcuda.so.1")
+    found, device, raw = [], ctypes.c_int(), ctypes.create_string_buffer(16)
+    for i in range(len(gpus())):
+        if cuda.cuDeviceGet(ctypes.byref(device), i) or cuda.cuDeviceGetUuid(raw, device):
+            return ()
+        found.append(f"GPU-{UUID(bytes=raw.raw)}")
     return tuple(found)
 
 

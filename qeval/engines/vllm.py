@@ -11,6 +11,7 @@ sampler, by its own norm and output head, heard by vllm_worker.py and checked ag
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -104,6 +105,7 @@ class VllmEngine(LM):
         self.vocab_size = int(text.vocab_size)
         itemsize = 1 if self._options.kv_cache_dtype != "auto" else _ITEMSIZE[settings.dtype]
         self._kv_bytes = kv_bytes(config, itemsize)
+        self._kv_share = _kv_share(text, self._options)
         self._asked: list[tuple[int, int]] = []  # sequences and tokens, by `reserve`
         self._running: _Running | None = None
         self._most = 0  # sequences at once
@@ -220,10 +222,8 @@ class VllmEngine(LM):
 
     def facts(self) -> dict[str, object]:
         name = provenance.cpu_name()
-        if self._kind == "cuda":
-            import torch
-
-            name = torch.cuda.get_device_name(int(self._device.partition(":")[2] or 0))
+        if self._kind == "cuda":  # not of torch, which would take memory of a GPU that workers have
+            name = gpus()[int(self._device.partition(":")[2] or 0)]
         found = self._running.facts() if self._running else {}
         return {
             "device": self._device,
@@ -271,7 +271,8 @@ class VllmEngine(LM):
 
     def _start(self, room: _Room) -> _Running:
         """Raises EngineError with vLLM's reason where it does not take the model."""
-        pool = None if self._kv_bytes is None else room.blocks * _BLOCK * self._kv_bytes
+        whole = None if self._kv_bytes is None else room.blocks * _BLOCK * self._kv_bytes
+        pool = None if whole is None else math.ceil(whole * self._kv_share)
         try:
             return _Running.start(self._artifact, self._settings, self._options, room, pool)
         except Exception as err:  # its own, torch's, transformers': it has no class for what it refuses
@@ -297,16 +298,29 @@ def _blocks(sequences: int, tokens: int) -> int:
     return sequences * (-(-tokens // _BLOCK) + 1) + 1
 
 
+def _kv_share(text: Any, options: VllmOptions) -> float:
+    """Of all keys and values those that one of several GPUs keeps: its layers', and its heads', of
+    which it has one at the least."""
+    heads = (
+        getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None) or 1
+    )
+    layers = getattr(text, "num_hidden_layers", None) or 1
+    own_heads = max(1, heads // options.tensor_parallel_size)
+    own_layers = math.ceil(layers / options.pipeline_parallel_size)
+    return own_heads / heads * own_layers / layers
+
+
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass
 class _Running:
-    """A started vLLM. ``pool``: bytes of its cache, None: a share of the GPU."""
+    """A started vLLM. ``pool``: bytes of its cache on each of its ``gpus``, None: a share of them."""
 
     llm: Any
     room: _Room
     pool: int | None
+    gpus: int = 1
     _number: int = 0
     _open: set[str] = field(default_factory=set)  # requests that are not finished
 
@@ -345,7 +359,7 @@ class _Running:
             **own_pool,
             **given,
         )
-        return _Running(llm, room, pool)
+        return _Running(llm, room, pool, options.tensor_parallel_size * options.pipeline_parallel_size)
 
     def holds(self, sequences: int, tokens: int) -> bool:
         room = self.room
@@ -383,7 +397,8 @@ class _Running:
         outputs: list[Any] = []
         while not outputs:
             outputs = self._step()
-        heard: list[torch.Tensor] = self.llm.collective_rpc("qeval_heard")[0]
+        told: list[list[torch.Tensor]] = self.llm.collective_rpc("qeval_heard")
+        heard = next(filter(None, told), [])  # of the worker that has the model's end
         scores = _nll(outputs[0], ids)
         last, *before = heard or [torch.empty(0, 0)]  # the token that is drawn comes first
         missing = len(ids) - 1 - sum(len(part) for part in before)
@@ -441,7 +456,8 @@ class _Running:
 
     def facts(self) -> dict[str, object]:
         layers = self.llm.collective_rpc("qeval_kernels")[0]
-        return {"kv_pool_bytes": self.pool, "kernels": layers}
+        pool = None if self.pool is None else self.pool * self.gpus
+        return {"kv_pool_bytes": pool, "kernels": layers}
 
     def abort(self) -> None:
         if self._open:

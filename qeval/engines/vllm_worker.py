@@ -16,6 +16,7 @@ class Ear:
     """Methods that ``LLM.collective_rpc`` calls by name."""
 
     model_runner: Any  # the worker's
+    vllm_config: Any
 
     def qeval_listen(self) -> None:
         """From now on keep the logits that the model gives to the sampler and for scores."""
@@ -34,11 +35,17 @@ class Ear:
         model.qeval_heard = heard
 
     def qeval_heard(self) -> list[torch.Tensor]:
-        """These logits, in the order of the calls: [rows, vocabulary] each. Stops listening."""
+        """These logits, in the order of the calls: [rows, vocabulary] each; in memory where they go to
+        another process. None of a worker that has none, or the same as another one. Stops listening."""
+        from vllm.distributed.parallel_state import get_tp_group
+
         model = self.model_runner.model
         heard: list[torch.Tensor] = model.qeval_heard
         model.qeval_heard = None
-        return heard
+        if get_tp_group().rank_in_group > 0:
+            return []
+        alone = self.vllm_config.parallel_config.world_size == 1
+        return heard if alone else [part.cpu() for part in heard]
 
     def qeval_memory(self) -> tuple[int, int] | None:
         """Peaks of torch's allocator on this worker's GPU in bytes, allocated and reserved."""

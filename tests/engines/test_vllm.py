@@ -176,6 +176,38 @@ Path(sys.argv[2]).write_text(json.dumps(found))
 """
 DRAWS = 400
 
+# Workers of several devices are processes that import this file again.
+IN_PARTS = """
+import json, sys
+from pathlib import Path
+from qeval.core.execution import Execution
+from qeval.core.settings import EngineSettings
+from qeval.engines.base import Sampling
+from qeval.engines.vllm import VllmEngine
+from qeval.formats.describe import describe_folder
+
+def main():
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    execution = Execution(engine={"tensor_parallel_size": 2})
+    settings = EngineSettings(asked["device"], "float32", execution=execution)
+    lm = VllmEngine.open(describe_folder(Path(asked["model"]), "float32"), settings)
+    lm.reserve(16, 64)
+    plain = lambda completions: sorted([c.prompt, c.sample, c.ids, c.finish] for c in completions)
+    drawn = Sampling(n=3, temperature=0.8, top_p=0.9, max_new_tokens=6, seed=7)
+    found = {
+        "nll": [part.tolist() for part in lm.nll(asked["windows"], first=5)],
+        "logits": [part.tolist() for part in lm.predictions(asked["windows"][:2], first=5)],
+        "greedy": plain(lm.generate(asked["prompts"], Sampling(max_new_tokens=12))),
+        "drawn": plain(lm.generate(asked["prompts"], drawn)),
+        "facts": lm.facts(),
+    }
+    lm.close()
+    Path(sys.argv[2]).write_text(json.dumps(found))
+
+if __name__ == "__main__":
+    main()
+"""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -225,24 +257,28 @@ def asked(model: Path, device: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def theirs(
-    cache: Path, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def answers(script: str, asked: dict[str, Any], cache: Path, folder: Path) -> dict[str, Any]:
+    """What a script found that ran where vLLM is."""
     from qeval.envs.build import python_of, worker_path
 
-    folder = tmp_path_factory.mktemp("vllm")
     python, path = sys.executable, os.environ.get("PYTHONPATH", "")
     if environment_of("vllm"):
         python, path = str(python_of("vllm", cache)), str(worker_path(cache))
     (folder / "asked.json").write_text(json.dumps(asked))
-    (folder / "script.py").write_text(SCRIPT)
+    (folder / "script.py").write_text(script)
     argv = [python, folder / "script.py", folder / "asked.json", folder / "found.json"]
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    cache: Path, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    return answers(SCRIPT, asked, cache, tmp_path_factory.mktemp("vllm"))
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +342,25 @@ def test_first_tokens_are_drawn_from_the_softmax(theirs, ours, asked):
     others = DRAWS - sum(seen[i] for i in common)
     parts.append((others - rest) ** 2 / rest)
     assert sum(parts) < chi2.isf(1e-4, len(common))
+
+
+@pytest.mark.real
+def test_several_devices_give_what_one_does(theirs, asked, cache, device, tmp_path):
+    """Each has half of every layer, and they hear the logits of the whole."""
+    import torch
+    from torch.testing import assert_close
+
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    found = answers(IN_PARTS, asked, cache, tmp_path)
+    near = 2e-4 if device == "cpu" else 2e-2
+    for key in ("nll", "logits"):
+        for parts, whole in zip(found[key], theirs[key], strict=True):
+            assert_close(torch.tensor(parts), torch.tensor(whole), rtol=0, atol=5 * near)
+    assert found["greedy"] == theirs["greedy"]
+    assert len(found["drawn"]) == len(theirs["drawn"])
+    if device == "cpu":  # elsewhere another rounding may draw another token
+        assert found["drawn"] == theirs["drawn"]
 
 
 @pytest.mark.real
