@@ -18,6 +18,7 @@ from qeval.cli.data import data
 from qeval.cli.doctor import doctor
 from qeval.cli.ending import ending
 from qeval.cli.env import env
+from qeval.cli.init import init
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
 from qeval.cli.results.gate import gate
@@ -39,7 +40,22 @@ def cli() -> None:
     """Which quantization of a language model to run, and what it costs."""
 
 
-for each in (run, plan, table, recommend, gate, show, score, stats, list_, doctor, data, cache, env):
+for each in (
+    run,
+    init,
+    plan,
+    table,
+    recommend,
+    gate,
+    show,
+    score,
+    stats,
+    list_,
+    doctor,
+    data,
+    cache,
+    env,
+):
     cli.add_command(each)
 
 

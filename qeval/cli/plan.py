@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from qeval.api.settings import spec_settings
-from qeval.cli.run import outcome
+from qeval.cli.asking import Asked, line_options
+from qeval.cli.run import outcome, right
 from qeval.cli.shared import FOLDER, command, spec_options
 from qeval.core.console import echo, say, warn
 
 
 @command()
-@click.argument("spec", type=FOLDER)
+@click.argument("spec", metavar="SPEC|MODEL")
 @click.argument("earlier", type=FOLDER, nargs=-1, metavar="[RESULTS]...")
 @click.option(
     "--detect",
@@ -25,18 +26,34 @@ from qeval.core.console import echo, say, warn
     help="How many units it takes: 1 (points of a share), 0.5% (of a perplexity), 0.001nats (repeat).",
 )
 @click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@line_options
 @spec_options
-def plan(spec: Path, earlier: tuple[Path, ...], **options: Any) -> None:
+def plan(
+    spec: str,
+    earlier: tuple[Path, ...],
+    quantizations: tuple[str, ...],
+    tasks: tuple[str, ...],
+    name: str | None,
+    dtype: str | None,
+    **options: Any,
+) -> None:
     """Print the smallest differences that a run of SPEC would find, and its jobs, time and disk.
 
     Spreads and times are those of earlier runs: of the spec's own results folder, and of the RESULTS
-    folders (or of every results folder inside them). Nothing is downloaded, built or written.
+    folders (or of every results folder inside them). Nothing is downloaded, built or written. SPEC,
+    MODEL, -q and -t are those of `qeval run`.
+
+    \b
+    Examples:
+      qeval plan mine.yaml
+      qeval plan mine.yaml results/ --detect 1 --detect 0.5%
+      qeval plan ./model -q Q4_K_M,Q8_0 -t humaneval --detect 2
     """
-    sys.exit(plan_spec(spec, earlier, **options))
+    sys.exit(plan_asked(Asked(spec, quantizations, tasks, name, dtype), earlier, **options))
 
 
-def plan_spec(
-    path: Path,
+def plan_asked(
+    asked: Asked,
     earlier: Sequence[Path] = (),
     results: Path | None = None,
     *,
@@ -52,14 +69,13 @@ def plan_spec(
     from qeval.forecast.power import wish
     from qeval.forecast.show import json_text, text
     from qeval.plan.preflight import report
-    from qeval.plan.spec import load_spec
     from qeval.plan.survey import survey
     from qeval.report.results import read_results
     from qeval.store.records import Store
 
     wishes = [wish(each) for each in detect]
-    overrides = {"limit": limit, "device": device}
-    experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
+    said = {key: folders.get(key) for key in ("data_dir", "cache_dir")}
+    experiment = right(asked.parsed(limit=limit, device=device, **said), **folders)
     settings = spec_settings(experiment.settings, **folders)
     store = Store(results or Path("results") / experiment.name)
     done = store.latest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from qeval.api.settings import spec_settings
+from qeval.cli.asking import Asked, line_options
 from qeval.cli.results.table import print_table
 from qeval.cli.shared import FOLDER, command, debug, spec_options
 from qeval.core.console import echo, say
@@ -19,25 +20,50 @@ if TYPE_CHECKING:
 
     from qeval.api.results import Results
     from qeval.core.record import Record
+    from qeval.core.settings import RunSettings
+    from qeval.plan.spec import Experiment, Parsed
     from qeval.plan.survey import Survey
 
 
 @command()
-@click.argument("spec", type=FOLDER)
+@click.argument("spec", metavar="SPEC|MODEL")
+@line_options
+@click.option("--save", type=FOLDER, metavar="FILE", help="Write the spec of MODEL there, too.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print the cells and what is done or cached; run nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Print the cells, what is in the way, and the time and disk that it takes; run nothing.",
 )
 @spec_options
 @click.option("--no-table", is_flag=True, help="Do not print the table at the end.")
 def run(
-    spec: Path, results: Path | None, dry_run: bool, only: tuple[str, ...], no_table: bool, **over: Any
+    spec: str,
+    results: Path | None,
+    dry_run: bool,
+    only: tuple[str, ...],
+    no_table: bool,
+    save: Path | None,
+    **over: Any,
 ) -> None:
     """Quantize and evaluate everything that SPEC names, then print the table.
 
+    SPEC is a .yaml file, or - for standard input. A MODEL in its place (a folder, a .gguf file, or
+    ORG/NAME on the hub) is measured with the quantizations and tasks of -q and -t; the spec that this
+    makes is kept with the results.
+
     Cells that already have a result are not done again: run the same command to continue after an
     interruption.
+
+    \b
+    Examples:
+      qeval run mine.yaml
+      qeval run mine.yaml --dry-run
+      qeval run Qwen/Qwen2.5-0.5B -q Q4_K_M,gptq:4,awq -t perplexity,humaneval
+      qeval run ./model -q rtn:4:g64,nf4 -t perplexity:pydoc --limit 16 --save mine.yaml
     """
-    ended = run_spec(spec, results, dry_run=dry_run, only=only, debug=debug(), **over)
+    line = ("quantizations", "tasks", "name", "dtype")
+    asked = Asked(spec, save=save, **{key: over.pop(key) for key in line})
+    ended = run_asked(asked, results, dry_run=dry_run, only=only, debug=debug(), **over)
     if ended.results is not None and not no_table:
         try:
             print_table(ended.results, "text", {})
@@ -57,8 +83,13 @@ class Outcome(NamedTuple):
     last_line: str = ""
 
 
-def run_spec(
-    path: Path,
+def run_spec(path: Path, results: Path | None = None, **how: Any) -> Outcome:
+    """``run_asked`` of a spec file."""
+    return run_asked(Asked(str(path)), results, **how)
+
+
+def run_asked(
+    asked: Asked,
     results: Path | None = None,
     *,
     dry_run: bool = False,
@@ -73,18 +104,21 @@ def run_spec(
     """Plan the spec, do what has no ok record yet, return the results of all its cells. ``debug``
     prints the tracebacks of workers that fail."""
     from qeval.api.running import measure
-    from qeval.plan.spec import load_spec
     from qeval.plan.survey import survey
     from qeval.store.records import Store
 
-    overrides = {"limit": limit, "device": device}
-    experiment = load_spec(path, {k: v for k, v in overrides.items() if v is not None})
-    settings = spec_settings(experiment.settings, data_dir, cache_dir, allow_weak_sandbox)
+    folders = {"data_dir": data_dir, "cache_dir": cache_dir}
+    experiment = right(
+        asked.parsed(limit=limit, device=device, **folders),
+        **folders,
+        allow_weak_sandbox=allow_weak_sandbox,
+    )
+    settings = spec_settings(experiment.settings, **folders, allow_weak_sandbox=allow_weak_sandbox)
     folder = results or Path("results") / experiment.name
     if dry_run:
         done = Store(folder).latest()
         found = survey(experiment, settings, done, only=only)
-        _print_plan(found)
+        _print_plan(found, settings, folder)
         if found.problems:
             return Outcome(1, None)
         return outcome(found.stays_failed(done), None, folder)
@@ -98,8 +132,32 @@ def outcome(failed: list[Record], results: Results | None, folder: Path) -> Outc
     return Outcome(FAILED, results, failures_line(failed, folder)) if failed else Outcome(0, results)
 
 
-def _print_plan(found: Survey) -> None:
-    """A line a cell on stdout; on stderr what would be downloaded, and what is in the way."""
+def right(parsed: Parsed, **folders: Any) -> Experiment:
+    """The experiment of a spec without errors.
+
+    Raises:
+        SpecErrors: it has some; with what else is in the way, as far as the rest of it can be asked.
+    """
+    from qeval.plan.preflight import refuse_spec
+    from qeval.plan.survey import survey
+
+    experiment, errors = parsed
+    if errors:
+        rest = (
+            survey(experiment, spec_settings(experiment.settings, **folders), {})
+            if experiment
+            else None
+        )
+        refuse_spec(errors, rest.problems if rest else ())
+    assert experiment is not None
+    return experiment
+
+
+def _print_plan(found: Survey, settings: RunSettings, folder: Path) -> None:
+    """A line a cell on stdout; on stderr time (by earlier runs of this folder and of those beside it),
+    disk, what would be downloaded, and what is in the way."""
+    from qeval.forecast.look import cost, records_around
+    from qeval.forecast.show import disk_line, to_run
     from qeval.plan.preflight import report
 
     for planned, state in found.chosen:
@@ -108,7 +166,9 @@ def _print_plan(found: Survey) -> None:
         reason = f" ({short(state.reason, 80)})" if state.reason else ""
         echo(f"{key:12}  {planned.engine or '-':9} {state!s:13} {planned.name}{limit}{reason}")
     kinds = [state.kind for _, state in found.chosen]
-    say(f"{len(kinds)} cells, {kinds.count('done')} done")
+    jobs, disk = cost(found, found.experiment, settings, records_around(folder))
+    say(f"{len(kinds)} cells, {kinds.count('done')} done; {to_run(jobs)}")
+    say(disk_line(disk))
     for download in found.downloads:
         say(f"to download: {download.what}")
     if found.problems:

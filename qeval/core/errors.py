@@ -52,15 +52,16 @@ class SpecError(UsageError):
 
 
 class SpecErrors(SpecError):
-    """All that is wrong in one spec."""
+    """All that is wrong in one spec. ``told``: the lines to print, where there is more to tell."""
 
-    def __init__(self, errors: Sequence[QevalError]) -> None:
+    def __init__(self, errors: Sequence[QevalError], told: Sequence[str] = ()) -> None:
         super().__init__("; ".join(map(str, errors)))
         self.errors = tuple(errors)
+        self._told = list(told)
 
     @property
     def lines(self) -> list[str]:
-        return [f"{len(self.errors)} errors:", *(f"- {err}" for err in self.errors)]
+        return self._told or [f"{len(self.errors)} errors:", *(f"- {err}" for err in self.errors)]
 
 
 class MissingExtraError(UsageError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from qeval.core.errors import QevalError
+from qeval.core.errors import QevalError, StoreError
 from qeval.core.record import Record
 from qeval.core.settings import RunSettings
 from qeval.data.datasets import DataSource
@@ -16,6 +18,7 @@ from qeval.plan.cells import ThisMachine
 from qeval.plan.spec import Experiment, TaskEntry
 from qeval.plan.survey import Planned, Survey
 from qeval.report.places import Place, place_asked
+from qeval.store.records import read_many
 from qeval.tasks.base import TASKS, Expected, expected
 
 
@@ -43,9 +46,26 @@ def forecast(
     for p in tasks.values():
         both = look.expected(p, p.task.limit), look.expected(p, None)
         every += columns(p.task, look.asked(p), both, earlier, look.rows(p.task))
-    left = jobs(found, earlier, look.asked, look.units, look.place)
+    left = look.jobs(earlier)
     where = disk(found, settings.cache_dir)
     return Forecast(tuple(every), tuple(left), where, tuple(wishes), len(records))
+
+
+def cost(
+    found: Survey, experiment: Experiment, settings: RunSettings, records: Sequence[Record]
+) -> tuple[list[Jobs], Disk]:
+    """The part of a forecast that a dry run tells."""
+    look = _Look(found, settings, ThisMachine(experiment.settings, settings.cache_dir))
+    return look.jobs(Earlier(records)), disk(found, settings.cache_dir)
+
+
+def records_around(folder: Path) -> list[Record]:
+    """Those of a results folder and of the folders beside it, as far as they can be read."""
+    found: list[Record] = []
+    for path in sorted(folder.parent.glob("*/records.jsonl")):
+        with suppress(StoreError, OSError):
+            found += read_many([path.parent])[0]
+    return found
 
 
 class _Look:
@@ -56,6 +76,9 @@ class _Look:
         self._data = DataSource(settings.data_dir, download=False)
         self._models: dict[str, Asked] = {}
         self._expected: dict[tuple[str, str, int | None], Expected] = {}
+
+    def jobs(self, earlier: Earlier) -> list[Jobs]:
+        return jobs(self._found, earlier, self.asked, self.units, self.place)
 
     def asked(self, p: Planned) -> Asked:
         """The model, by a cell of it that is known."""

@@ -97,14 +97,21 @@ def _jobs(lines: Sequence[Jobs]) -> Iterator[str]:
         counts = (job.done, job.skipped, job.refused, job.to_run)
         rows.append([job.name, *(str(n) if n else "" for n in counts), _time(job)])
     yield from _ruled(rows)
+    yield ""
+    yield to_run(lines)
+
+
+def to_run(lines: Sequence[Jobs]) -> str:
+    """``12 jobs to run: about 3 m 20 s for 9 of 12``."""
     total = Jobs(
         "",
         to_run=sum(j.to_run for j in lines),
         known=sum(j.known for j in lines),
         seconds=sum(j.seconds for j in lines),
     )
-    yield ""
-    yield f"{total.to_run} jobs to run" + (f": {_time(total)}" if total.to_run else "")
+    if total.to_run and not total.known:
+        return f"{total.to_run} jobs to run, time unknown: no earlier run here"
+    return f"{total.to_run} jobs to run" + (f": {_time(total)}" if total.to_run else "")
 
 
 def _time(job: Jobs) -> str:
@@ -116,10 +123,14 @@ def _time(job: Jobs) -> str:
     return f"about {human_seconds(job.seconds)}{of}"
 
 
-def _disk(found: Disk) -> Iterator[str]:
+def disk_line(found: Disk) -> str:
     takes = found.room.what or "nothing"
     size = f", {human_bytes(found.room.n_bytes)} at the least" if found.room.what else ""
-    yield f"disk: {takes}{size}; {human_bytes(found.free)} are free in {found.folder}"
+    return f"disk: {takes}{size}; {human_bytes(found.free)} are free in {found.folder}"
+
+
+def _disk(found: Disk) -> Iterator[str]:
+    yield disk_line(found)
     for what in found.downloads:
         yield f"to download: {what}"
 

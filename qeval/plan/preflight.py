@@ -23,6 +23,8 @@ from qeval.core.errors import (
     PreflightError,
     QevalError,
     SeveralErrors,
+    SpecError,
+    SpecErrors,
     install_command,
 )
 from qeval.core.units import human_bytes
@@ -295,6 +297,13 @@ def refuse(problems: Sequence[Problem]) -> None:
     """Raises PreflightError where there are any."""
     if problems:
         raise PreflightError("\n".join(report(problems))) from problems[0].error
+
+
+def refuse_spec(errors: Sequence[SpecError], problems: Sequence[Problem]) -> None:
+    """Raises SpecErrors for the errors of a spec; it also tells what is in the way of the rest."""
+    if errors:
+        told = report([*(Problem("", str(err)) for err in errors), *problems])
+        raise SpecErrors(errors, told) from errors[0]
 
 
 def report(problems: Sequence[Problem]) -> list[str]:

@@ -33,7 +33,7 @@ class Rtn(LaboratoryMethod[RtnOptions]):
     name: ClassVar[str] = "rtn"
     version: ClassVar[int] = 4  # 2: symmetric grids as GPTQ's authors have them. 3: experts. 4: routers
     Options: ClassVar[type[Options]] = RtnOptions
-    scalar: ClassVar[str | None] = None
+    scalar: ClassVar[str | None] = "num_bits"
 
     def label(self, options: RtnOptions) -> str:
         packed = " packed" if options.format == "gptq" else ""

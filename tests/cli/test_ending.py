@@ -38,7 +38,7 @@ def shell(line: str, **kwargs) -> subprocess.CompletedProcess[str]:
         ("$Q --help | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}", 0, ""),
         ("PYTHONIOENCODING=ascii $Q list methods >/dev/null", 0, ""),
         ("$Q cache --cache-dir '~nosuchuser/x' list", 2, "qeval: ~nosuchuser/x: no such user"),
-        ("$Q run $(printf 'a/%.0s' {1..3000})", 2, "...: cannot be read (File name too long)"),
+        ("$Q run $(printf 'a/%.0s' {1..3000})x.yaml", 2, "...: cannot be read (File name too long)"),
         ("$Q run toy.yaml --limit nope", 2, "Invalid value for '--limit': 'nope' is not"),
         ("$Q run toy.yaml --nope", 2, "No such option '--nope'"),
         ("$Q table", 2, "Missing argument 'RESULTS...' (`"),
