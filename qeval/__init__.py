@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from qeval.core import __version__
 
 if TYPE_CHECKING:
+    from qeval.api.comparison import Comparison
     from qeval.api.results import Results, load
     from qeval.api.running import run
     from qeval.api.table import Table
     from qeval.core.errors import QevalError
 
-__all__ = ["QevalError", "Results", "Table", "__version__", "load", "run"]
+__all__ = ["Comparison", "QevalError", "Results", "Table", "__version__", "load", "run"]
 
 _HOMES = {
+    "Comparison": "qeval.api.comparison",
     "QevalError": "qeval.core.errors",
     "Results": "qeval.api.results",
     "Table": "qeval.api.table",

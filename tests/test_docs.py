@@ -133,7 +133,7 @@ def test_options_of_shown_command_lines_exist():
     assert shown > 10
 
 
-@pytest.mark.parametrize("command", ["table", "recommend"])
+@pytest.mark.parametrize("command", ["table", "compare", "recommend"])
 def test_every_option_is_explained(command: str):
     from qeval.cli.main import cli
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from qeval.api.table import Table
 from qeval.core.errors import UsageError
@@ -22,6 +22,7 @@ from qeval.store.results import failed_cells
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qeval.api.comparison import Comparison
     from qeval.decide.gate import Check
     from qeval.decide.recommend import Recommendation
     from qeval.decide.rules import Rule
@@ -169,6 +170,30 @@ class Results:
 
         table = self.table(columns=["*"], baseline=baseline, margin=margin)
         return gate(table, rules, Margins(margin, margin))
+
+    @overload
+    def compare(self, a: str, b: str, *, margin: float = ...) -> Comparison: ...
+    @overload
+    def compare(self, a: Results, *, margin: float = ...) -> Comparison: ...
+    def compare(self, a: str | Results, b: str | None = None, *, margin: float = 0.01) -> Comparison:
+        """Two rows, ``results.compare("none", "Q8_0")``, by label or method; what two versions or git
+        commits of qeval measured, ``results.compare("0.1.0", "3f2a9c1")``; or the rows that these
+        results share with others, ``before.compare(after)``. Differences are of the second from the
+        first.
+
+        Raises:
+            UsageError: there is no such row or version, or no row in common.
+        """
+        from qeval.api.comparison import Comparison
+        from qeval.comparison.compare import compare_sides, compare_within
+
+        margins = Margins(margin, margin)
+        if isinstance(a, Results):
+            sides = [", ".join(map(str, one.folders)) or "?" for one in (self, a)]
+            found = compare_sides(self.records, a.records, sides[0], sides[1], margins)
+        else:
+            found = compare_within(self.records, a, b or "", margins)
+        return Comparison.of(found)
 
     def cell(self, key: str) -> list[Record]:
         """The records of the cell whose key begins with ``key``, newest first: one a folder.

@@ -21,6 +21,7 @@ from qeval.cli.env import env
 from qeval.cli.init import init
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
+from qeval.cli.results.compare import compare
 from qeval.cli.results.gate import gate
 from qeval.cli.results.recommend import recommend
 from qeval.cli.results.show import show
@@ -45,6 +46,7 @@ for each in (
     init,
     plan,
     table,
+    compare,
     recommend,
     gate,
     show,
