@@ -30,6 +30,7 @@ from qeval.cli.run import run
 from qeval.cli.score import score
 from qeval.cli.shared import Group, debug
 from qeval.cli.stats import stats
+from qeval.cli.try_ import try_
 from qeval.core.console import open_missing
 
 
@@ -42,6 +43,7 @@ def cli() -> None:
 
 
 for each in (
+    try_,
     run,
     init,
     plan,

@@ -64,13 +64,7 @@ def run(
     line = ("quantizations", "tasks", "name", "dtype")
     asked = Asked(spec, save=save, **{key: over.pop(key) for key in line})
     ended = run_asked(asked, results, dry_run=dry_run, only=only, debug=debug(), **over)
-    if ended.results is not None and not no_table:
-        try:
-            print_table(ended.results, "text", {})
-        except OutputError as err:
-            raise OutputError(f"{err}; what was measured is kept: `qeval table`") from err
-    if ended.last_line:
-        say(ended.last_line)
+    print_outcome(ended, table=not no_table)
     sys.exit(ended.exit_code)
 
 
@@ -81,6 +75,17 @@ class Outcome(NamedTuple):
     exit_code: int
     results: Results | None
     last_line: str = ""
+
+
+def print_outcome(ended: Outcome, *, table: bool = True) -> None:
+    """The table, and what failed."""
+    if ended.results is not None and table:
+        try:
+            print_table(ended.results, "text", {})
+        except OutputError as err:
+            raise OutputError(f"{err}; what was measured is kept: `qeval table`") from err
+    if ended.last_line:
+        say(ended.last_line)
 
 
 def run_spec(path: Path, results: Path | None = None, **how: Any) -> Outcome:
