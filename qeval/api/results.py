@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qeval.decide.gate import Check
     from qeval.decide.recommend import Recommendation
     from qeval.decide.rules import Rule
+    from qeval.exports.rows import ExportRow
 
     Folder = str | os.PathLike[str]
 
@@ -194,6 +195,16 @@ class Results:
         else:
             found = compare_within(self.records, a, b or "", margins)
         return Comparison.of(found)
+
+    def rows(self, *, baseline: str | None = None, margin: float = 0.01) -> list[ExportRow]:
+        """The rows with all that is exported of them: records, settings and tidy lines.
+
+        Raises:
+            UsageError: no row is called ``baseline``.
+        """
+        from qeval.exports.rows import export_rows
+
+        return export_rows(self.records, baseline, Margins(margin, margin))
 
     def cell(self, key: str) -> list[Record]:
         """The records of the cell whose key begins with ``key``, newest first: one a folder.

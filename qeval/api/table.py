@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from qeval.core.extras import require
+from qeval.exports.latex import latex
 from qeval.report import table as report
 from qeval.report.render import render
 
@@ -25,13 +26,16 @@ class Table(report.Table):
         """The table as text that ends in a newline.
 
         Args:
-            form: ``text``, ``markdown``, ``csv``, ``json``, ``html`` (a ``<table>``) or ``latex``.
+            form: ``text``, ``markdown``, ``csv``, ``json``, ``html`` (a fragment), or
+                ``latex`` (needs booktabs).
             width: columns of the terminal, for text; None where there is none.
             color: ANSI styles, for text.
 
         Raises:
             UsageError: an unknown form.
         """
+        if form == "latex":
+            return latex(self)
         return render(self, form, width=width, color=color)
 
     def __str__(self) -> str:

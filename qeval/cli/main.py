@@ -22,7 +22,9 @@ from qeval.cli.init import init
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
 from qeval.cli.results.compare import compare
+from qeval.cli.results.convert import convert
 from qeval.cli.results.gate import gate
+from qeval.cli.results.log import log
 from qeval.cli.results.recommend import recommend
 from qeval.cli.results.show import show
 from qeval.cli.results.table import table
@@ -49,6 +51,8 @@ for each in (
     plan,
     table,
     compare,
+    convert,
+    log,
     recommend,
     gate,
     show,

