@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from qeval.jobs import memory
 from qeval.jobs.memory import VramSampler, peak_rss
 
 
@@ -29,6 +30,8 @@ def test_peak_rss_sees_what_was_freed_again_and_nothing_of_the_parent():
 class Driver:
     """NVML as far as qeval uses it: two cards, processes by id."""
 
+    NVMLError = OSError
+
     def __init__(self, pid: int):
         self.pid, self.used, self.other = pid, 0, 50
 
@@ -39,12 +42,47 @@ class Driver:
     def nvmlDeviceGetHandleByIndex(self, i):
         return i
 
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if not uuid.startswith("GPU-"):
+            raise self.NVMLError(uuid)
+        return 1
+
     def nvmlDeviceGetMemoryInfo(self, card):
         return SimpleNamespace(used=self.used + self.other)
 
     def nvmlDeviceGetComputeRunningProcesses(self, card):
         mine = [SimpleNamespace(pid=self.pid, usedGpuMemory=self.used)] if self.used else []
         return [SimpleNamespace(pid=1, usedGpuMemory=999), *mine]
+
+
+@pytest.fixture(autouse=True)
+def no_card_is_hidden(monkeypatch):
+    monkeypatch.setattr(memory, "gpu_uuids", lambda: ())
+
+
+@pytest.mark.parametrize(
+    ("uuids", "peak"), [(("GPU-b",), 700), (("MIG-b",), 1400)], ids=["one of two", "unknown"]
+)
+def test_only_cards_that_the_process_sees_are_sampled(monkeypatch, uuids, peak):
+    driver = Driver(os.getpid())
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(memory, "gpu_uuids", lambda: uuids)
+    sampler = VramSampler(interval=0.005)
+    sampler.start()
+    driver.used = 700
+    assert sampler.stop() == peak
+
+
+@pytest.mark.parametrize("own_group", [False, True], ids=["started by it", "another's"])
+def test_processes_of_its_group_are_its_own(monkeypatch, own_group):
+    with subprocess.Popen(["sleep", "60"], start_new_session=own_group) as other:
+        monkeypatch.setitem(sys.modules, "pynvml", driver := Driver(other.pid))
+        sampler = VramSampler(interval=0.005)
+        sampler.start()
+        driver.used = 10
+        assert sampler.stop() == 20
+        other.kill()
+    assert sampler.source == ("nvml device growth" if own_group else "nvml process")
 
 
 @pytest.mark.parametrize(
