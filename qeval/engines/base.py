@@ -9,7 +9,7 @@ This module imports neither torch nor llama.cpp: the parent process reads it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,6 +151,12 @@ class LM(Protocol):
         """Called in the parent before any job, of an engine that ``runs`` weights of others: whether it
         runs those of this format (None: floats) on ``cpu`` or ``cuda`` (None: not known). Raises
         UsageError with the reason and the fix."""
+        return
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, object], model: ModelRef, device: str | None) -> None:
+        """The same of its own options (``Options``), where a row asks for the engine: whether they fit
+        the model and this machine."""
         return
 
     @classmethod

@@ -17,31 +17,61 @@ class Ear:
 
     model_runner: Any  # the worker's
     vllm_config: Any
+    _heard: list[torch.Tensor] | None = None  # None: not listening
+    _count: torch.Tensor | None = None  # on the device: steps with logits that are not finite
+    _told: torch.Tensor | None = None  # the same in memory
+
+    def qeval_attach(self) -> None:
+        """See from now on all logits that the model gives to the sampler and for scores."""
+        model = self.model_runner.model
+        ask = model.compute_logits
+
+        def compute_logits(*args: Any, **kwargs: Any) -> Any:
+            found = ask(*args, **kwargs)
+            if found is not None:
+                self._look(found)
+                if self._heard is not None:
+                    self._heard.append(found.clone())  # scores are made in place
+            return found
+
+        model.compute_logits = compute_logits
+
+    def _look(self, logits: torch.Tensor) -> None:
+        """Count, and do not wait for the device: the copy is there before the tokens that are drawn
+        after it. A step is broken where a row's largest logit is not finite, as in ``decoding``."""
+        import torch
+
+        if self._count is None or self._told is None:
+            self._count = torch.zeros((), dtype=torch.int64, device=logits.device)
+            self._told = torch.zeros((), dtype=torch.int64, pin_memory=logits.is_cuda)
+        self._count += ~logits.amax(-1).isfinite().all()
+        self._told.copy_(self._count, non_blocking=True)
+
+    def qeval_broken(self, wait: bool) -> int:
+        """Steps with logits that are not finite, so far. ``wait``: for what the device still does."""
+        import torch
+
+        if self._count is None or self._told is None:
+            return 0
+        if wait and self._count.is_cuda:
+            torch.cuda.synchronize()
+        return int(self._told)
+
+    def qeval_clear(self) -> None:
+        """Zeros for all keys and values, which no sequence may need."""
+        for cache in self.model_runner.kv_caches:
+            cache.zero_()
 
     def qeval_listen(self) -> None:
-        """From now on keep the logits that the model gives to the sampler and for scores."""
-        model = self.model_runner.model
-        heard: list[torch.Tensor] = []
-        if not hasattr(model, "qeval_heard"):
-            ask = model.compute_logits
-
-            def compute_logits(*args: Any, **kwargs: Any) -> Any:
-                found = ask(*args, **kwargs)
-                if model.qeval_heard is not None and found is not None:
-                    model.qeval_heard.append(found.clone())  # scores are made in place
-                return found
-
-            model.compute_logits = compute_logits
-        model.qeval_heard = heard
+        """From now on keep these logits."""
+        self._heard = []
 
     def qeval_heard(self) -> list[torch.Tensor]:
         """These logits, in the order of the calls: [rows, vocabulary] each; in memory where they go to
         another process. None of a worker that has none, or the same as another one. Stops listening."""
         from vllm.distributed.parallel_state import get_tp_group
 
-        model = self.model_runner.model
-        heard: list[torch.Tensor] = model.qeval_heard
-        model.qeval_heard = None
+        heard, self._heard = self._heard or [], None
         if get_tp_group().rank_in_group > 0:
             return []
         alone = self.vllm_config.parallel_config.world_size == 1

@@ -15,6 +15,7 @@ from qeval.models.config import read_json
 from qeval.models.tokenizer import LANGUAGE_PARTS, vocabulary_hash
 
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
 _CHARS = 8  # of a text, for each token that it should have: usually enough at the first try
 _EDGE = 8  # tokens that a cut through the text may make of fewer
 
@@ -51,6 +52,19 @@ def told_vocabulary(model: ModelRef) -> int | None:
     part = next((config[key] for key in LANGUAGE_PARTS if isinstance(config.get(key), dict)), config)
     size = part.get("vocab_size", config.get("vocab_size"))
     return size if type(size) is int and size > 0 else None
+
+
+def told_heads(model: ModelRef) -> tuple[int, int] | None:
+    """How many attention heads the model has, and how many for keys and values."""
+    if model.path.suffix == ".gguf":
+        return None
+    config = _json(model, "config.json")
+    part = next((config[key] for key in LANGUAGE_PARTS if isinstance(config.get(key), dict)), config)
+    heads = next((part[key] for key in _HEADS if type(part.get(key)) is int and part[key] > 0), None)
+    if heads is None:
+        return None
+    keys = part.get("num_key_value_heads")
+    return heads, keys if type(keys) is int and keys > 0 else heads
 
 
 def has_chat_template(model: ModelRef) -> bool | None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from qeval.data.datasets import DataSource
     from qeval.plan.cells import Row
     from qeval.plan.room import Room
-    from qeval.plan.spec import Quantization, TaskEntry
+    from qeval.plan.spec import EngineChoice, Quantization, TaskEntry
 
 _WHERES = 3  # places of one problem that are named
 
@@ -169,11 +169,12 @@ def row(row: Row, device: str | None) -> Findings:
     name, options, model = row.quantization.method, row.quantization.options, row.model
     chosen = row.quantization.engine
     foreign = chosen is not None and chosen.is_foreign
+    own = [lambda: _check_options(chosen, model, device)] if chosen is not None else []
     if row.artifact is not None:
         if foreign:
             made = row.artifact.format
             packed = Packed(made.name, made.num_bits, made.symmetric) if made else None
-            return ask(row.name, lambda: ENGINES[row.engine].check(packed, model, device))
+            return ask(row.name, lambda: ENGINES[row.engine].check(packed, model, device), *own)
         return artifact(row.name, row.artifact, model, row.quantization.execution, device)
     found = METHODS[name]()
     already = ask(row.name, lambda: check_float(name, model))
@@ -183,10 +184,16 @@ def row(row: Row, device: str | None) -> Findings:
     if foreign and not found.simulates(options):
         written = _to_be_packed(name, options)
         fits.append(lambda: ENGINES[row.engine].check(written, model, device))
-    answer = ask(row.name, lambda: found.preflight(options, model), *fits)
+    answer = ask(row.name, lambda: found.preflight(options, model), *fits, *own)
     label = row.quantization.label  # packages are the method's business, whatever the model
     problems = (replace(p, where=label) if p.extra else p for p in answer.problems)
     return replace(answer, problems=tuple(problems))
+
+
+def _check_options(chosen: EngineChoice, model: ModelRef, device: str | None) -> None:
+    check = getattr(ENGINES[chosen.name], "check_options", None)  # engines of others may have none
+    if check is not None:
+        check(chosen.given, model, device)
 
 
 def _to_be_packed(method: str, options: Options) -> Packed | None:

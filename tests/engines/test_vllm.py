@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,9 +22,10 @@ from qeval.core.artifact import ModelRef
 from qeval.core.errors import EngineError, UsageError
 from qeval.core.execution import Execution
 from qeval.core.settings import EngineSettings
-from qeval.engines import vllm
+from qeval.engines import vllm, vllm_limits
 from qeval.engines.base import Packed, Sampling, environment_of
-from qeval.engines.vllm import VllmEngine, _blocks, _Room, _take
+from qeval.engines.vllm import VllmEngine
+from qeval.engines.vllm_running import Room, _take, blocks_of
 from qeval.formats.describe import describe_folder
 
 MODEL = ModelRef("some/model", Path("nowhere"), "sha256:0", "float32")
@@ -39,7 +41,7 @@ MODEL = ModelRef("some/model", Path("nowhere"), "sha256:0", "float32")
     ],
 )
 def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message, monkeypatch):
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(vllm_limits, "cpu_flags", lambda: frozenset({"avx512f"}))
     with pytest.raises(UsageError, match=message):
         VllmEngine.check(Packed(*packed), MODEL, device)
 
@@ -54,7 +56,7 @@ def test_what_it_does_not_take_is_refused_with_the_fix(packed, device, message, 
     ],
 )
 def test_what_it_takes_passes(packed, device, monkeypatch):
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(vllm_limits, "cpu_flags", lambda: frozenset({"avx512f"}))
     VllmEngine.check(packed, MODEL, device)
 
 
@@ -62,7 +64,7 @@ def test_what_it_takes_passes(packed, device, monkeypatch):
     "packed", [("gptq", 8, True), ("awq", 4, None), ("compressed-tensors", 4, True)]
 )
 def test_few_bits_need_avx512_on_a_cpu(packed, monkeypatch):
-    monkeypatch.setattr(vllm, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(vllm_limits, "cpu_flags", lambda: frozenset({"avx2"}))
     with pytest.raises(UsageError, match="needs AVX-512, which this CPU has not"):
         VllmEngine.check(Packed(*packed), MODEL, "cpu")
     VllmEngine.check(Packed(*packed), MODEL, "cuda")
@@ -94,6 +96,41 @@ def test_a_device_that_vllm_would_not_use_is_refused(asked, fix, monkeypatch):
         VllmEngine.device(asked)
 
 
+HEADS = {"num_attention_heads": 12, "num_key_value_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "message"),
+    [
+        ({"tensor_parallel_size": 4}, "cuda", "4 x pipeline_parallel_size 1 takes 4 GPUs, and this"),
+        (
+            {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+            "cuda",
+            "this machine shows 2: take a product of 2 at the most",
+        ),
+        ({"pipeline_parallel_size": 2}, "cpu", "no pipeline: leave pipeline_parallel_size out"),
+        ({"tensor_parallel_size": 5}, "cpu", "does not divide the model's 12 heads and 4 of keys"),
+        ({"tensor_parallel_size": 3}, "cpu", "take 1, 2, 4 or 12"),
+    ],
+)
+def test_a_model_that_cannot_be_spread_so_is_refused(options, device, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_limits, "gpus", lambda: ("A", "B"))
+    (tmp_path / "config.json").write_text(json.dumps(HEADS))
+    model = ModelRef("m", tmp_path, "sha256:0", "float32")
+    with pytest.raises(UsageError, match=message):
+        VllmEngine.check_options(options, model, device)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "device"), [(1, 1, "cpu"), (12, 1, "cpu"), (2, 1, "cuda"), (1, 2, "cuda")]
+)
+def test_a_model_that_can_be_spread_so_passes(tensor, pipeline, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_limits, "gpus", lambda: ("A", "B"))
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": HEADS}))
+    options = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+    VllmEngine.check_options(options, ModelRef("m", tmp_path, "sha256:0", "float32"), device)
+
+
 def test_never_more_sequences_than_the_option_says(tiny_llama, monkeypatch):
     """Also where a task asks for more at once, as `speed` does."""
     rooms = []
@@ -109,14 +146,14 @@ def test_never_more_sequences_than_the_option_says(tiny_llama, monkeypatch):
     lm.reserve(256, 40)
     with pytest.raises(EngineError, match="enough"):
         list(lm.generate([[1, 2]], Sampling(n=64, temperature=1.0, max_new_tokens=4, at_once=64)))
-    assert rooms == [_Room(8, 40, _blocks(8, 40))]
+    assert rooms == [Room(8, 40, blocks_of(8, 40))]
 
 
 def test_room_is_for_the_largest_of_what_is_asked_and_not_for_all_at_once():
-    room = _Room.of([(1, 2049), (256, 192)])
+    room = Room.of([(1, 2049), (256, 192)])
     assert room.sequences == 256 and room.tokens == 2049
-    assert room.blocks == max(_blocks(1, 2049), _blocks(256, 192)) < _blocks(256, 2049)
-    assert _blocks(1, 128) >= 2  # a sequence may touch one block more than it fills
+    assert room.blocks == max(blocks_of(1, 2049), blocks_of(256, 192)) < blocks_of(256, 2049)
+    assert blocks_of(1, 128) >= 2  # a sequence may touch one block more than it fills
 
 
 class New:
@@ -167,6 +204,8 @@ found = {
     "crowd": plain(lm.generate([windows[0][:60]] * 20 + [windows[1][:60]] * 20, crowd)),
     "first": [c.ids[0] for c in lm.generate(prompts[:1], many)],
     "facts": lm.facts(),
+    "broken": plain(lm.generate(asked["broken"], Sampling(max_new_tokens=5))),
+    "broken drawn": plain(lm.generate(asked["broken"], drawn, lambda ids: False)),
 }
 first = found["greedy"][0][2][0]
 ended = Sampling(max_new_tokens=12, stop_ids=(first,))
@@ -175,6 +214,9 @@ lm.close()
 Path(sys.argv[2]).write_text(json.dumps(found))
 """
 DRAWS = 400
+NOT_A_NUMBER = 300  # the token whose embedding is NaN
+WHOLE = [[5, 6, 7], [5, 1, 7], [8, 9], [1, 2, 3, 1], [10, 11, 12, 13]]
+BROKEN = [[5, 6, 7], [5, NOT_A_NUMBER, 7], [8, 9], [1, 2, 3, NOT_A_NUMBER], [10, 11, 12, 13]]
 
 # Workers of several devices are processes that import this file again.
 IN_PARTS = """
@@ -200,6 +242,7 @@ def main():
         "greedy": plain(lm.generate(asked["prompts"], Sampling(max_new_tokens=12))),
         "drawn": plain(lm.generate(asked["prompts"], drawn)),
         "facts": lm.facts(),
+        "broken": plain(lm.generate(asked["broken"], Sampling(max_new_tokens=5))),
     }
     lm.close()
     Path(sys.argv[2]).write_text(json.dumps(found))
@@ -224,6 +267,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def holed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, but for one token, which is NaN."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("holed") / "model"
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][NOT_A_NUMBER] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
 def device() -> str:
     import torch
 
@@ -242,16 +298,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(model: Path, device: str) -> dict[str, Any]:
+def asked(holed: Path, device: str) -> dict[str, Any]:
     import random
 
     draw = random.Random(0)
-    windows = [[draw.randrange(1, 400) for _ in range(n)] for n in (64, 64, 30, 64)]
-    prompts = [[draw.randrange(1, 400) for _ in range(n)] for n in (9, 14)]
+    known = [i for i in range(1, 400) if i != NOT_A_NUMBER]
+    windows = [[draw.choice(known) for _ in range(n)] for n in (64, 64, 30, 64)]
+    prompts = [[draw.choice(known) for _ in range(n)] for n in (9, 14)]
     return {
-        "model": str(model),
+        "model": str(holed),
         "windows": windows,
         "prompts": prompts,
+        "broken": BROKEN,
         "draws": DRAWS,
         "device": device,
     }
@@ -345,6 +403,24 @@ def test_first_tokens_are_drawn_from_the_softmax(theirs, ours, asked):
 
 
 @pytest.mark.real
+def test_a_sequence_is_broken_where_its_logits_are_not_finite_and_no_other(theirs, ours):
+    """Two of five prompts have the token that is NaN; a short one after them gets their blocks."""
+    expected = ours.generate(WHOLE, Sampling(max_new_tokens=5))
+    ids = {c.prompt: c.ids for c in expected}
+    assert [c[:1] + c[2:] for c in theirs["broken"]] == [
+        [0, ids[0], "length"],
+        [1, [], "nonfinite"],
+        [2, ids[2], "length"],
+        [3, [], "nonfinite"],
+        [4, ids[4], "length"],
+    ]
+    finishes = ["length", "nonfinite", "length", "nonfinite", "length"]
+    assert [[p, end] for p, _, _, end in theirs["broken drawn"]] == [
+        [p, end] for p, end in enumerate(finishes) for _ in range(3)
+    ]
+
+
+@pytest.mark.real
 def test_several_devices_give_what_one_does(theirs, asked, cache, device, tmp_path):
     """Each has half of every layer, and they hear the logits of the whole."""
     import torch
@@ -358,6 +434,7 @@ def test_several_devices_give_what_one_does(theirs, asked, cache, device, tmp_pa
         for parts, whole in zip(found[key], theirs[key], strict=True):
             assert_close(torch.tensor(parts), torch.tensor(whole), rtol=0, atol=5 * near)
     assert found["greedy"] == theirs["greedy"]
+    assert found["broken"] == theirs["broken"]
     assert len(found["drawn"]) == len(theirs["drawn"])
     if device == "cpu":  # elsewhere another rounding may draw another token
         assert found["drawn"] == theirs["drawn"]

@@ -8,6 +8,7 @@ from planned import plan
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import SpecError, UsageError
 from qeval.core.execution import Execution
+from qeval.plan import preflight
 from qeval.plan.spec import load_spec
 
 SPEC = """\
@@ -136,6 +137,21 @@ def test_weights_that_turn_out_to_be_of_another_engine_are_refused(load, tmp_pat
     model = ModelRef("m", tiny_f32.path, "sha256:0", "float32")
     with pytest.raises(UsageError, match="engine: vllm does not run weights of llamacpp"):
         plan(load("  - none:\n    engine: vllm"), [model], tmp_path)
+
+
+def test_options_that_fit_no_model_of_this_shape_are_found_before_the_first_job(
+    load, tmp_path, tiny_llama
+):
+    """It has four heads, and two of keys and values."""
+    model = ModelRef("m", tiny_llama, "sha256:0", "float32")
+    spread = "engine: {vllm: {tensor_parallel_size: [2, 3]}}"
+    rows = [f"  - rtn: {{num_bits: 8, group_size: 4}}\n    {spread}", f"  - none:\n    {spread}"]
+    cells = plan(load(*rows), [model], tmp_path)
+    found = [preflight.row(cell.row, "cpu").problems for cell in cells]
+    said = [[problem.message for problem in problems] for problems in found]
+    refused = "tensor_parallel_size 3 does not divide the model's 4 heads and 2 of keys and values: "
+    assert said[0] == said[2] == []
+    assert said[1] == said[3] == [f"{refused}take 1, 2 or 4"]
 
 
 @pytest.mark.parametrize("key", ["activations", "kv_cache"])
