@@ -224,3 +224,10 @@ def replaced(context: BuildContext, out: Path) -> BuildContext:
 
     out.mkdir()
     return replace(context, out=out)
+
+
+def test_settings_names_every_variable_that_is_read():
+    code = "".join(p.read_text(encoding="utf-8") for p in REPO.glob("qeval/**/*.py"))
+    code += text("tests/conftest.py")
+    read = set(re.findall(r"\b_?QEVAL_[A-Z_]+", code))
+    assert set(re.findall(r"^\| `(_?QEVAL_[A-Z_]+)` \|", text("docs/settings.md"), re.M)) == read

@@ -13,7 +13,7 @@ from qeval.core.errors import UsageError
 from qeval.core.extras import require
 from qeval.core.record import Record
 from qeval.report.compare import Margins
-from qeval.report.describe import describe, pick
+from qeval.report.describe import describe, pick, picked
 from qeval.report.results import read_results
 from qeval.report.rows import build_table
 from qeval.report.tidy import tidy
@@ -213,6 +213,15 @@ class Results:
             UsageError: no key does, or several do.
         """
         return pick(self.records, key)
+
+    def cells(self, named: str) -> list[list[Record]]:
+        """The records of each cell whose key begins with ``named``, whose row is called so, or whose
+        name has it in it; newest first, one a folder.
+
+        Raises:
+            UsageError: no cell is; with what is close.
+        """
+        return picked(self.records, named)
 
     def show(self, key: str) -> str:
         """All facts of such a cell, in readable lines."""

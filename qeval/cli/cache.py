@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from qeval.cli.shared import CACHE_DIR, group
+from qeval.cli.shared import CACHE_DIR, TEXT_OR_JSON, group
 from qeval.core.console import columns, echo
 from qeval.core.errors import UsageError, one_line
 
@@ -16,15 +16,27 @@ from qeval.core.errors import UsageError, one_line
 @group()
 @CACHE_DIR
 def cache() -> None:
-    """The cache of quantized models."""
+    """The cache of quantized models.
+
+    \b
+    Examples:
+      qeval cache list
+    """
 
 
 @cache.command(name="list")
+@TEXT_OR_JSON
 @CACHE_DIR
 @click.pass_obj
-def cache_list(cache_dir: Path) -> None:
-    """List the cached models with size and last use."""
-    echo(cache_table(cache_dir))
+def cache_list(cache_dir: Path, fmt: str) -> None:
+    """List the cached models with size and last use.
+
+    \b
+    Examples:
+      qeval cache list
+      qeval cache list --format json
+    """
+    echo(cache_json(cache_dir) if fmt == "json" else cache_table(cache_dir))
 
 
 @cache.command(name="remove")
@@ -36,8 +48,40 @@ def cache_list(cache_dir: Path) -> None:
 def cache_remove(
     cache_dir: Path, keys: tuple[str, ...], older_than: float | None, everything: bool
 ) -> None:
-    """Remove cached models by the start of their KEYS."""
+    """Remove cached models by the start of their KEYS.
+
+    \b
+    Examples:
+      qeval cache remove 3f2a
+      qeval cache remove --older-than 30
+    """
     echo(remove_cached(cache_dir, keys, older_than, everything))
+
+
+def cache_json(cache_dir: Path) -> str:
+    import json
+
+    from qeval.store.artifacts import ArtifactCache
+    from qeval.store.references import References
+
+    cache = ArtifactCache(cache_dir)
+    models = [
+        {
+            "key": e.key,
+            "name": e.name,
+            "bytes": e.n_bytes,
+            "last_used": e.last_used,
+            "folder": str(e.folder),
+        }
+        for e in cache.entries()
+    ]
+    found = {
+        "folder": str(cache_dir),
+        "models": models,
+        "unfinished_bytes": cache.unfinished_bytes(),
+        "predictions_bytes": References(cache_dir).sizes(),
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def cache_table(cache_dir: Path) -> str:

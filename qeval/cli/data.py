@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qeval.cli.shared import FOLDER, group
+from qeval.cli.shared import FOLDER, TEXT_OR_JSON, group
 from qeval.core.console import columns, echo
 from qeval.core.errors import UsageError
 
@@ -18,21 +18,37 @@ if TYPE_CHECKING:
 
 @group()
 def data() -> None:
-    """Datasets: list the known ones, download them for machines without a hub, check them."""
+    """Datasets: list the known ones, download them for machines without a hub, check them.
+
+    \b
+    Examples:
+      qeval data list
+    """
 
 
 @data.command(name="list")
-@click.option("--data-dir", type=FOLDER)
-def data_list(data_dir: Path | None) -> None:
-    """List the datasets with their licence and where each would come from."""
-    echo(data_table(data_dir))
+@TEXT_OR_JSON
+@click.option("--data-dir", type=FOLDER, help="Datasets on disk [default: QEVAL_DATA_DIR].")
+def data_list(data_dir: Path | None, fmt: str) -> None:
+    """List the datasets with their licence and where each would come from.
+
+    \b
+    Examples:
+      qeval data list --data-dir ./data
+    """
+    echo(data_json(data_dir) if fmt == "json" else data_table(data_dir))
 
 
 @data.command(name="fetch")
 @click.argument("names", nargs=-1, required=True)
 @click.option("--data-dir", type=FOLDER, required=True, help="Folder to write them to.")
 def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
-    """Download datasets from the hub into a data directory."""
+    """Download datasets from the hub into a data directory.
+
+    \b
+    Examples:
+      qeval data fetch wikitext2 ptb --data-dir ./data
+    """
     for line in fetch_datasets(names, data_dir):
         echo(line)
 
@@ -40,10 +56,34 @@ def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
 @data.command(name="verify")
 @click.option("--data-dir", type=FOLDER, help="[default: QEVAL_DATA_DIR].")
 def data_verify(data_dir: Path | None) -> None:
-    """Compare the files of a data directory with the sha256s of the manifest."""
+    """Compare the files of a data directory with the sha256s of the manifest.
+
+    \b
+    Examples:
+      qeval data verify --data-dir ./data
+    """
     text, ok = verify_datasets(data_dir)
     echo(text)
     sys.exit(0 if ok else 3)
+
+
+def data_json(data_dir: Path | None) -> str:
+    import json
+
+    from qeval.data.datasets import DataSource
+    from qeval.data.manage import list_datasets
+
+    found = [
+        {
+            "name": item.entry.name,
+            "where": item.where,
+            "path": str(item.path) if item.path else None,
+            "licence": item.entry.licence,
+            "about": item.entry.about,
+        }
+        for item in list_datasets(DataSource(data_dir))
+    ]
+    return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def data_table(data_dir: Path | None) -> str:

@@ -21,6 +21,11 @@ def doctor(fmt: str, no_trials: bool) -> None:
 
     The exit code is 1 if no sandbox works. Missing or broken libraries do not change it: no spec needs
     all of them, and `qeval run` says at once which of them it lacks.
+
+    \b
+    Examples:
+      qeval doctor
+      qeval doctor --no-trials --format json
     """
     import json
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import CACHE_DIR, FOLDER, group
+from qeval.cli.shared import CACHE_DIR, FOLDER, TEXT_OR_JSON, group
 from qeval.core.console import columns, echo, say
 from qeval.core.units import human_bytes
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @group()
 @CACHE_DIR
 def env() -> None:
-    """Separate environments, for libraries that need versions of their own (vLLM, AutoGPTQ)."""
+    """Separate environments, for libraries that need versions of their own (vLLM, AutoGPTQ).
+
+    \b
+    Examples:
+      qeval env list
+    """
 
 
 @env.command(name="create")
@@ -43,16 +48,27 @@ def env_create(cache_dir: Path, /, name: str, **options: object) -> None:
 
     If it is ready, nothing is done; if it is out of date, it is made again. pip's own settings
     (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX) hold.
+
+    \b
+    Examples:
+      qeval env create vllm
+      qeval env create auto-gptq --python /usr/bin/python3.11
     """
     echo(create_environment(cache_dir, name, **options))
 
 
 @env.command(name="list")
+@TEXT_OR_JSON
 @CACHE_DIR
 @click.pass_obj
-def env_list(cache_dir: Path) -> None:
-    """List the environments: state, Python, size, place, and what each is for."""
-    echo(environment_table(cache_dir))
+def env_list(cache_dir: Path, fmt: str) -> None:
+    """List the environments: state, Python, size, place, and what each is for.
+
+    \b
+    Examples:
+      qeval env list
+    """
+    echo(environment_json(cache_dir) if fmt == "json" else environment_table(cache_dir))
 
 
 @env.command(name="remove")
@@ -60,7 +76,12 @@ def env_list(cache_dir: Path) -> None:
 @CACHE_DIR
 @click.pass_obj
 def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
-    """Remove environments by their NAMES."""
+    """Remove environments by their NAMES.
+
+    \b
+    Examples:
+      qeval env remove vllm
+    """
     echo(remove_environments(cache_dir, names))
 
 
@@ -76,6 +97,16 @@ def create_environment(cache_dir: Path, name: str, **options: Any) -> str:
     made = envs.create(name, cache_dir, say=step, **options)
     versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
     return f"{name} is {made.state}: {made.path} (Python {made.python}, {versions})"
+
+
+def environment_json(cache_dir: Path) -> str:
+    import json
+    from dataclasses import asdict
+
+    from qeval.envs.build import states
+
+    found = [{**asdict(e), "path": str(e.path)} for e in states(cache_dir)]
+    return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def environment_table(cache_dir: Path) -> str:

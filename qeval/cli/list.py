@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qeval.cli.shared import command
+from qeval.cli.shared import TEXT_OR_JSON, command
 from qeval.core.console import columns, echo
 from qeval.core.errors import UsageError, did_you_mean
 
@@ -15,22 +15,51 @@ from qeval.core.errors import UsageError, did_you_mean
 @command(name="list")
 @click.argument("what", type=click.Choice(["methods", "engines", "tasks", "cells", "configs"]))
 @click.argument("which", metavar="[NAME]", required=False)
-def list_(what: Any, which: str | None) -> None:
+@TEXT_OR_JSON
+def list_(what: Any, which: str | None, fmt: str) -> None:
     """List the registered methods, engines or tasks with their options, or only the one called NAME.
 
     For cells, NAME is a spec or a results folder; a results folder also gives their keys. Configs are
     specs that come with qeval: their paths.
+
+    \b
+    Examples:
+      qeval list methods
+      qeval list methods gptq
+      qeval list cells results/mine --format json
+      qeval run $(qeval list configs starcoder2) --dry-run
     """
     from qeval.plan.catalog import catalog
 
-    if what == "configs":
+    if fmt == "json":
+        import json
+
+        echo(json.dumps(listed(what, which), indent=1, ensure_ascii=False))
+    elif what == "configs":
         echo("\n".join(map(str, configs(which))))
     elif what != "cells":
         echo(catalog(what, which))
-    elif which is None:
-        raise UsageError("qeval list cells: name a spec file or a results folder")
     else:
-        echo(list_cells(Path(which)))
+        rows = cells(_folder(which))
+        echo(columns([[v[:12] if k == "key" else v for k, v in row.items()] for row in rows]))
+
+
+def _folder(which: str | None) -> Path:
+    if which is None:
+        raise UsageError("qeval list cells: name a spec file or a results folder")
+    return Path(which)
+
+
+def listed(what: Any, which: str | None) -> object:
+    """As plain data: of methods, engines and tasks the JSON Schema of their options."""
+    from qeval.plan.catalog import catalog, option_schemas
+
+    if what == "configs":
+        return [str(path) for path in configs(which)]
+    if what == "cells":
+        return cells(_folder(which))
+    catalog(what, which)  # where there is none of that name, it says what is close
+    return option_schemas(what, which)
 
 
 def configs(name: str | None) -> list[Path]:
@@ -49,9 +78,9 @@ def configs(name: str | None) -> list[Path]:
     return [found[name]]
 
 
-def list_cells(path: Path) -> str:
-    """The cells of a results folder with key and status; of a spec their names alone, since keys need
-    the models."""
+def cells(path: Path) -> list[dict[str, str]]:
+    """The cells of a results folder with key, status and name; of a spec their names alone, since keys
+    need the models."""
     if path.is_dir():
         from qeval.report.places import place_of
         from qeval.report.results import read_results
@@ -60,14 +89,16 @@ def list_cells(path: Path) -> str:
 
         records = latest(r for r in read_results([path]) if r.kind == "eval").values()
         where = [f" ({place_of(r).words()})" if "conditions" in r.cell else "" for r in records]
-        rows = zip(records, where, strict=True)
-        return columns([(r.key[:12], r.status, cell_name(r.cell) + w) for r, w in rows])
+        return [
+            {"key": r.key, "status": r.status, "name": cell_name(r.cell) + w}
+            for r, w in zip(records, where, strict=True)
+        ]
     from qeval.plan.spec import load_spec
 
     experiment = load_spec(path)
-    return "\n".join(
-        f"{model.id} · {q.label} · {task.label}{f' [first {task.limit}]' if task.limit else ''}"
+    return [
+        {"name": f"{model.id} · {q.label} · {task.title}"}
         for model in experiment.models
         for q in experiment.quantizations
         for task in experiment.tasks
-    )
+    ]

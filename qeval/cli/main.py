@@ -14,6 +14,7 @@ import click
 
 from qeval import __version__
 from qeval.cli.cache import cache
+from qeval.cli.completion import completion
 from qeval.cli.data import data
 from qeval.cli.doctor import doctor
 from qeval.cli.ending import ending
@@ -29,6 +30,7 @@ from qeval.cli.results.recommend import recommend
 from qeval.cli.results.show import show
 from qeval.cli.results.table import table
 from qeval.cli.run import run
+from qeval.cli.schema import schema
 from qeval.cli.score import score
 from qeval.cli.shared import Group, debug
 from qeval.cli.stats import stats
@@ -41,30 +43,26 @@ from qeval.core.console import open_missing
 )
 @click.version_option(__version__)
 def cli() -> None:
-    """Which quantization of a language model to run, and what it costs."""
+    """Which quantization of a language model to run, and what it costs.
+
+    \b
+    Examples:
+      qeval try                                 a first table, of a tiny model
+      qeval run ORG/NAME -q Q4_K_M,gptq:4,awq   compare three quantizations
+      qeval table results/NAME --wide           print the table again
+    """
 
 
-for each in (
-    try_,
-    run,
-    init,
-    plan,
-    table,
-    compare,
-    convert,
-    log,
-    recommend,
-    gate,
-    show,
-    score,
-    stats,
-    list_,
-    doctor,
-    data,
-    cache,
-    env,
-):
-    cli.add_command(each)
+cli.sections = {
+    "Measure": (try_, run, init, plan),
+    "Read results": (table, compare, recommend, gate, show, convert, log),
+    "Look closer": (stats, score),
+    "This machine": (doctor, data, cache, env),
+    "Find words": (list_, schema, completion),
+}
+for section in cli.sections.values():
+    for each in section:
+        cli.add_command(each)
 
 
 def main() -> None:

@@ -42,6 +42,11 @@ def score(samples: Path, fmt: str, **options: Any) -> None:
 
     --format json prints a line for every sample, {"verdict": {...}}, and one at the end,
     {"totals": {...}}.
+
+    \b
+    Examples:
+      qeval score samples.jsonl
+      qeval score samples.jsonl --k 1 --k 10 --format json
     """
     report = score_samples(samples, **options)
     for line in report.json_lines() if fmt == "json" else [report.text()]:

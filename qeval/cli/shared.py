@@ -16,6 +16,11 @@ FORMATS = click.Choice(["text", "markdown", "csv", "json"])
 FOLDER = click.Path(path_type=Path)
 
 
+TEXT_OR_JSON = click.option(
+    "--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+
+
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's newest versions alone
     """A number that is written with its unit; ``parse`` raises ValueError for what is none."""
 
@@ -59,8 +64,25 @@ class Debuggable(click.Command):
 
 
 class Group(Debuggable, click.Group):
+    """``sections``: its commands under headings in its help; none: all in one list."""
+
     command_class = Debuggable
     group_class = type  # its groups are like it
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in their order, not that of the alphabet
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.sections:
+            super().format_commands(ctx, formatter)
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                width = formatter.width - 6 - max(len(c.name or "") for c in commands)
+                formatter.write_dl([(c.name or "", c.get_short_help_str(width)) for c in commands])
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., object]], Debuggable]:

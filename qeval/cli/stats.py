@@ -73,6 +73,12 @@ def stats(models: tuple[str, ...], **options: Any) -> None:
 
     MODEL is a model folder, a hub id, or a .jsonl that --save kept (or that a run left in its cells).
     Two models, such as a float model and its quantized version, are shown side by side.
+
+    \b
+    Examples:
+      qeval stats ./model --sort sqnr --top 20
+      qeval stats ./model ./quantized
+      qeval stats ./model --png layers.png
     """
     echo(model_statistics(models, **options), end="")
 

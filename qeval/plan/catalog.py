@@ -34,6 +34,14 @@ def catalog(group: Group, name: str | None = None) -> str:
     return "\n".join([*(line for n in chosen for line in entry(n)), *_beside(group, name)])
 
 
+def option_schemas(group: Group, name: str | None = None) -> dict[str, object]:
+    """By name the JSON Schema of the options."""
+    registry: Any = {"methods": METHODS, "engines": ENGINES, "tasks": TASKS}[group]
+    names = list(registry) if name is None else [name]
+    classes = {n: getattr(registry[n], "Options", Options) for n in names}
+    return {n: cls.model_json_schema() for n, cls in classes.items()}
+
+
 def _method(name: str) -> Iterator[str]:
     yield _head(name, METHODS[name])
     yield from _options(METHODS[name].Options)

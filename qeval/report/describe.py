@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from qeval.core.console import aligned
-from qeval.core.errors import UsageError
+from qeval.core.errors import UsageError, did_you_mean
 from qeval.core.record import MemoryReport, Metric, Record
 from qeval.core.units import human_bytes, human_seconds
 from qeval.report.places import place_of
 from qeval.report.row_records import age, kept
 from qeval.stats.intervals import half_width
+from qeval.store.results import cell_name, is_meant
 
 _NOT_ASKED = ("conditions", "key_anywhere", "planned")  # of a cell: shown in words, or of others
 
@@ -40,6 +42,40 @@ def pick(records: Iterable[Record], prefix: str) -> list[Record]:
     return sorted(*found.values(), key=age, reverse=True)
 
 
+def picked(records: Iterable[Record], named: str) -> list[list[Record]]:
+    """The cells that a name means, each as ``pick`` gives it: those whose key begins with it, else
+    those of a row of this label or method, else those with it in their names.
+
+    Raises:
+        UsageError: there is none; with the rows that are close.
+    """
+    found: dict[str, list[Record]] = {}
+    for record in kept(records):
+        found.setdefault(record.key, []).append(record)
+    cells = [sorted(group, key=age, reverse=True) for group in found.values()]
+
+    def row(record: Record) -> dict[str, Any]:
+        return record.cell.get("quantization") or {}
+
+    by_key = [c for c in cells if c[0].key.startswith(named)]
+    by_row = [c for c in cells if named.lower() in names_of(row(c[0]))]
+    in_name = [c for c in cells if is_meant([named], cell_name(c[0].cell))]
+    evals = [[c for c in chosen if c[0].kind == "eval"] for chosen in (by_row, in_name)]
+    chosen = by_key or evals[0] or evals[1]
+    if not chosen:
+        rows = {str(row(c[0]).get("label")) for c in cells if c[0].kind == "eval"}
+        raise UsageError(
+            f"no cell's key starts with {named!r}, and no row is called so{did_you_mean(named, rows)}; "
+            "`qeval list cells RESULTS` shows keys and names"
+        )
+    return chosen
+
+
+def names_of(quantization: Mapping[str, object]) -> set[str]:
+    """A row's label and method, in lower case."""
+    return {str(quantization.get(part)).lower() for part in ("label", "name")}
+
+
 def describe(record: Record, *older: Record) -> str:
     """All facts of a record in readable lines; ends in a newline. ``older``: the same cell as other
     folders have it."""
@@ -52,7 +88,7 @@ def describe(record: Record, *older: Record) -> str:
         ("conditions", _conditions(record)),
         ("in other folders", [_elsewhere(other) for other in older]),
         ("timing", _pairs({k: _time(k, v) for k, v in record.timing.items()})),
-        ("files", _pairs(record.files)),
+        ("files", _pairs({k: str(Path(record.folder) / v) for k, v in record.files.items()})),
         ("provenance", _pairs(record.provenance)),
     ]
     lines = []
@@ -79,7 +115,7 @@ def _elsewhere(record: Record) -> str:
 def _asked(record: Record) -> list[str]:
     facts: dict[str, object] = {"key": record.key, "kind": record.kind, "status": record.status}
     facts |= {"error": record.error} if record.error else {}
-    facts |= {"log": record.log} if record.log else {}
+    facts |= {"log": str(Path(record.folder) / record.log)} if record.log else {}
     asked = {name: value for name, value in record.cell.items() if name not in _NOT_ASKED}
     facts |= {name: _short(value) for name, value in asked.items()}
     facts |= {"to run on": place_of(record).words()} if "conditions" in record.cell else {}

@@ -52,6 +52,11 @@ def gate(
     """Check RESULTS folders against bounds: pass, fail or undecided. Exit code 3 where one fails.
 
     In a GitHub workflow it also writes annotations and the step's summary.
+
+    \b
+    Examples:
+      qeval gate results/mine --max-loss 2%
+      qeval gate results/mine --rules gate.yaml --junit gate.xml
     """
     from qeval.api.results import load
     from qeval.core.files import write_atomic

@@ -58,6 +58,11 @@ def recommend(
 
     The best in quality that fits; of rows that are not distinguishable the smallest. Exit code 3 where
     nothing fits.
+
+    \b
+    Examples:
+      qeval recommend results/mine --vram 12GiB --context 8192
+      qeval recommend results/mine --ram 16GiB --context 4096 --min-speed 20
     """
     from qeval.api.results import load
     from qeval.decide import recommend_forms as forms

@@ -53,6 +53,12 @@ def table(results: tuple[Path, ...], fmt: str, **options: object) -> None:
     Names, order and baseline are those of the spec that each folder keeps, as it is now. Speed, time
     and peak memory have a column for each machine, device and number of threads that they were measured
     with. Where several folders hold the same cell, the newest is shown, and a note names the others.
+
+    \b
+    Examples:
+      qeval table results/mine --wide
+      qeval table laptop box --only humaneval --sort -pass@1
+      qeval table results/mine --columns 'ppl*' --format markdown
     """
     from qeval.api.results import load
     from qeval.store.results import FAILED
