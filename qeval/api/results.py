@@ -206,6 +206,19 @@ class Results:
 
         return export_rows(self.records, baseline, Margins(margin, margin))
 
+    def export(self, row: str, folder: Folder) -> list[Path]:
+        """The weights of a row, copied to a new folder with their card; the files written.
+
+        Raises:
+            UsageError: no row is called so, the folder is not empty, or no other program would run what
+                was measured.
+            StoreError: the weights are no longer here, or the disk.
+        """
+        from qeval.exports.model import export_model
+        from qeval.exports.rows import called
+
+        return export_model(called(self.rows(), row), Path(folder))
+
     def cell(self, key: str) -> list[Record]:
         """The records of the cell whose key begins with ``key``, newest first: one a folder.
 

@@ -24,6 +24,7 @@ from qeval.cli.list import list_
 from qeval.cli.plan import plan
 from qeval.cli.results.compare import compare
 from qeval.cli.results.convert import convert
+from qeval.cli.results.export import export
 from qeval.cli.results.gate import gate
 from qeval.cli.results.log import log
 from qeval.cli.results.recommend import recommend
@@ -55,7 +56,7 @@ def cli() -> None:
 
 cli.sections = {
     "Measure": (try_, run, init, plan),
-    "Read results": (table, compare, recommend, gate, show, convert, log),
+    "Read results": (table, compare, recommend, gate, show, export, convert, log),
     "Look closer": (stats, score),
     "This machine": (doctor, data, cache, env),
     "Find words": (list_, schema, completion),
