@@ -237,7 +237,7 @@ def test_the_log_says_where_a_cell_failed_and_everything_names_the_log(toy, caps
         assert word in text
     assert "NoneType: None" not in text
     assert bad.log == f"jobs/eval-{bad.key[:16]}.log"
-    assert f"\nlog           {bad.log}\n" in describe(bad)
+    assert f"\nlog           results/toy/{bad.log}\n" in describe(bad)
     assert f"(log: {bad.log})" in render(build_table(outcome.results), "text")
     assert outcome.last_line == f"1 cell failed; log: results/toy/{bad.log}"
     assert "Traceback" not in capsys.readouterr().err

@@ -14,6 +14,7 @@ from qeval.core.errors import SpecError, raise_spec, reason
 
 if TYPE_CHECKING:
     from qeval.core.settings import RunSettings
+    from qeval.jobs.display import Told
     from qeval.plan.spec import Experiment
 
     Folder = str | os.PathLike[str]
@@ -69,9 +70,15 @@ def measure(
     folder: Path,
     *,
     only: Sequence[str] = (),
+    force: bool = False,
+    told: Told = "usual",
     debug: bool = False,
 ) -> Results:
     """Do what has no ok record in ``folder`` yet; the results of the spec's cells.
+
+    Args:
+        force: measure all of the chosen cells again; what they left before is put aside.
+        told: how much is said of it on standard error.
 
     Raises:
         PreflightError: something is in the way.
@@ -83,15 +90,19 @@ def measure(
     from qeval.plan.kept_spec import keep
     from qeval.plan.survey import ready
     from qeval.store.records import Store
+    from qeval.store.results import put_aside
 
     store = Store(folder)
-    found = ready(experiment, settings, store.latest(), only=only)
+    found = ready(experiment, settings, {} if force else store.latest(), only=only)
     with store.lock():
         keep(experiment, store.folder)
-        steps = found.to_do(store.latest())
+        steps = found.to_do({} if force else store.latest())
+        if force:
+            put_aside(store.folder, [step.cell.key for step in steps])
         n = len(found.steps)
-        say(f"{n - len(steps)} of {n} cells are done in {store.folder}")
-        with Progress(len(steps), store.folder if debug else None) as progress:
+        if told != "failures":
+            say(f"{n - len(steps)} of {n} cells are done in {store.folder}")
+        with Progress(len(steps), store.folder if debug else None, told) as progress:
             executor = LocalExecutor(store.folder.resolve() / "jobs")
             Runner(store, executor, settings, progress).run(steps)
         records = found.records(store.read())

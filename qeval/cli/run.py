@@ -13,7 +13,7 @@ from qeval.cli.asking import Asked, line_options
 from qeval.cli.results.table import print_table
 from qeval.cli.shared import FOLDER, command, debug, spec_options
 from qeval.core.console import echo, say
-from qeval.core.errors import OutputError, short
+from qeval.core.errors import OutputError, UsageError, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qeval.api.results import Results
     from qeval.core.record import Record
     from qeval.core.settings import RunSettings
+    from qeval.jobs.display import Told
     from qeval.plan.spec import Experiment, Parsed
     from qeval.plan.survey import Survey
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     help="Print the cells, what is in the way, and the time and disk that it takes; run nothing.",
 )
 @spec_options
+@click.option(
+    "--force", is_flag=True, help="Measure again what has a result already; keep the old one, too."
+)
+@click.option("--quiet", is_flag=True, help="Say only what failed, and print the table.")
+@click.option("-v", "--verbose", is_flag=True, help="Say where the log of every job is.")
 @click.option("--no-table", is_flag=True, help="Do not print the table at the end.")
 def run(
     spec: str,
@@ -43,6 +49,8 @@ def run(
     only: tuple[str, ...],
     no_table: bool,
     save: Path | None,
+    quiet: bool,
+    verbose: bool,
     **over: Any,
 ) -> None:
     """Quantize and evaluate everything that SPEC names, then print the table.
@@ -63,7 +71,10 @@ def run(
     """
     line = ("quantizations", "tasks", "name", "dtype")
     asked = Asked(spec, save=save, **{key: over.pop(key) for key in line})
-    ended = run_asked(asked, results, dry_run=dry_run, only=only, debug=debug(), **over)
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose: give one of them")
+    told: Told = "failures" if quiet else "all" if verbose else "usual"
+    ended = run_asked(asked, results, dry_run=dry_run, only=only, told=told, debug=debug(), **over)
     print_outcome(ended, table=not no_table)
     sys.exit(ended.exit_code)
 
@@ -104,6 +115,8 @@ def run_asked(
     cache_dir: Path | None = None,
     device: str | None = None,
     allow_weak_sandbox: bool = False,
+    force: bool = False,
+    told: Told = "usual",
     debug: bool = False,
 ) -> Outcome:
     """Plan the spec, do what has no ok record yet, return the results of all its cells. ``debug``
@@ -121,13 +134,13 @@ def run_asked(
     settings = spec_settings(experiment.settings, **folders, allow_weak_sandbox=allow_weak_sandbox)
     folder = results or Path("results") / experiment.name
     if dry_run:
-        done = Store(folder).latest()
+        done = {} if force else Store(folder).latest()
         found = survey(experiment, settings, done, only=only)
         _print_plan(found, settings, folder)
         if found.problems:
             return Outcome(1, None)
         return outcome(found.stays_failed(done), None, folder)
-    measured = measure(experiment, settings, folder, only=only, debug=debug)
+    measured = measure(experiment, settings, folder, only=only, force=force, told=told, debug=debug)
     return outcome(measured.failed, measured, folder)
 
 

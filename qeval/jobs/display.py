@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qeval.core.console import say, tell
 from qeval.core.errors import one_line
@@ -18,6 +18,7 @@ from qeval.store.results import cell_name
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
+Told = Literal["failures", "usual", "all"]
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
 _TAIL = 20  # lines of a log without a traceback
@@ -26,11 +27,16 @@ _TAIL = 20  # lines of a log without a traceback
 class Progress:
     """A Listener for Runner: two bars on a terminal (all cells, this job), else one line a job.
 
-    ``logs_in``: the results folder, to print what the logs of failed jobs say last; None: not.
+    Args:
+        logs_in: the results folder, to print what the logs of failed jobs say last; None: not.
+        told: ``failures`` alone, the ``usual`` lines, or ``all``: with the paths of logs, too.
     """
 
-    def __init__(self, n_cells: int, logs_in: Path | None = None) -> None:
+    EVERY_S = 30.0  # between lines of a job that runs, where there is no terminal
+
+    def __init__(self, n_cells: int, logs_in: Path | None = None, told: Told = "usual") -> None:
         self._n_cells = n_cells
+        self._told = told
         self._logs_in = logs_in
         self._printed: set[str] = set()
         self._done = 0
@@ -39,7 +45,7 @@ class Progress:
         self._bars: RichProgress | None = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self._told != "failures":
             self._bars = _bars()
             self._all = self._bars.add_task("cells", total=self._n_cells)
             self._job = self._bars.add_task("", total=None)
@@ -53,11 +59,12 @@ class Progress:
             self._bars.stop()
 
     def job_started(self, title: str) -> None:
-        self._title = title
+        self._title, self._job_start = title, time.monotonic()
+        self._said = self._job_start
         if self._bars is not None:
             self._bars.remove_task(self._job)  # reset() would keep the last job's total
             self._job = self._bars.add_task(title, total=None)
-        else:
+        elif self._told != "failures":
             self._line(f"{title} ...")
 
     def job_progress(self, done: int, total: int, unit: str) -> None:
@@ -65,16 +72,25 @@ class Progress:
             self._bars.update(
                 self._job, completed=done, total=total, description=f"{self._title} [{unit}]"
             )
+        elif self._told != "failures" and (now := time.monotonic()) >= self._said + self.EVERY_S:
+            self._said = now
+            self._line(
+                f"{self._title}: {done:,} of {total:,} {unit}, {human_seconds(now - self._job_start)}"
+            )
 
     def build_ended(self, record: Record) -> None:
-        self._line(f"{self._title}: {_outcome(record)}")
-        self._why(record)
+        self._ended(record, f"{self._title}: {_outcome(record)}")
 
     def cell_ended(self, record: Record) -> None:
         self._done += 1
         if self._bars is not None:
             self._bars.update(self._all, completed=self._done)
-        self._line(f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
+        self._ended(record, f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
+
+    def _ended(self, record: Record, line: str) -> None:
+        if self._told != "failures" or not record.settled:
+            log = f"; log: {record.log}" if self._told == "all" and record.log else ""
+            self._line(f"{line}{log}")
         self._why(record)
 
     def _why(self, record: Record) -> None:
@@ -171,13 +187,21 @@ class Bar:
 def _bars(*more: str) -> RichProgress:
     """Bars with further columns of text."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         *(TextColumn(text, markup=False) for text in more),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

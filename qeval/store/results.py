@@ -20,6 +20,16 @@ def failed_cells(records: Sequence[Record]) -> list[Record]:
     return [r for r in evals if not r.settled]
 
 
+def put_aside(folder: Path, keys: Sequence[str]) -> None:
+    """Rename what cells left in a results folder (samples, scored windows), so that none of it is taken
+    for a part of a new measurement."""
+    for key in keys:
+        path = folder / "cells" / key[:16]
+        if path.is_dir() and any(path.iterdir()):
+            number = 1 + sum(1 for _ in path.parent.glob(f"{path.name}.before-*"))
+            path.rename(path.with_name(f"{path.name}.before-{number}"))
+
+
 def failures_line(failed: Sequence[Record], folder: Path) -> str:
     """How many cells failed, and where their logs are."""
     logs = list(dict.fromkeys(str(folder / r.log) for r in failed if r.log))

@@ -170,3 +170,26 @@ def test_init_asks_three_questions(model, monkeypatch):
 def test_init_says_what_it_needs_where_nobody_can_be_asked(model):
     done = qeval("init", model)
     assert said(done) == ["qeval init: give MODEL, -q and -t, or call it in a terminal, where it asks"]
+
+
+def test_force_measures_again_and_keeps_what_was(model):
+    line = ("run", model, "-t", TEXT, "--limit", "2", "--dtype", "float32", "--name", "f")
+    assert qeval(*line).exit_code == 0
+    (cell,) = Path("results/f/cells").iterdir()
+    (cell / "samples.jsonl").write_text("old")
+    forced = qeval(*line, "--force", "--verbose")
+    assert forced.exit_code == 0 and "0 of 1 cells are done" in forced.stderr
+    assert len(Path("results/f/records.jsonl").read_text().splitlines()) == 2
+    assert (cell.with_name(f"{cell.name}.before-1") / "samples.jsonl").read_text() == "old"
+    assert not (cell / "samples.jsonl").exists()
+    assert "1 cells, 0 done" in qeval(*line, "--force", "--dry-run").stderr
+    assert "1 of 1 cells are done" in qeval(*line).stderr
+
+
+def test_quiet_says_only_what_failed(model):
+    line = ("run", model, "-t", TEXT, "--limit", "2", "--dtype", "float32", "--quiet")
+    done = qeval(*line)
+    assert done.exit_code == 0 and done.stderr == "" and "gptq/file:text" in done.stdout
+    failed = qeval(*line, "-q", "{copy: {fail: true}}")
+    assert failed.exit_code == 3 and "build failed" in failed.stderr and "none" not in failed.stderr
+    assert said(qeval(*line, "-v")) == ["--quiet and --verbose: give one of them"]
