@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 import yaml
 
@@ -19,25 +20,35 @@ def card(row: ExportRow, *, usage: str = "", with_index: bool = True) -> str:
         usage: how to run what lies beside the card.
         with_index: the hub's ``model-index``, where huggingface_hub is installed.
     """
-    body = [f"# {row.model} · {row.label}", "", *_what(row), "", *_numbers(row)]
+    body = [f"# {_title(row)}", "", *_what(row), "", *_numbers(row)]
     body += ["", "## Run it", "", usage.rstrip("\n")] if usage else []
     body += ["", "## Measured again", "", *_again(row)]
     return f"{_metadata(row, with_index)}\n" + "\n".join(body) + "\n"
 
 
 def _metadata(row: ExportRow, with_index: bool) -> str:
-    model = str(row.records.model.get("id") or "")
     data: dict[str, object] = {}
-    if model and not model.startswith(("/", ".", "~")) and model.count("/") == 1:
-        data |= {"base_model": model, "base_model_relation": "quantized"}
-    data |= {"pipeline_tag": "text-generation", "tags": ["qeval", "quantized", _method(row)]}
+    quantized = _method(row) not in ("none", "checkpoint")
+    if "/" in _model(row):  # of the hub
+        data["base_model"] = _model(row)
+        data |= {"base_model_relation": "quantized"} if quantized else {}
+    tags = ["qeval", *(["quantized", _method(row)] if quantized else [])]
+    data |= {"pipeline_tag": "text-generation", "tags": tags}
     if with_index and find_spec("huggingface_hub") and (index := model_index(row, _title(row))):
         data["model-index"] = index
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)}---\n"
 
 
 def _title(row: ExportRow) -> str:
-    return f"{row.model.rstrip('/').rpartition('/')[2]} {row.label}"
+    return f"{_model(row).rpartition('/')[2]} · {row.label}"
+
+
+def _model(row: ExportRow) -> str:
+    """The hub's id; of a local folder or file its name alone: a card is for others, who have no such
+    path."""
+    name = str(row.records.model.get("id") or row.model).rstrip("/")
+    local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or Path(name).exists()
+    return name.rpartition("/")[2] if local else name
 
 
 def _method(row: ExportRow) -> str:
@@ -49,7 +60,7 @@ def _what(row: ExportRow) -> Iterator[str]:
     details = made.get("details") or {}
     options = asked.get("options") or {}
     said = ", ".join(f"{k}={_inline(v)}" for k, v in options.items() if v is not None)
-    yield f"- model: {row.model}" + (f" ({row.records.identity})" if row.records.identity else "")
+    yield f"- model: {_model(row)}" + (f" ({row.records.identity})" if row.records.identity else "")
     yield f"- method: {_method(row)}" + (f" ({said})" if said else "")
     if library := details.get("library"):
         yield f"- made by: {library.get('name')} {library.get('version')}"
@@ -113,17 +124,19 @@ def _again(row: ExportRow) -> Iterator[str]:
     """A spec that asks for this row and what was measured of it."""
     asked = row.records.quantization
     options = {k: v for k, v in (asked.get("options") or {}).items() if v is not None}
-    tasks = {
-        str(task.get("name")): {k: v for k, v in (task.get("options") or {}).items() if v is not None}
-        for record in row.records.evals
-        if (task := record.cell.get("task") or {}).get("name")
-    }
+    tasks = []
+    for record in row.records.evals:
+        task = record.cell.get("task") or {}
+        given = {k: v for k, v in (task.get("options") or {}).items() if v is not None}
+        given |= {"limit": record.cell["limit"]} if record.cell.get("limit") else {}
+        asked_for = {str(task.get("name")): given} if given else str(task.get("name"))
+        tasks += [] if asked_for in tasks else [asked_for]
     spec = {
         "name": "again",
-        "models": [row.records.model.get("id")],
+        "models": [_model(row)],
         **({"dtype": row.records.dtype} if row.records.dtype else {}),
         "quantizations": ["none", {_method(row): options} if options else _method(row)],
-        "tasks": [{name: given} if given else name for name, given in tasks.items()],
+        "tasks": tasks,
     }
     yield "```yaml"
     yield yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000).rstrip("\n")

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,26 @@ def test_the_card_is_one_that_the_hubs_library_reads_and_has_method_numbers_and_
     spec = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)[1])
     assert spec["quantizations"] == ["none", {"gguf": {"type": "Q8_0"}}]
     assert spec["tasks"] == ["perplexity", "humaneval"]
+
+
+def test_a_card_names_no_path_of_this_machine_and_asks_for_every_dataset_and_slice(keep):
+    from qeval.exports.card import card
+    from qeval.exports.rows import export_rows
+
+    made = [
+        record("none", "perplexity", [ppl(WINDOWS, f"gptq/{name}")], model="/home/me/my-model", limit=4)
+        for name in ("ptb", "c4")
+    ]
+    made = [
+        replace(r, key=name, cell={**r.cell, "task": {**r.cell["task"], "options": {"dataset": name}}})
+        for r, name in zip(made, ("ptb", "c4"), strict=True)
+    ]
+    text = card(export_rows(made)[0])
+    assert "/home" not in text.replace(made[0].cell["model"]["identity"], "") and "# my-model" in text
+    assert "base_model" not in text and "quantized\n" not in text
+    spec = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert spec["models"] == ["my-model"]
+    assert spec["tasks"] == [{"perplexity": {"dataset": n, "limit": 4}} for n in ("ptb", "c4")]
 
 
 def test_lm_evals_files_come_back_as_what_they_were(folder, tmp_path):

@@ -34,9 +34,10 @@ def compare(a: str, b: str, results: tuple[Path, ...], margin: float, flips: int
     versions, hardware; and which problems changed sides, with both completions.
 
     \b
-    qeval compare none Q8_0 results/mine
-    qeval compare results/before results/after
-    qeval compare 0.1.0 3f2a9c1 results/mine
+    Examples:
+      qeval compare none Q8_0 results/mine
+      qeval compare results/before results/after
+      qeval compare 0.1.0 3f2a9c1 results/mine
     """
     from qeval.api.results import load
     from qeval.comparison import forms

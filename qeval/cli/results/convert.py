@@ -48,8 +48,9 @@ def convert(
     lm-eval        results_*.json and samples_*.jsonl, as lm-eval writes them
 
     \b
-    qeval convert results/mine --to csv > mine.csv
-    qeval convert results/mine --to eval-results --row Q8_0 -o my-model-repo
+    Examples:
+      qeval convert results/mine --to csv > mine.csv
+      qeval convert results/mine --to eval-results --row Q8_0 -o my-model-repo
     """
     from qeval.api.results import load
     from qeval.core.files import write_atomic

@@ -21,8 +21,9 @@ def export(row: str, folder: Path, results: tuple[Path, ...]) -> None:
     they were made, what was measured and how to run them. Without RESULTS: of the folder `results`.
 
     \b
-    qeval recommend results/mine --vram 12GiB --context 8192
-    qeval export Q5_K_M model-Q5_K_M results/mine
+    Examples:
+      qeval recommend results/mine --vram 12GiB --context 8192
+      qeval export Q5_K_M model-Q5_K_M results/mine
     """
     from qeval.api.results import load
 

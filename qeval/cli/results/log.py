@@ -22,8 +22,9 @@ def log(results: tuple[Path, ...], logger: str, project: str, row: str | None) -
     matter: MLFLOW_TRACKING_URI, WANDB_MODE=offline, TRACKIO_DIR.
 
     \b
-    qeval log results/mine --to mlflow --project llama-quantizations
-    WANDB_MODE=offline qeval log results/mine --to wandb
+    Examples:
+      qeval log results/mine --to mlflow --project llama-quantizations
+      WANDB_MODE=offline qeval log results/mine --to wandb
     """
     from qeval.api.results import load
     from qeval.exports.loggers import log as logged
