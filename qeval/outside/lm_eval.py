@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qeval.core.errors import DataError
+from qeval.core.errors import DataError, UsageError, with_class
 from qeval.core.files import parse_json
 from qeval.core.jsonl import lines, parsed
 from qeval.core.record import Conditions, Metric, Record, check
@@ -65,7 +65,10 @@ def read(path: Path) -> list[Record]:
     data = parse_json(path.read_bytes(), str(path), DataError, "; give lm-eval's results_*.json")
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         raise DataError(f"{path}: no key 'results': give lm-eval's results_*.json")
-    found = [_record(path, data, str(task)) for task in data["results"] if _measured(data, task)]
+    try:
+        found = [_record(path, data, str(task)) for task in data["results"] if _measured(data, task)]
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as err:
+        raise DataError(f"{path}: not as lm-eval writes its results: {with_class(err)}") from err
     if not found:
         raise DataError(f"{path}: none of its tasks has a number")
     return found

@@ -86,6 +86,29 @@ def test_samples_of_other_documents_do_not_pair(theirs):
     assert any("other items than the baseline's" in note for note in table.footnotes)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n-shot", [1]),
+        ("n-samples", {"stories_happy": 3}),
+        ("higher_is_better", "acc"),
+        ("config", {"model": "qeval"}),
+        ("configs", {"stories_happy": {"metadata": 5}}),
+        ("versions", 3),
+        ("groups", ["stories_happy"]),
+        ("date", "yesterday"),
+    ],
+)
+def test_a_damaged_file_is_read_or_named_and_never_a_traceback(theirs, key, value):
+    before, _, _ = theirs
+    (results,) = before.rglob("results_*")
+    results.write_text(json.dumps({**json.loads(results.read_text()), key: value}))
+    try:
+        assert len(qeval.load(before).table().rows) == 1
+    except DataError as err:
+        assert results.name in str(err)
+
+
 def test_a_metric_that_is_no_mean_of_its_documents_has_no_test(theirs):
     before, _, _ = theirs
     (results,) = before.rglob("results_*")
