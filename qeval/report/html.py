@@ -13,8 +13,11 @@ from qeval.report.table import Table
 _STYLE = (
     ".qeval th, .qeval td { text-align: left; vertical-align: top; padding: 0.2em 0.8em; white-space: "
     "nowrap; } .qeval .right { text-align: right; } .qeval .better { color: #2a8a3e; } .qeval .worse { "
-    "color: #d23c3c; } .qeval .bad { color: #a87800; } .qeval .small { font-size: 85%; opacity: 0.8; }"
+    "color: #d23c3c; } .qeval .bad { color: #a87800; } .qeval .slight { opacity: 0.7; } .qeval .much { "
+    "font-weight: bold; } .qeval .small { font-size: 85%; opacity: 0.8; }"
 )
+
+_COLOURED = ("better", "worse", "bad")
 
 
 def html(table: Table) -> str:
@@ -39,7 +42,7 @@ def html(table: Table) -> str:
 
 
 def _cell(tag: str, cell: SheetCell, right: bool) -> str:
-    style = cell.style if cell.style in ("better", "worse", "bad") else ""
+    style = " ".join(cell.style.split("-")) if cell.style.startswith(_COLOURED) else ""
     classes = " ".join(filter(None, ("right" if right else "", style)))
     named = f' class="{classes}"' if classes else ""
     return f"<{tag}{named}>{_lines(cell.lines)}</{tag}>"

@@ -13,7 +13,9 @@ from qeval.tasks.layouts import LAYOUTS, Layout
 @dataclass(frozen=True)
 class SheetCell:
     lines: tuple[str, ...]
-    style: str = ""  # "better", "worse", "bad", "label" or plain
+    style: str = (
+        ""  # "better" or "worse", each also with "-slight" and "-much"; "bad", "label" or plain
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def _cell(column: Column, entry: Entry) -> SheetCell:
     return SheetCell(tuple(line for line in lines if line), _style(column, entry))
 
 
+_SLIGHT, _MUCH = 0.01, 0.10  # of a perplexity, or points of a share
+
+
 def _style(column: Column, entry: Entry) -> str:
     if entry.value is None:
         return "" if entry.status in ("–", "…") else "bad"
@@ -89,7 +94,17 @@ def _style(column: Column, entry: Entry) -> str:
         return ""
     if column.better == "none":
         return ""
-    return "better" if (change.value > 0) == (column.better == "higher") else "worse"
+    sign = "better" if (change.value > 0) == (column.better == "higher") else "worse"
+    if change.kind not in ("relative", "points"):
+        return sign
+    size = abs(change.value)
+    return (
+        f"{sign}-slight"
+        if change.equivalent or size < _SLIGHT
+        else f"{sign}-much"
+        if size >= _MUCH
+        else sign
+    )
 
 
 # -- short layouts ------------------------------------------------------------------------------

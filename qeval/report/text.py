@@ -23,7 +23,11 @@ _STYLES = {
     "header": "bold",
     "label": "bold",
     "better": "green",
+    "better-slight": "dim green",
+    "better-much": "bold green",
     "worse": "red",
+    "worse-slight": "dim red",
+    "worse-much": "bold red",
     "bad": "yellow",
     "small": "dim",
 }

@@ -111,7 +111,7 @@ def test_colour_changes_no_letter(small):
     coloured = render(build_table(small), "text", color=True)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert [line.rstrip() for line in plain.splitlines()] == TEXT.splitlines()
-    assert re.search(r"\x1b\[31m\+10\.79%", coloured)
+    assert re.search(r"\x1b\[1;31m\+10\.79%", coloured)
 
 
 def test_several_models_stand_under_headings(record, ppl):
