@@ -57,7 +57,7 @@ def folder(keep, tmp_path):
             record("none", "speed", [speed]),
             q8,
             record("Q8_0", "humaneval", [pass_at_1([0.0, *PASSED[1:]])], files={"samples": "q8.jsonl"}),
-            record("RTN W4", "perplexity", [ppl(worse, "gptq/pydoc")], limit=3, provenance=HASHES),
+            record("RTN W4", "perplexity", [ppl(worse)], limit=3, provenance=HASHES),
         ]
     )
 
