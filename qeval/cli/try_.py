@@ -14,13 +14,13 @@ from qeval.cli.shared import FOLDER, command
 from qeval.core.console import say, tell
 from qeval.core.errors import QevalError
 
-ROWS, TASKS, LIMIT = "rtn:4:g32,rtn:2:g32", "perplexity:pydoc", 16
+ROWS, TASKS, LIMIT = "rtn:3:g32", "perplexity:pydoc", 16
 
 
 @command(name="try")
 @click.argument("folder", type=FOLDER, default="qeval-try", required=False)
 def try_(folder: Path) -> None:
-    """Make a tiny model and compare two quantizations of it: a first table in a minute or two.
+    """Make a tiny model and round it to 3 bits: a first table in a minute or two.
 
     Needs the extra `hf` and nothing else: no download, no GPU. The model (200,000 weights, trained for
     seconds on the docstrings of Python's library) and the results are kept in FOLDER.

@@ -38,12 +38,12 @@ def test_it_prints_a_table_and_says_how_to_go_on(here, monkeypatch):
     monkeypatch.setattr("qeval.cli.try_.train", lambda model: make(model, steps=2))
     done = CliRunner().invoke(cli, ["try"])
     assert done.exit_code == 0, done.output
-    for row in ("none", "RTN W4A16g32", "RTN W2A16g32"):
+    for row in ("none", "RTN W3A16g32"):
         assert row in done.stdout
     assert "qeval run ORG/NAME" in done.stderr and "qeval-try/try.yaml" in done.stderr
     assert sorted(p.name for p in (here / "qeval-try").iterdir()) == ["model", "results", "try.yaml"]
     again = CliRunner().invoke(cli, ["try"])
-    assert again.exit_code == 0 and "3 of 3 cells are done" in again.stderr
+    assert again.exit_code == 0 and "2 of 2 cells are done" in again.stderr
 
 
 def test_training_teaches_something(here):
