@@ -4,7 +4,8 @@ Runs float models and simulated weights alike: an artifact is a normal Hugging F
 forwards one batch of equal windows at a time without a KV cache and scores in float32 pieces, so that
 the logits of a long window over a large vocabulary never exist twice. Rows with ``activations`` or
 ``kv_cache`` run with low_bits.py's roundings, and the latter always through a cache. Generation is in
-decoding.py.
+generation/: by continuous batching, and by transformers' loop for the few families that it does not
+fit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -42,19 +44,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qeval.core.artifact import Artifact
-    from qeval.engines.decoding import Decoder
+    from qeval.engines.generation.batching import Batcher
+    from qeval.engines.generation.fewer import Fewer
+    from qeval.engines.generation.transformers_loop import Decoder
     from qeval.engines.low_bits import LowBitCache, RoundedCache
 
 _CHUNK_ELEMENTS = 2**25  # float32 logits scored at once: 128 MiB
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of windows
+_WORTH_COMPILING = 4e15  # operations: ten seconds of a large GPU, for the few that compiling takes
 _TOKENS_CACHED = 4096  # the same, where the keys and values of all layers are kept beside them
-_SEQUENCES = {"cpu": 8, "cuda": 64}  # sequences generated at once
 
 
 @final
 class HfEngine(LM):
     name: ClassVar[str] = "hf"
-    version: ClassVar[int] = 2  # 2: nothing but the spec decides generation; exact log-softmax
+    version: ClassVar[int] = 3  # 2: nothing but the spec decides generation; 3: continuous batching
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache", "floor"}
@@ -77,7 +81,8 @@ class HfEngine(LM):
         self._notes = notes
         self._largest_batch: int | None = None
         self._is_causal = _is_noisy(settings)  # then `open` has looked before there was noise
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | Batcher | None = None
+        self._fewer: Fewer | None = None
         from qeval.models.loading import max_positions
 
         config = model.config.get_text_config()
@@ -100,7 +105,7 @@ class HfEngine(LM):
         cannot have the ``kv_cache`` that is asked."""
         import torch
 
-        from qeval.engines.decoding import take_no_advice
+        from qeval.engines.generation.transformers_loop import take_no_advice
         from qeval.formats.load import load, nonfinite
         from qeval.models.linears import device_of
 
@@ -137,13 +142,23 @@ class HfEngine(LM):
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         self._check_causal()
+        self._prepare(sum(map(len, windows)))
         for batch, _ in self._batches(windows, first):
             yield from self._score(batch, first)
+
+    def _prepare(self, n_tokens: int) -> None:
+        """Compile what the forwards of so many tokens are worth."""
+        from qeval.engines.generation.fewer import Fewer
+
+        work = 2 * n_tokens * self._model.num_parameters()
+        if self._fewer is None and self._device.type == "cuda" and work > _WORTH_COMPILING:
+            self._fewer = Fewer(self._model)
 
     def predictions(
         self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
     ) -> Iterator[torch.Tensor]:
         self._check_causal()
+        self._prepare(sum(map(len, windows)))
         for batch, start in self._batches(windows, first):
             # Nothing follows the last token, so that it is not fed.
             yield from self._forward(self._tensor(batch)[:, :-1], start)
@@ -195,19 +210,35 @@ class HfEngine(LM):
     def generate(
         self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None = None
     ) -> Iterator[Completion]:
-        from qeval.engines.decoding import Decoder
-
         if not prompts:
             return
         check_prompts(prompts, self.max_seq_len, self._artifact.path)
         for ids in prompts:
             self._check(ids)
         if self._decoder is None:
-            rounded = self._rounded or self._artifact.format is not None
-            exact = str(self._model.dtype) == "torch.float32" and not rounded
-            self._decoder = Decoder(self._model, self.max_seq_len, self._new_cache, exact=exact)
-        at_once = sampling.at_once or self._batch_size or _SEQUENCES[self._device.type]
-        yield from self._decoder.run(prompts, sampling, at_once, stop)
+            self._decoder = self._new_decoder(prompts)
+        yield from self._decoder.run(prompts, sampling, sampling.at_once or self._batch_size, stop)
+
+    def _new_decoder(self, prompts: Sequence[Ids]) -> Decoder | Batcher:
+        """Continuous batching where the model is seen to answer through it as it does alone."""
+        from qeval.engines.generation.batching import batcher_for
+        from qeval.engines.generation.transformers_loop import Decoder, check_generates
+
+        check_generates(self._model)
+        rounded = self._rounded or self._artifact.format is not None
+        exact = str(self._model.dtype) == "torch.float32" and not rounded
+        low_bit = self._new_cache()
+        found = batcher_for(
+            self._model,
+            self.max_seq_len,
+            self._new_cache,
+            None if low_bit is None else low_bit.rounded,
+            prompts,
+            exact=exact,
+        )
+        if not isinstance(found, str):
+            return found
+        return Decoder(self._model, self.max_seq_len, self._new_cache, why=found, exact=exact)
 
     def _no_cache(self) -> EngineError:
         kind = self._model.config.model_type
@@ -256,7 +287,7 @@ class HfEngine(LM):
             "batch_size": max((n for n in batches if n), default=None),
             "engine_version": f"torch {torch.__version__}, transformers {transformers.__version__}",
         }
-        facts |= self._decoder.facts() if self._decoder else {}
+        facts |= {"generation": self._decoder.facts()} if self._decoder else {}
         chosen: dict[str, object] = getattr(self._model, "kernel_facts", {})
         found = kernels(self._model)
         return {**facts, **chosen, "kernels": found} if found else facts
@@ -332,9 +363,10 @@ class HfEngine(LM):
 
         keep = ids.shape[1] - first + 1
         with torch.inference_mode():
-            logits: torch.Tensor = self._model(
-                input_ids=ids, logits_to_keep=keep, **self._caching()
-            ).logits
+            with self._fewer.on() if self._fewer else nullcontext():
+                logits: torch.Tensor = self._model(
+                    input_ids=ids, logits_to_keep=keep, **self._caching()
+                ).logits
             return logits[:, -keep:]
 
     def _kv_bytes(self, context: int) -> int | None:

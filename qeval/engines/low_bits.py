@@ -145,10 +145,11 @@ class RoundedCache(DynamicCache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Raises UsageError where the group size does not divide the head dimension."""
-        keys, values = self._round(key_states), self._round(value_states)
+        keys, values = self.rounded(key_states), self.rounded(value_states)
         return super().update(keys, values, layer_idx, *args, **kwargs)  # type: ignore[no-any-return]
 
-    def _round(self, states: Tensor) -> Tensor:
+    def rounded(self, states: Tensor) -> Tensor:
+        """Keys or values [.., head_dim] as the cache holds them."""
         group = kv_group(self._group_size, states.shape[-1])
         return fake_quantize(states, self._num_bits, group, half_scales=True)
 

@@ -1,4 +1,5 @@
-"""How the torch engine generates: by transformers' own loop; the spec alone decides what is drawn.
+"""Generation by transformers' own loop, for models that batching.py does not fit; and what holds for
+both: the spec alone decides what is drawn.
 
 A folder's files may set much of how text is generated: generation_config.json (penalties, beams, forced
 tokens, lengths, a temperature), config.json (``use_cache: false``), their own ``generate``. None of it
@@ -14,11 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -31,7 +30,8 @@ from transformers import (
 )
 
 from qeval.core.errors import EngineError
-from qeval.engines.base import Completion, Ids, Sampling, Stop, seed_of
+from qeval.engines.base import Completion, Ids, Sampling, Stop
+from qeval.engines.generation.sampling import SequenceState, draw, sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _PAD = 0  # any id: no model may see it
 # Tokens of a trial: given ones, of a prompt alone, of the padded prompt and of the one beside it.
 _STEPS, _TRIED, _FEW, _MANY = 4, 64, 8, 512
+_AT_ONCE = {"cpu": 8, "cuda": 64}  # sequences
 _RESTLESS = ("dynamic", "longrope")  # rotary frequencies that follow the longest sequence of a batch
 
 
@@ -51,63 +52,33 @@ def take_no_advice(model: PreTrainedModel) -> None:
         config.output_attentions = config.output_hidden_states = False
 
 
-def draw(scores: Tensor, temperature: float, top_p: float, u: Tensor) -> Tensor:
-    """One token of each row: the one that ``u`` falls on, the nucleus laid out in the order of ids.
-
-    The nucleus is the fewest most probable tokens that have ``top_p`` together, as in transformers and
-    llama.cpp. Args: scores [rows, vocab], float32; u [rows] in [0, 1), float64. Returns [rows].
-    """
-    p = (scores / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, order = p.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        p = torch.zeros_like(p).scatter_(-1, order, ordered.masked_fill_(before >= top_p, 0))
-    up_to = p.double().cumsum(-1)
-    total = up_to[:, -1:]
-    target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    found = torch.searchsorted(up_to, target, right=True)
-    return found[:, 0].clamp_(max=p.shape[-1] - 1)  # NaN falls on none
-
-
-@dataclass
-class SequenceState:
-    """A sequence in progress."""
-
-    prompt: int
-    sample: int
-    ids: list[int]  # of the prompt
-    u: np.ndarray[Any, np.dtype[np.float64]] | None  # [max_new_tokens] in [0, 1); None: greedy
-    new: list[int] = field(default_factory=list)
-    finish: str | None = None
-
-    def take(self, token: int, sampling: Sampling, limit: int, stop: Stop | None) -> None:
-        """The next token; may finish the row."""
-        if token in sampling.stop_ids:
-            self.finish = "eos"
-            return
-        self.new.append(token)
-        if stop is not None and stop(self.new):
-            self.finish = "stop"
-        elif len(self.new) >= sampling.max_new_tokens or len(self.ids) + len(self.new) >= limit:
-            self.finish = "length"
+def check_generates(model: PreTrainedModel) -> None:
+    """Raises EngineError for a class of transformers without ``generate``."""
+    if not isinstance(model, GenerationMixin):
+        raise EngineError(
+            f"{model.config.model_type}: its class, {type(model).__name__}, cannot generate: only "
+            "perplexity can be measured"
+        )
 
 
 class Decoder:
     """Completes prompts with ``model``, whose sequences have at most ``limit`` tokens.
 
-    ``new_cache`` makes the cache of a batch where it is not transformers' own (None there); ``exact``:
-    the model computes in float32 and rounds nothing.
+    ``new_cache`` makes the cache of a batch where it is not transformers' own (None there); ``why``:
+    this loop and not batching.py's; ``exact``: the model computes in float32 and rounds nothing.
     """
 
     def __init__(
-        self, model: PreTrainedModel, limit: int, new_cache: Callable[[], object], *, exact: bool
+        self,
+        model: PreTrainedModel,
+        limit: int,
+        new_cache: Callable[[], object],
+        *,
+        why: str,
+        exact: bool,
     ) -> None:
-        if not isinstance(model, GenerationMixin):
-            raise EngineError(
-                f"{model.config.model_type}: its class, {type(model).__name__}, cannot generate: only "
-                "perplexity can be measured"
-            )
         self._model, self._limit, self._new_cache, self._exact = model, limit, new_cache, exact
+        self._why = why
         self._trials: Trials | None = None
         self.largest_batch: int | None = None
 
@@ -115,19 +86,16 @@ class Decoder:
         return () if self._trials is None else self._trials.notes()
 
     def facts(self) -> dict[str, object]:
-        return {} if self._trials is None else {"generation": self._trials.facts()}
+        found = {} if self._trials is None else self._trials.facts()
+        return {"loop": "transformers", "why": self._why, **found}
 
     def run(
-        self, prompts: Sequence[Ids], sampling: Sampling, at_once: int, stop: Stop | None
+        self, prompts: Sequence[Ids], sampling: Sampling, at_once: int | None, stop: Stop | None
     ) -> Iterator[Completion]:
         """Completions as they finish, the longest prompts first. ``prompts`` are not empty, and leave
         room for a token."""
-        rows = [
-            SequenceState(i, sample, list(ids), _uniforms(sampling, ids, sample))
-            for i, ids in enumerate(prompts)
-            for sample in sampling.numbers
-        ]
-        rows.sort(key=lambda row: -len(row.ids))
+        at_once = at_once or _AT_ONCE[self._model.device.type]
+        rows = list(sequences(prompts, sampling, self._limit))
         if self._trials is None:
             self._trials = Trials(self._model, self._new_cache, self._exact, [row.ids for row in rows])
         for batch in self._batches(rows, at_once):
@@ -156,7 +124,7 @@ class Decoder:
         while rows:
             longest = max(len(row.ids) + len(row.new) for row in rows)
             steps = min(sampling.max_new_tokens - len(rows[0].new), self._limit - longest)
-            ends = _Ends(rows, sampling, self._limit, stop)
+            ends = _Ends(rows, sampling, stop)
             ids, pick = [row.ids + row.new for row in rows], _Draw(rows, sampling)
             if self._trials.caches:
                 generate(self._model, ids, steps, self._new_cache(), pick, ends)
@@ -164,7 +132,7 @@ class Decoder:
                 generate_plainly(self._model, ids, steps, pick, ends)
             for row in rows:
                 if row.finish is not None:
-                    yield Completion(row.prompt, row.sample, row.new, row.finish)
+                    yield row.completion()
             rows = [row for row in rows if row.finish is None]
 
 
@@ -240,24 +208,15 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 class _Ends(StoppingCriteria):  # type: ignore[misc]
     """Hands each row its new token, and says which rows are finished."""
 
-    def __init__(
-        self, rows: list[SequenceState], sampling: Sampling, limit: int, stop: Stop | None
-    ) -> None:
-        self._rows, self._sampling, self._limit, self._stop = rows, sampling, limit, stop
+    def __init__(self, rows: list[SequenceState], sampling: Sampling, stop: Stop | None) -> None:
+        self._rows, self._sampling, self._stop = rows, sampling, stop
 
     def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if row.finish is None:
-                row.take(token, self._sampling, self._limit, self._stop)
+                row.take(token, self._sampling, self._stop)
         done = [row.finish is not None for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _uniforms(sampling: Sampling, ids: Ids, sample: int) -> Any:
-    if sampling.temperature == 0:
-        return None
-    seed = seed_of(sampling.seed, ids, sample)
-    return np.random.default_rng(seed).random(sampling.max_new_tokens)
 
 
 class Trials:
@@ -267,7 +226,7 @@ class Trials:
     padding in spite of the attention mask (a state that runs through it, positions counted from it).
 
     Compared are the logits before and after a few given tokens with those of one forward of the whole
-    sequence (``_distance``). Rounding gave 3e-6 in float32, 0.007 in float16 and 0.09 in bfloat16 on
+    sequence (``distance``). Rounding gave 3e-6 in float32, 0.007 in float16 and 0.09 in bfloat16 on
     SmolLM2-135M, a wrong position or mask 0.15 to 1.2 on small models of ten classes. A doubtful model
     runs prompts of equal length together: slower, but right.
     """
@@ -290,8 +249,7 @@ class Trials:
         alone = (self._some, longest[:_TRIED])
         self._noise = max(self._apart([ids]) for ids in alone)
         self.caches = new_cache() is not None or self._noise < (0.005 if exact else 0.3)
-        floor = 0.001 if exact else 0.15 if model.dtype == torch.bfloat16 else 0.03
-        self._allowed = min(0.2, max(floor, 4 * self._noise))
+        self._allowed = min(0.2, max(rounding_allowed(model, exact), 4 * self._noise))
 
     def may_batch(self) -> bool:
         """Whether a sequence is answered beside another one of its length as it is alone."""
@@ -305,7 +263,7 @@ class Trials:
         if self._pads is None:
             long, short = max(prompts, key=len), min(prompts, key=len)
             self._pads = (
-                self._rope_type() not in _RESTLESS
+                not is_restless(self._model)
                 and self._apart([long[:_MANY], short[:_FEW]]) < self._allowed
             )
         return self._pads
@@ -325,29 +283,13 @@ class Trials:
         """Of the last row as it is decoded together with the others, from what it is alone."""
         forced = _Force(self._forced)
         try:
-            expected = self._alone(rows[-1])
+            expected = alone(self._model, rows[-1], self._forced, self._new_cache())
             generate(self._model, rows, _STEPS, self._new_cache(), forced)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # each class has its own where it does not take this
             return math.inf
-        return _distance(torch.stack(forced.seen), expected)
-
-    def _alone(self, ids: Ids) -> Tensor:
-        """Logits [_STEPS, vocab] by one forward of the sequence with the given tokens."""
-        cache = self._new_cache()
-        with torch.inference_mode():
-            logits = self._model(
-                input_ids=torch.tensor([[*ids, *self._forced[:-1]]], device=self._model.device),
-                use_cache=cache is not None,
-                **({} if cache is None else {"past_key_values": cache}),
-            ).logits
-        return logits[0, len(ids) - 1 :].float()  # type: ignore[no-any-return]
-
-    def _rope_type(self) -> str:
-        config = self._model.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        return str(rope.get("rope_type") or rope.get("type") or "")
+        return distance(torch.stack(forced.seen), expected)
 
 
 class _Force(LogitsProcessor):  # type: ignore[misc]
@@ -364,7 +306,31 @@ class _Force(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
+def is_restless(model: PreTrainedModel) -> bool:
+    """Whether positions are encoded otherwise beside a longer sequence."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return str(rope.get("rope_type") or rope.get("type") or "") in _RESTLESS
+
+
+def rounding_allowed(model: PreTrainedModel, exact: bool) -> float:
+    """The ``distance`` up to which two ways to compute the same are taken for the same."""
+    return 0.001 if exact else 0.15 if model.dtype == torch.bfloat16 else 0.03
+
+
+def alone(model: PreTrainedModel, ids: Ids, forced: Ids, cache: object) -> Tensor:
+    """The logits after ``ids`` and after each but the last of the ``forced`` tokens that follow, by one
+    forward of the whole: [len(forced), vocab], float32."""
+    with torch.inference_mode():
+        logits = model(
+            input_ids=torch.tensor([[*ids, *forced[:-1]]], device=model.device),
+            use_cache=cache is not None,
+            **({} if cache is None else {"past_key_values": cache}),
+        ).logits
+    return logits[0, len(ids) - 1 :].float()  # type: ignore[no-any-return]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference over the standard deviation of the logits, the largest of the
     steps; 0 where the model itself gives nothing finite."""
     fine = expected.isfinite()

@@ -1,0 +1,1 @@
+"""How the torch engine generates text."""
