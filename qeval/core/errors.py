@@ -27,6 +27,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 
+_LONG, _MANY = 800, 50  # characters of a text of several errors, errors that are printed
+
 
 class QevalError(Exception):
     """Base class; ``exit_code`` is what the command line returns. Its text is one printable line,
@@ -52,16 +54,27 @@ class SpecError(UsageError):
 
 
 class SpecErrors(SpecError):
-    """All that is wrong in one spec. ``told``: the lines to print, where there is more to tell."""
+    """All that is wrong in one spec. ``told``: the lines to print, where there is more to tell. Its
+    text and its lines end after the first errors where there are very many."""
 
     def __init__(self, errors: Sequence[QevalError], told: Sequence[str] = ()) -> None:
-        super().__init__("; ".join(map(str, errors)))
+        text, *others = map(str, errors)
+        for i, other in enumerate(others):
+            if len(text) + len(other) > _LONG:
+                text += f"; and {len(others) - i} more errors"
+                break
+            text += f"; {other}"
+        super().__init__(text)
         self.errors = tuple(errors)
         self._told = list(told)
 
     @property
     def lines(self) -> list[str]:
-        return self._told or [f"{len(self.errors)} errors:", *(f"- {err}" for err in self.errors)]
+        if self._told:
+            return self._told
+        more = len(self.errors) - _MANY
+        rest = [f"- and {more} more"] if more > 0 else []
+        return [f"{len(self.errors)} errors:", *(f"- {err}" for err in self.errors[:_MANY]), *rest]
 
 
 class MissingExtraError(UsageError):

@@ -160,6 +160,9 @@ class Running:
         self, prompts: Sequence[Ids], sampling: Sampling, stop: Stop | None, longest: int
     ) -> Iterator[Completion]:
         asked = _Asked([[int(i) for i in ids] for ids in prompts], sampling, stop, longest)
+        # A prompt is shared by the samples of one call, and computed again by the next: `speed` repeats
+        # its prompts, and would time a look into the cache.
+        self.llm.llm_engine.reset_prefix_cache()
         waiting = product(range(len(prompts)), sampling.numbers)
         while suspects := (yield from self._draw(waiting, asked)):
             for pair in suspects:

@@ -193,6 +193,25 @@ drawn = Sampling(n=3, temperature=0.8, top_p=0.9, max_new_tokens=6, seed=7)
 some = Sampling(n=2, samples=(0, 2), temperature=0.8, top_p=0.9, max_new_tokens=6, seed=7)
 crowd = Sampling(temperature=0.8, max_new_tokens=3, seed=7, at_once=40)
 many = Sampling(n=asked["draws"], temperature=1.0, max_new_tokens=1)
+
+
+def cached_tokens():
+    "Of a prompt of many blocks, when it is asked for again."
+    prompt, seen = [(windows[0] * 99)[: lm.max_seq_len - 8]], []
+    list(lm.generate(prompt, Sampling(max_new_tokens=2)))
+    step = lm._running._step
+
+    def listen():
+        outputs = step()
+        seen.extend(output.num_cached_tokens for output in outputs)
+        return outputs
+
+    lm._running._step = listen
+    list(lm.generate(prompt, Sampling(max_new_tokens=2)))
+    del lm._running._step
+    return seen
+
+
 found = {
     "nll": [part.tolist() for part in lm.nll(windows, first=5)],
     "logits": [part.tolist() for part in lm.predictions(windows[:2], first=5)],
@@ -210,6 +229,7 @@ found = {
 first = found["greedy"][0][2][0]
 ended = Sampling(max_new_tokens=12, stop_ids=(first,))
 found["ended"] = plain(lm.generate(prompts[:1], ended))
+found["cached"] = cached_tokens()
 lm.close()
 Path(sys.argv[2]).write_text(json.dumps(found))
 """
@@ -361,6 +381,7 @@ def test_scores_and_logits_are_those_of_transformers(theirs, ours, asked, device
 @pytest.mark.real
 def test_greedy_texts_are_those_of_transformers_and_end_where_they_end(theirs, ours, asked):
     expected = ours.generate(asked["prompts"], Sampling(max_new_tokens=12))
+    assert set(theirs["cached"]) == {0}  # a second call of `speed` computes its prompt, too
     assert theirs["greedy"] == sorted([c.prompt, c.sample, c.ids, c.finish] for c in expected)
     assert theirs["longest"] == "length"  # at the model's maximum
     assert all(
