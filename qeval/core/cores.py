@@ -29,27 +29,34 @@ def threads(asked: int | None) -> int:
 
 def _quotas() -> Iterator[float]:
     """In cores: the quota of every control group that this process is in, where it has one."""
+    yield from limits("cpu", _quota_v1, _quota_v2)
+
+
+def limits(
+    controller: str, v1: Callable[[Path], float | None], v2: Callable[[Path], float | None]
+) -> Iterator[float]:
+    """What ``v1`` or ``v2`` (by the version of cgroups) read in the folder of each control group that
+    this process is in, where the group has such a limit."""
     try:
         lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        names = controllers.split(",")
-        if "cpu" in names:
-            yield from _each(CGROUPS / "cpu", path, _quota_v1)
+        if controller in controllers.split(","):
+            yield from _each(CGROUPS / controller, path, v1)
         elif controllers == "":
-            yield from _each(CGROUPS, path, _quota_v2)
+            yield from _each(CGROUPS, path, v2)
 
 
 def _each(root: Path, path: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    """The quotas of a group and of those around it, up to the root that this process sees."""
+    """What is read of a group and of those around it, up to the root that this process sees."""
     group = root / path.lstrip("/")
     while True:
         try:
             found = read(group)
         except (OSError, ValueError):
-            found = None  # no such file here: this group has no quota
+            found = None  # no such file here: this group has no limit
         if found is not None:
             yield found
         if group == root or root not in group.parents:

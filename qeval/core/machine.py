@@ -7,8 +7,11 @@ import socket
 import time
 from pathlib import Path
 
+from qeval.core.cores import limits
+
 HOST_VARIABLE = "QEVAL_HOST"
 STAT = Path("/proc/stat")
+MEMINFO = Path("/proc/meminfo")
 
 
 def host() -> str:
@@ -16,6 +19,35 @@ def host() -> str:
     another host name every time), else the host name without its domain, which changes with the
     network."""
     return os.environ.get(HOST_VARIABLE, "").strip() or socket.gethostname().partition(".")[0] or "?"
+
+
+def available_memory() -> int:
+    """Bytes that a program can still take without swapping, no more than its containers' limits leave.
+    proc_meminfo(5), cgroups(7)."""
+    try:
+        lines = MEMINFO.read_text(encoding="utf-8").splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: all there is
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(max(0, min([free, *limits("memory", _left_v1, _left_v2)])))
+
+
+def _left_v1(group: Path) -> float | None:
+    return _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _left_v2(group: Path) -> float | None:
+    return _left(group, "memory.max", "memory.current")
+
+
+def _left(group: Path, limit: str, usage: str) -> float | None:
+    """Bytes under a group's limit, with those of files in memory, which can go."""
+    most = (group / limit).read_text().strip()
+    if most == "max":
+        return None
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    files = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))  # v1 has both
+    return int(most) - int((group / usage).read_text()) + files
 
 
 class Load:

@@ -9,8 +9,10 @@ positions that score; the log-softmax is float32 on the host, a few rows at a ti
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -23,7 +25,8 @@ from qeval.core.extras import require
 from qeval.core.record import MemoryReport
 from qeval.core.settings import EngineSettings
 from qeval.engines.base import LM, Completion, Ids, Sampling, StepTrace, Stop, check_prompts, per_window
-from qeval.engines.slots import Slots
+from qeval.engines.drawing import draw_rows
+from qeval.engines.slots import HOLDERS, Lane, Work, run
 from qeval.llama import library as llama
 from qeval.llama.gguf_file import read_header
 from qeval.llama.library import Context, Model
@@ -36,14 +39,19 @@ if TYPE_CHECKING:
 __all__ = ["GgufTokenizer", "LlamaCppEngine"]
 
 _LOGITS_BYTES = 2 * 2**30  # of one llama_decode call, at most: 2,048 rows of a vocabulary of 262,144
-_ROWS = 16  # rows of one log-softmax: 16 x 49,152 floats stay in the cache
-_SLOTS_CPU, _SLOTS_GPU = 16, 32  # sequences generated at once, unless batch_size says otherwise
+_ROWS, _TASK = (
+    4,
+    64,
+)  # rows of a log-softmax, whose 4 x 49,152 floats stay in the cache; of a thread's task
+_COMPUTE_BYTES = 2**30  # of a GPU's memory, left for what is not the cache of keys and values
+_TWO_LANES = 64  # sequences on a GPU from which on two halves take turns
 
 
 @final
 class LlamaCppEngine(LM):
     name: ClassVar[str] = "llamacpp"
-    version: ClassVar[int] = 2  # 2: samples keyed by prompt and number; logits that are not finite
+    # 2: samples keyed by prompt and number; logits that are not finite. 3: samples drawn as in ``hf``.
+    version: ClassVar[int] = 3
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"nll", "logits", "steps", "generate", "memory"})
 
@@ -64,6 +72,8 @@ class LlamaCppEngine(LM):
         self._n_threads = threads(settings.n_threads)
         self._pool = ThreadPoolExecutor(self._n_threads)
         self._largest_batch: int | None = None
+        self._ahead = model.device != "cpu"  # there the host is free while the device computes
+        self._slots: dict[str, int] | None = None  # of the last call of ``generate``
         self._notes = notes
         self.max_seq_len = max_seq_len or model.max_seq_len
         self._sliding_window = sliding_window
@@ -98,42 +108,68 @@ class LlamaCppEngine(LM):
         )
 
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
-        for context, group in self._groups(windows):
-            found: list[list[NDArray[np.float32]]] = [[np.empty(0, np.float32)] for _ in group]
-            for i, start, logits in self._pieces(context, group, [first] * len(group)):
-                targets = group[i][start : start + len(logits)]
-                found[i].append(token_nll(logits, targets, self._pool))
-            yield from (np.concatenate(pieces) for pieces in found)
+        n_seq, longest, groups = self._grouped(windows)
+        with ExitStack() as stack:
+            contexts = [stack.enter_context(self._context(n_seq, longest)) for _ in groups[:1]]
+            if self._ahead and len(groups) > 1:  # one is scored while the device computes the other
+                with suppress(EngineError):  # no memory for it
+                    contexts.append(stack.enter_context(self._context(n_seq, longest)))
+            # Left before the contexts are, and not before its work is done.
+            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in contexts]
+            under_way: deque[Future[list[NDArray[np.float32]]]] = deque()
+            for i, group in enumerate(groups):
+                if len(under_way) == len(contexts):
+                    yield from under_way.popleft().result()
+                which = i % len(contexts)
+                under_way.append(threads[which].submit(self._nll, contexts[which], group, first))
+            for future in under_way:
+                yield from future.result()
+
+    def _nll(
+        self, context: Context, group: Sequence[NDArray[np.int32]], first: int
+    ) -> list[NDArray[np.float32]]:
+        """Of the windows of a group, which ``context`` runs together."""
+        context.clear()
+        found: list[list[NDArray[np.float32]]] = [[np.empty(0, np.float32)] for _ in group]
+        for i, start, logits in self._pieces(context, group, [first] * len(group)):
+            targets = group[i][start : start + len(logits)]
+            found[i].append(token_nll(logits, targets, self._pool))
+        return [np.concatenate(pieces) for pieces in found]
 
     def predictions(
         self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
     ) -> Iterator[NDArray[np.float32]]:
         firsts = iter(per_window(first, windows))
-        for context, group in self._groups(windows):
-            begin = [next(firsts) for _ in group]
-            sizes = [len(ids) - b for ids, b in zip(group, begin, strict=True)]
-            found = [np.empty((size, self.vocab_size), np.float32) for size in sizes]
-            for i, start, logits in self._pieces(context, group, begin):
-                found[i][start - begin[i] : start - begin[i] + len(logits)] = logits
-            while found:
-                yield found.pop(0)  # not kept here: the caller decides how long they live
+        n_seq, longest, groups = self._grouped(windows)
+        with ExitStack() as stack:
+            for group in groups:
+                if group is groups[0]:
+                    context = stack.enter_context(self._context(n_seq, longest))
+                begin = [next(firsts) for _ in group]
+                sizes = [len(ids) - b for ids, b in zip(group, begin, strict=True)]
+                found = [np.empty((size, self.vocab_size), np.float32) for size in sizes]
+                context.clear()
+                for i, start, logits in self._pieces(context, group, begin):
+                    found[i][start - begin[i] : start - begin[i] + len(logits)] = logits
+                while found:
+                    yield found.pop(0)  # not kept here: the caller decides how long they live
 
-    def _groups(self, windows: Sequence[Ids]) -> Iterator[tuple[Context, list[NDArray[np.int32]]]]:
-        """Windows that are run together, one sequence each, and an empty context that they fit."""
-        if not windows:
-            return
-        longest = max(len(window) for window in windows)
+    def _grouped(self, windows: Sequence[Ids]) -> tuple[int, int, list[list[NDArray[np.int32]]]]:
+        """Sequences and tokens of a context, and the windows by groups that it runs together."""
+        longest = max(map(len, windows), default=1)
         # Whole windows only, 1, 2 or 4, ... at once: llama.cpp cuts any other group into other pieces,
         # which moves the tokens of a Q8_0 model by 0.01 nats, and batch_size must not change a number.
         whole = max(1, llama.N_BATCH // longest)
-        n_seq = _power_of_two(min(self._batch_size or whole, whole, len(windows), llama.MAX_SEQUENCES))
-        start = 0
-        with self._context(n_seq, longest) as context:
-            while start < len(windows):
-                size = min(n_seq, _power_of_two(len(windows) - start))
-                context.clear()
-                yield context, [self._checked(window) for window in windows[start : start + size]]
-                start += size
+        most = min(self._batch_size or whole, whole, len(windows) or 1, llama.MAX_SEQUENCES)
+        n_seq = _power_of_two(most)
+        groups, checked = [], [self._checked(window) for window in windows]
+        while checked:
+            size = min(n_seq, _power_of_two(len(checked)))
+            groups.append(checked[:size])
+            checked = checked[size:]
+        if groups:
+            self._largest_batch = max(n_seq, self._largest_batch or 0)
+        return n_seq, longest, groups
 
     def _pieces(
         self, context: Context, arrays: Sequence[NDArray[np.int32]], first: Sequence[int]
@@ -160,6 +196,7 @@ class LlamaCppEngine(LM):
     def logits(self, ids: Ids) -> NDArray[np.float32]:
         tokens = self._checked(ids)
         rows = np.empty((len(tokens), self.vocab_size), np.float32)
+        self._largest_batch = max(1, self._largest_batch or 0)
         with self._context(1, len(tokens)) as context:
             step = self._positions_at_once(context, 1)
             for start in range(0, len(tokens), step):
@@ -169,6 +206,7 @@ class LlamaCppEngine(LM):
 
     def steps(self, ids: Ids) -> StepTrace:
         tokens = self._checked(ids)
+        self._largest_batch = max(1, self._largest_batch or 0)
         nll, seconds = np.empty(len(tokens) - 1, np.float32), np.empty(len(tokens))
         with self._context(1, len(tokens)) as context:
             for i in range(len(tokens)):
@@ -185,14 +223,55 @@ class LlamaCppEngine(LM):
         if not prompts:
             return
         self._check_prompts(prompts)
-        usual = _SLOTS_CPU if self._model.device == "cpu" else _SLOTS_GPU
-        n_slots = sampling.at_once or self._batch_size or usual
-        n_slots = min(n_slots, len(prompts) * len(sampling.numbers), llama.MAX_SEQUENCES - 1)
-        longest = max(len(ids) for ids in prompts)
-        limit = min(longest + sampling.max_new_tokens, self.max_seq_len)
-        with self._context(n_slots + 1, limit, unified=True) as context:
-            slots = Slots(context, n_slots, self.max_seq_len, sampling, self._pool)
-            yield from slots.run(prompts, stop)
+        work = Work(prompts, sampling)
+        limit = min(max(map(len, prompts)) + sampling.max_new_tokens, self.max_seq_len)
+        with ExitStack() as stack:
+            lanes = [
+                Lane(context, n_slots, self.max_seq_len, work, self._draw(sampling), ahead)
+                for context, n_slots, ahead in self._lanes(work, limit, stack)
+            ]
+            yield from run(lanes, stop, ahead=self._ahead)
+
+    def _lanes(
+        self, work: Work, limit: int, stack: ExitStack
+    ) -> list[tuple[Context, int, Executor | None]]:
+        """Contexts for slots of ``limit`` tokens, with the slots of each, and what computes them."""
+        n_samples = len(work.sampling.numbers)
+        holders = HOLDERS if n_samples > 1 else 0
+        asked = work.sampling.at_once or self._batch_size
+        most = min(len(work.prompts) * n_samples, llama.MAX_SEQUENCES - holders)
+        n_slots = min(most, asked or self._room(limit) - holders)
+        while True:
+            n_slots = max(1, n_slots)
+            n_lanes = 2 if self._ahead and n_slots >= _TWO_LANES else 1
+            sizes = [n_slots // n_lanes + (i < n_slots % n_lanes) for i in range(n_lanes)]
+            with ExitStack() as made:
+                try:
+                    contexts = [made.enter_context(self._context(n + holders, limit)) for n in sizes]
+                except EngineError:
+                    if asked or n_slots == 1:
+                        raise
+                    n_slots //= 2
+                    continue
+                stack.enter_context(made.pop_all())
+            self._largest_batch = max(n_slots, self._largest_batch or 0)
+            self._slots = {"slots": n_slots, "lanes": n_lanes, "tokens": limit}
+            threads = [
+                stack.enter_context(ThreadPoolExecutor(1)) if self._ahead else None for _ in sizes
+            ]
+            return list(zip(contexts, sizes, threads, strict=True))
+
+    def _room(self, tokens: int) -> int:
+        """How many sequences of so many tokens the free memory of the device holds."""
+        free = llama.free_memory(self._model.device)
+        each = read_header(self._model.path).kv_bytes(llama.padded(tokens))
+        usable = int(0.9 * free) - _COMPUTE_BYTES if self._ahead else free // 2
+        return max(0, usable) // each if each else llama.MAX_SEQUENCES
+
+    def _draw(self, sampling: Sampling) -> Callable[[NDArray[np.float32], list[float]], list[int]]:
+        return lambda logits, u: draw_rows(
+            logits, sampling.temperature, sampling.top_p, u, self._pool, self._n_threads
+        )
 
     def _checked(self, ids: Ids) -> NDArray[np.int32]:
         """The ids as an array. Raises EngineError where one is not in the vocabulary."""
@@ -227,6 +306,7 @@ class LlamaCppEngine(LM):
     def facts(self) -> dict[str, object]:
         device, name = llama.place(self._model.device)
         return {
+            **({} if self._slots is None else {"generation": self._slots}),
             "device": device,
             "device_name": name,
             "n_threads": self._n_threads,
@@ -242,12 +322,9 @@ class LlamaCppEngine(LM):
         self._pool.shutdown()
         self._model.close()
 
-    def _context(self, n_seq: int, seq_len: int, *, unified: bool = False) -> Context:
-        self._largest_batch = max(n_seq - unified, self._largest_batch or 0)  # but for the holder
+    def _context(self, n_seq: int, seq_len: int) -> Context:
         self._longest = max(seq_len, self._longest)
-        return Context(
-            self._model, n_seq=n_seq, seq_len=seq_len, n_threads=self._n_threads, unified=unified
-        )
+        return Context(self._model, n_seq=n_seq, seq_len=seq_len, n_threads=self._n_threads)
 
     def _positions_at_once(self, context: Context, n_seq: int) -> int:
         """How many positions of ``n_seq`` sequences one llama_decode may take: as many as fit its
@@ -306,15 +383,18 @@ def _decode(
 def token_nll(
     logits: NDArray[np.float32], targets: NDArray[np.int32], pool: Executor
 ) -> NDArray[np.float32]:
-    """-log softmax(logits)[targets] in float32: logits [n, vocab] (overwritten), targets [n] -> [n]."""
+    """-log softmax(logits)[targets] in float32: logits [n, vocab], targets [n] -> [n]."""
     nll = np.empty(len(targets), np.float32)
 
     def rows(start: int) -> None:
-        part = logits[start : start + _ROWS]
-        with np.errstate(all="ignore"):  # NaN and inf are passed on, not warned about
-            part -= part.max(axis=1, keepdims=True)
-            picked = part[np.arange(len(part)), targets[start : start + _ROWS]]
-            nll[start : start + _ROWS] = np.log(np.exp(part, out=part).sum(axis=1)) - picked
+        end = min(start + _TASK, len(targets))
+        scratch = np.empty((min(_ROWS, end - start), logits.shape[1]), np.float32)
+        for i in range(start, end, _ROWS):
+            part, ids = logits[i : min(i + _ROWS, end)], targets[i : min(i + _ROWS, end)]
+            with np.errstate(all="ignore"):  # NaN and inf are passed on, not warned about
+                shifted = np.subtract(part, part.max(axis=1, keepdims=True), out=scratch[: len(part)])
+                picked = shifted[np.arange(len(part)), ids]
+                nll[i : i + len(part)] = np.log(np.exp(shifted, out=shifted).sum(axis=1)) - picked
 
-    list(pool.map(rows, range(0, len(targets), _ROWS)))
+    list(pool.map(rows, range(0, len(targets), _TASK)))
     return nll

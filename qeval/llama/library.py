@@ -22,7 +22,7 @@ from types import ModuleType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from qeval.core import provenance
+from qeval.core import machine, provenance
 from qeval.core.errors import EngineError, MissingExtraError
 from qeval.llama.gguf_file import GGML_TYPES, GgufTensor
 
@@ -89,19 +89,40 @@ def _ggml() -> ctypes.CDLL:
 
 
 def _gpus() -> list[str]:
+    """The names of the GPUs."""
+    libggml = _ggml()
+    libggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    return [libggml.ggml_backend_dev_description(d).decode() for d in _gpu_devices()]
+
+
+def _gpu_devices() -> list[int]:
     """Of ggml's devices (ggml-backend.h), the GPUs, in the order of ``main_gpu``."""
     libggml = _ggml()
-
     libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     libggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     libggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-    libggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
-    libggml.ggml_backend_dev_description.restype = ctypes.c_char_p
     count = libggml.ggml_backend_dev_count()
     devices = [libggml.ggml_backend_dev_get(i) for i in range(count)]
-    gpus = [d for d in devices if libggml.ggml_backend_dev_type(d) == _DEVICE_GPU]
-    return [libggml.ggml_backend_dev_description(d).decode() for d in gpus]
+    return [d for d in devices if libggml.ggml_backend_dev_type(d) == _DEVICE_GPU]
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on ``device``, on all GPUs together where llama.cpp spreads the layers."""
+    if device == "cpu":
+        return machine.available_memory()
+    libggml = _ggml()
+    size = ctypes.POINTER(ctypes.c_size_t)
+    libggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
+    gpus = _gpu_devices()
+    used = [gpus[int(device.partition(":")[2])]] if ":" in device else gpus
+    found = 0
+    for gpu in used:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        libggml.ggml_backend_dev_memory(gpu, ctypes.byref(free), ctypes.byref(total))
+        found += free.value
+    return found
 
 
 def nonfinite(tensors: Iterable[GgufTensor]) -> list[str]:
@@ -221,7 +242,7 @@ class Context:
         self._lib = model._lib
         self.model = model
         params = self._lib.llama_context_default_params()
-        params.n_ctx = n_seq * _padded(seq_len)
+        params.n_ctx = n_seq * padded(seq_len)
         params.n_batch = N_BATCH
         params.n_seq_max = n_seq
         params.n_threads = params.n_threads_batch = n_threads
@@ -292,7 +313,7 @@ class Context:
         self._lib.llama_free(self.handle)
 
 
-def _padded(seq_len: int) -> int:
+def padded(seq_len: int) -> int:
     """llama.cpp rounds the cells of a sequence up to a multiple of 256."""
     return -(-seq_len // 256) * 256
 

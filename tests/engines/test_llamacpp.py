@@ -323,6 +323,68 @@ def test_weights_that_are_not_finite_are_named(tiny_llama, build_gguf, engine, t
     spoiled.close()
 
 
+@pytest.fixture
+def taking_turns(engine, monkeypatch):
+    """The engine as on a GPU: two lanes, each computed beside the thread that draws."""
+    monkeypatch.setattr(engine, "_ahead", True)
+    monkeypatch.setattr(llamacpp, "_TWO_LANES", 2)
+    return engine
+
+
+@pytest.mark.parametrize("at_once", [2, 5, None])
+@pytest.mark.parametrize("n", [1, 5])
+def test_two_lanes_give_the_samples_of_one(engine, monkeypatch, at_once, n):
+    """With stops, a prompt of one token, and more samples than slots."""
+    sampling = Sampling(n=n, temperature=1.0, top_p=0.9, max_new_tokens=9, seed=7, at_once=at_once)
+
+    def stop(ids: list[int]) -> bool:
+        return sum(ids) % 11 == 0
+
+    def finished() -> dict[tuple[int, int], tuple[list[int], str]]:
+        done = list(engine.generate(PROMPTS * 2, sampling, stop))
+        assert len(done) == len(PROMPTS) * 2 * n
+        return {(c.prompt, c.sample): (c.ids, c.finish) for c in done}
+
+    usual = finished()
+    assert {finish for _, finish in usual.values()} == {"stop", "length"}
+    monkeypatch.setattr(engine, "_ahead", True)
+    monkeypatch.setattr(llamacpp, "_TWO_LANES", 2)
+    assert finished() == usual
+    assert engine.facts()["generation"]["lanes"] == 2
+
+
+def test_two_contexts_score_as_one(engine, taking_turns, monkeypatch):
+    windows = [IDS, IDS[::-1], IDS[5:60], IDS[:2], IDS[40:], IDS[10:91]]
+    monkeypatch.setattr(llama, "N_BATCH", 200)  # two windows at once
+    found = list(taking_turns.nll(windows, first=2))
+    monkeypatch.setattr(engine, "_ahead", False)
+    assert all(map(np.array_equal, found, engine.nll(windows, first=2)))
+
+
+def test_prompts_longer_than_a_batch(engine, monkeypatch):
+    prompts = [IDS[:70], IDS[20:21], IDS[3:93]]
+    for n in (1, 3):
+        sampling = Sampling(n=n, temperature=1.0, max_new_tokens=5, at_once=2)
+        usual = by_place(engine.generate(prompts, sampling))
+        with monkeypatch.context() as patch:
+            patch.setattr(llama, "N_BATCH", 32)
+            assert by_place(engine.generate(prompts, sampling)) == usual
+
+
+def test_a_caller_that_leaves_early_leaves_nothing_running(taking_turns):
+    sampling = Sampling(n=8, temperature=1.0, max_new_tokens=5)
+    next(taking_turns.generate(PROMPTS, sampling, lambda ids: len(ids) == 2))
+    assert len(list(taking_turns.generate(PROMPTS, sampling))) == 32
+
+
+def test_slots_are_as_many_as_the_memory_holds(engine, monkeypatch):
+    one = 2 * 2 * 32 * 2 * 256  # bytes of a sequence: padded to 256 tokens
+    for memory, expected in ((0, 1), (2 * 5 * one, 3), (10**12, llama.MAX_SEQUENCES - 2)):
+        monkeypatch.setattr(llama, "free_memory", lambda device, m=memory: m)
+        list(engine.generate([IDS[:9]], Sampling(n=300, temperature=1.0, max_new_tokens=1)))
+        assert engine.facts()["generation"] == {"slots": expected, "lanes": 1, "tokens": 10}
+
+
 def test_samples_are_reproducible_and_differ(engine):
     sampling = Sampling(n=6, temperature=1.0, top_p=0.95, max_new_tokens=8, seed=3, at_once=4)
     first = by_place(engine.generate(PROMPTS[:2], sampling))
@@ -380,6 +442,7 @@ def test_facts_say_what_ran(tiny_f32):
     assert engine.facts()["batch_size"] is None
     list(engine.generate(PROMPTS, Sampling(max_new_tokens=2, at_once=3)))
     assert engine.facts() == {
+        "generation": {"slots": 3, "lanes": 1, "tokens": 35},
         "device": "cpu",
         "device_name": cpu_name(),
         "n_threads": usable_cores(),
