@@ -27,6 +27,18 @@ def threads(asked: int | None) -> int:
     return min(asked or usual, cores)
 
 
+def waiting() -> dict[str, str]:
+    """For the environment of a process that computes with threads: how they wait for each other.
+
+    libgomp's threads (torch's and llama.cpp's on Linux) turn in a loop up to 300,000 times before they
+    sleep. Where others need the cores, that is most of what they do: at every small layer one waits for
+    another that is not running. 1,000 turns are as quick on an idle machine (scripts/bench_waiting.py).
+    """
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        return {}
+    return {"GOMP_SPINCOUNT": "1000"}
+
+
 def _quotas() -> Iterator[float]:
     """In cores: the quota of every control group that this process is in, where it has one."""
     yield from limits("cpu", _quota_v1, _quota_v2)

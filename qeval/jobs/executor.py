@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qeval.core import guard
+from qeval.core.cores import waiting
 from qeval.core.files import write_atomic
 from qeval.jobs.job import Job, JobResult, Stopwatch
 
@@ -86,6 +87,7 @@ def _environment(job: Job) -> dict[str, str]:
         path = [str(worker_path(job.cache_dir))]
     return {
         **os.environ,
+        **waiting(),
         "PYTHONPATH": os.pathsep.join(path),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

@@ -50,6 +50,16 @@ def test_a_quota_counts_as_cores(machine, own_groups, files, expected):
     assert cores.usable_cores() == expected
 
 
+def test_what_the_user_says_of_waiting_holds(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert cores.waiting() == {"GOMP_SPINCOUNT": "1000"}
+    for name, value in (("GOMP_SPINCOUNT", "5"), ("OMP_WAIT_POLICY", "ACTIVE")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert cores.waiting() == {}
+
+
 @pytest.mark.parametrize(
     ("asked", "variable", "expected"),
     [
