@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qeval.core.machine import available_memory
 from qeval.engines.base import Completion, Ids, Sampling, Stop
 from qeval.engines.generation.attention import decoding
 from qeval.engines.generation.cache import NoSlots, Prefix, SlotCache, Step, has_triton
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 256  # of the cache: capacities, and what a captured step looks at, are multiples
 _MOST = {"cpu": 64, "cuda": 512}  # rows
-_SHARE = 0.9  # of the free memory of the GPU
+_SHARE = {"cpu": 0.5, "cuda": 0.9}  # of the free memory
 _LONG, _SHORT, _STEPS = 512, 8, 4  # tokens of the two prompts of a trial, and of what follows them
 _NOISE = 0.3  # from which a model's decoding is not trusted
 _LOGITS = 16  # bytes a row and entry of the vocabulary: the logits, their floats, what sampling makes
@@ -256,24 +257,25 @@ class Batcher:
             pool.admit(new)
 
     def _fitting(self, capacity: int) -> int:
-        """How many rows of ``capacity`` tokens to run at once."""
-        most: int = _MOST[self._device.type]
-        if not self._on_gpu:
-            return most
-        free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        pool = 0 if self._pool is None else self._pool.n_bytes
+        """How many rows of ``capacity`` tokens to run at once, the present pool given up."""
+        kind, free = self._device.type, 0 if self._pool is None else self._pool.n_bytes
+        if self._on_gpu:
+            free += torch.cuda.mem_get_info(self._device)[0]
+            free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        else:
+            free += available_memory()
         vocab: int = self._model.config.get_text_config().vocab_size
         each = _rounded_up(capacity) * self._like.token_bytes + _LOGITS * vocab
-        fitting = int(_SHARE * (free + cached + pool)) // each
-        return max(1, min(most, fitting))
+        return max(1, min(_MOST[kind], int(_SHARE[kind] * free) // each))
 
     def _pool_of(self, n_slots: int, capacity: int, sampling: Sampling) -> _Pool:
         """The one that there is, if it is large enough: its graphs stay."""
         pool, capacity, rows = self._pool, _rounded_up(capacity), n_slots
         if pool is None or not pool.fits(n_slots, capacity, sampling):
-            if pool is not None:
-                n_slots, capacity = max(n_slots, pool.n_slots), max(capacity, pool.capacity)
+            if pool is not None:  # one for both, so that they can take turns
+                slots, tokens = max(n_slots, pool.n_slots), max(capacity, pool.capacity)
+                if slots <= self._fitting(tokens):
+                    n_slots, capacity = slots, tokens
             self._pool = pool = None
             self._pool = pool = _Pool(
                 self._model,

@@ -175,6 +175,21 @@ def test_where_memory_runs_out_half_as_many_rows_run(monkeypatch):
         texts(made, sampling)
 
 
+def test_as_many_rows_run_as_memory_holds(monkeypatch):
+    made = batcher()
+    token = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, dim, bytes
+    sampling = Sampling(n=9, temperature=1.0, max_new_tokens=4)
+    each = 256 * token + 16 * 256
+    monkeypatch.setattr(batching, "available_memory", lambda: 2 * 5 * each + 1)
+    expected = texts(batcher(), sampling, 36)
+    assert texts(made, sampling) == expected
+    assert made.facts()["slots"] == made.largest_batch == 5
+    texts(made, Sampling(max_new_tokens=3), 2, PROMPTS[:2])
+    assert made.facts()["slots"] == 5  # of the first run: two can take turns
+    monkeypatch.setattr(batching, "available_memory", lambda: 0)
+    assert texts(batcher(), sampling, None) == expected
+
+
 # ---- the cache
 
 
