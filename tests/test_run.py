@@ -104,7 +104,7 @@ def test_a_task_of_a_third_party_compares_as_the_built_in_ones_do(toy):
     assert any(line.endswith("during the task quiz") for line in table.legend)
     assert table.footnotes == ("no cheating",)
 
-    red, green = "\x1b[31m-75.0 pts", "\x1b[32m+75.0 pts"
+    red, green = "\x1b[1;31m-75.0 pts", "\x1b[1;32m+75.0 pts"  # bold: a large one
     assert red in render(table, "text", color=True)
     assert green in render(build_table(records, baseline="copy2"), "text", color=True)
     (row, _) = csv.DictReader(io.StringIO(render(table, "csv")))
