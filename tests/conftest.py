@@ -10,7 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +174,17 @@ def quantized() -> Any:
     import quantized
 
     return quantized.get()
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., Path]:
+    """Writes records into a results folder."""
+    from qeval.store.records import Store
+
+    def kept(records: Sequence[Any], name: str = "results") -> Path:
+        folder = tmp_path / name
+        for record in records:
+            Store(folder).append(record)
+        return folder
+
+    return kept

@@ -222,9 +222,11 @@ class HfEngine(LM):
     def _new_decoder(self, prompts: Sequence[Ids]) -> Decoder | Batcher:
         """Continuous batching where the model is seen to answer through it as it does alone."""
         from qeval.engines.generation.batching import batcher_for
+        from qeval.engines.generation.fewer import Fewer
         from qeval.engines.generation.transformers_loop import Decoder, check_generates
 
         check_generates(self._model)
+        self._fewer = self._fewer or Fewer(self._model)
         rounded = self._rounded or self._artifact.format is not None
         exact = str(self._model.dtype) == "torch.float32" and not rounded
         low_bit = self._new_cache()
@@ -235,6 +237,7 @@ class HfEngine(LM):
             None if low_bit is None else low_bit.rounded,
             prompts,
             exact=exact,
+            fewer=self._fewer,
         )
         if not isinstance(found, str):
             return found

@@ -19,22 +19,11 @@ from qeval.core import __version__
 from qeval.core.files import write_atomic
 from qeval.core.record import Metric, Record, finite
 from qeval.exports.rows import ExportRow
+from qeval.outside.lm_eval import NAMES, TOLD
 from qeval.store.results import task_title
 from qeval.store.samples import KeptSamples
 
-_NAMES = {"ppl": "perplexity"}
-_TOLD = (
-    "pairs",
-    "change",
-    "unit",
-    "better",
-    "heading",
-    "group",
-    "low",
-    "high",
-    "from_baseline",
-    "cost",
-)
+_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 
 
 def write_lm_eval(row: ExportRow, folder: Path) -> list[Path]:
@@ -125,7 +114,7 @@ def _told(record: Record, found: Sequence[tuple[Record, Metric]]) -> dict[str, o
         "limit": record.cell.get("limit"),
         "options": (record.cell.get("task") or {}).get("options"),
         "named_units": any(metric.units for metric in metrics),
-        "metrics": {m.name: {key: getattr(m, key) for key in _TOLD} for m in metrics},
+        "metrics": {m.name: {key: getattr(m, key) for key in TOLD} for m in metrics},
         "hashes": {key: record.provenance.get(key) for key in ("text_sha256", "tokens_sha256")},
     }
 

@@ -25,7 +25,7 @@ from qeval.stats.intervals import share_interval
 from qeval.store.samples import lm_eval_unit
 
 PROTOCOLS = {"lambada_openai": "lambada/openai"}
-_NAMES = {"perplexity": "ppl"}
+NAMES = {"perplexity": "ppl"}  # theirs: ours
 _CONFIG = (
     "model",
     "model_args",
@@ -39,7 +39,7 @@ _CONFIG = (
 )
 _MAX_BYTES = 1 << 26
 _CLOSE = 1e-6
-_TOLD = (
+TOLD = (  # of a Metric, in what qeval wrote
     "pairs",
     "change",
     "unit",
@@ -141,7 +141,7 @@ class _Own:
 
     def told(self, metric: Metric) -> Metric:
         """As it was in qeval's record: how it compares, and units without names."""
-        said = {k: v for k, v in (self.metrics.get(metric.name) or {}).items() if k in _TOLD}
+        said = {k: v for k, v in (self.metrics.get(metric.name) or {}).items() if k in TOLD}
         if not metric.values:
             said["pairs"] = "none"
         found = replace(metric, **said, units=metric.units if self.named else ())
@@ -263,7 +263,7 @@ def _metric(one: _Found, samples: _Samples | None, n: int) -> Metric:
     if one.protocol.startswith("lambada/"):
         units = tuple(unit.partition(":")[0] for unit in units)  # its passages have numbers
     return Metric(
-        _NAMES.get(one.name, one.name),
+        NAMES.get(one.name, one.name),
         one.value if math.isfinite(one.value) else None,
         one.protocol,
         unit="share" if share else "",

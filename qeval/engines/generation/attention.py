@@ -10,7 +10,7 @@ that keys and values are read once for all of them and never repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from qeval.engines.generation.cache import NoSlots, Step, has_triton
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 NAME = "qeval_slots"
 _step: Step | None = None
@@ -29,23 +29,28 @@ _step: Step | None = None
 _IDLE = {"position_ids", "cache_position", "position_embeddings", "use_cache", "is_causal", "dropout"}
 
 
+def configs_of(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Where the model's parts read which attention function to call; none where its family does not
+    ask transformers' table."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return []
+    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+
+
 @contextmanager
-def decoding(model: PreTrainedModel, step: Step) -> Iterator[None]:
-    """While it is open, ``model`` attends as this step says, if its family asks transformers' table."""
+def decoding(configs: Sequence[PretrainedConfig], step: Step) -> Iterator[None]:
+    """While it is open, the model of these ``configs_of`` attends as this step says."""
     global _step
-    configs = []
-    if getattr(model, "_supports_attention_backend", False):
-        configs = [m.config for m in model.modules() if hasattr(m, "config")]
-    changed = {id(c): (c, c._attn_implementation_internal) for c in configs}
+    usual = [config._attn_implementation_internal for config in configs]
     _step = step
     try:
-        for config, _ in changed.values():
+        for config in configs:
             config._attn_implementation_internal = NAME
         yield
     finally:
         _step = None
-        for config, usual in changed.values():
-            config._attn_implementation_internal = usual
+        for config, name in zip(configs, usual, strict=True):
+            config._attn_implementation_internal = name
 
 
 def attend(

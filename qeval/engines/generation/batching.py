@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qeval.core.machine import available_memory
 from qeval.engines.base import Completion, Ids, Sampling, Stop
-from qeval.engines.generation.attention import decoding
+from qeval.engines.generation.attention import configs_of, decoding
 from qeval.engines.generation.cache import NoSlots, Prefix, SlotCache, Step, has_triton
 from qeval.engines.generation.fewer import Fewer
 from qeval.engines.generation.sampling import SequenceState, draw, sequences
@@ -51,6 +51,7 @@ def batcher_for(
     prompts: Sequence[Ids],
     *,
     exact: bool,
+    fewer: Fewer | None = None,
 ) -> Batcher | str:
     """A batcher that was seen to answer as the model does, or the reason why there is none.
 
@@ -63,7 +64,7 @@ def batcher_for(
     if is_restless(model):
         return "its positions are encoded otherwise beside a longer sequence"
     try:
-        batcher = Batcher(model, limit, new_cache, rounded)
+        batcher = Batcher(model, limit, new_cache, rounded, fewer)
         both = max(prompts, key=len)[:_LONG], min(prompts, key=len)[:_SHORT]
         apart, allowed = batcher.trial(*both), rounding_allowed(model, exact)
         if apart >= allowed and (noise := batcher.noise(*both)) < _NOISE:
@@ -83,6 +84,7 @@ class Batcher:
     Args:
         new_cache: makes the cache that a prompt is computed in.
         rounded: what happens to keys and values before they are kept (a row's ``kv_cache``).
+        fewer: the model's, where it has one: a second would lay its weights out again.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Batcher:
         limit: int,
         new_cache: Callable[[], object],
         rounded: Callable[[Tensor], Tensor] | None = None,
+        fewer: Fewer | None = None,
     ) -> None:
         self._model, self._limit = model, limit
         self._new_cache, self._rounded = new_cache, rounded
@@ -103,7 +106,7 @@ class Batcher:
         self.largest_batch: int | None = None
         self.halved = 0  # times that memory ran out
         self._like = self.prefix([0])
-        self._fewer = Fewer(model)
+        self._fewer = fewer or Fewer(model)
 
     @torch.inference_mode()
     def prefix(self, ids: Ids) -> Prefix:
@@ -321,9 +324,9 @@ class _Pool:
         rounded: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self._model, self._takes, self._fewer = model, takes, fewer
+        self._configs = configs_of(model)
         # Families that ask no table of attention functions build masks, and positions, from one.
-        asks = getattr(model, "_supports_attention_backend", False)
-        self._masks = not asks and "attention_mask" in takes
+        self._masks = not self._configs and "attention_mask" in takes
         self.n_slots, self.capacity = n_slots, capacity
         self._device, self._on_gpu = model.device, model.device.type == "cuda"
         with torch.inference_mode():
@@ -424,7 +427,7 @@ class _Pool:
         if self._masks:
             asked["attention_mask"] = step.seen(None).long()
         self.cache.step = step
-        with decoding(self._model, step), self._fewer.on():
+        with decoding(self._configs, step), self._fewer.on():
             logits: Tensor = self._model(input_ids=self.ids[:n, None], **asked).logits
         return logits[:, -1]
 
