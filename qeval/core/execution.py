@@ -18,10 +18,11 @@ from qeval.core.errors import UsageError
 from qeval.core.options import Options
 
 Bits = Literal[2, 3, 4, 8, 16]
-Kernel = Literal["auto", "marlin", "exllama", "triton", "aten", "torch"]
+Kernel = Literal["auto", "machete", "marlin", "exllama", "triton", "aten", "torch"]
 """Of packed GPTQ and AWQ weights. auto: the first that takes the weights: on CUDA marlin, exllama,
-triton, torch; on the CPU aten, torch. aten is torch's own int4 product on the CPU; torch unpacks to
-floats for every product."""
+triton, torch; on the CPU aten, torch. machete is for Hopper GPUs, and runs where it is named: it needs
+the sources of CUTLASS. aten is torch's own int4 product on the CPU; torch unpacks to floats for every
+product."""
 
 
 class ActivationOptions(Options):

@@ -19,6 +19,7 @@ class Awq(OnGptqModel):
     name: ClassVar[str] = "awq"
     quant_methods: ClassVar[tuple[str, ...]] = ("awq",)
     backends: ClassVar[Mapping[str, str]] = {
+        "machete": "AWQ_MACHETE",
         "marlin": "AWQ_MARLIN",
         "exllama": "AWQ_EXLLAMA_V2",
         "triton": "AWQ_GEMM_TRITON",

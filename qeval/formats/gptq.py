@@ -36,6 +36,7 @@ class Gptq(OnGptqModel):
     quant_methods: ClassVar[tuple[str, ...]] = ("gptq",)
     unnamed: ClassVar[bool] = True  # AutoGPTQ wrote no name
     backends: ClassVar[Mapping[str, str]] = {
+        "machete": "GPTQ_MACHETE",
         "marlin": "GPTQ_MARLIN",
         "exllama": "GPTQ_EXLLAMA_V2",
         "triton": "GPTQ_TRITON",

@@ -15,7 +15,10 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = {
     "cuda": ("marlin", "exllama", "triton", "torch"),
     "cpu": ("aten", "torch"),
 }
-"""Those of each kind of device, in the order in which they are tried."""
+"""Those of each kind of device, in the order in which `auto` tries them."""
+
+ON_REQUEST: Mapping[str, tuple[Kernel, ...]] = {"cuda": ("machete",), "cpu": ()}
+"""Those that run only where a spec names them: they download, or compile for long, on first use."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """Linears by name: [out_features, in_features]."""
@@ -32,7 +35,7 @@ def check_half_precision(method: str, model: ModelRef) -> None:
 
 def check_kernel(method: str, kernel: Kernel, device: str) -> None:
     """Raises UsageError for a kernel that ``device`` (``cpu`` or ``cuda``) does not have."""
-    kernels = KERNELS[device]
+    kernels = (*ON_REQUEST[device], *KERNELS[device])
     if kernel not in ("auto", *kernels):
         raise UsageError(
             f"{method}: kernel: {kernel} does not run on {device.replace('cuda', 'CUDA')}: "
