@@ -7,21 +7,12 @@ import sys
 
 import click
 import pytest
+from program import qeval
 
 from qeval.cli.main import cli
 from qeval.core.record import Metric, Record
 from qeval.store.records import Store
 from qeval.tasks.base import TASKS
-
-
-def qeval(*args, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "qeval", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        **kwargs,
-    )
 
 
 def commands(group: click.Group = cli, prefix: str = "") -> list[str]:

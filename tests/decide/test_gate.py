@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import pass_at_1, ppl, record
+from program import qeval
 
 from qeval.cli.main import cli
 from qeval.core.errors import SpecError
@@ -316,9 +317,5 @@ def test_undecided_may_pass_and_json_is_strict(results, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(args, message, tmp_path):
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "qeval", "gate", str(tmp_path), *args]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = qeval("gate", tmp_path, *args)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
