@@ -15,6 +15,13 @@ import yaml
 REPO = Path(__file__).parents[1]
 PAGE = (REPO / "docs" / "gate.md").read_text(encoding="utf-8")
 
+PROGRAM = """
+import in_process, qeval.jobs.executor  # one process for all jobs: torch is imported once
+from qeval.__main__ import main
+qeval.jobs.executor.LocalExecutor = in_process.InProcess
+main()
+"""
+
 
 def file(name: str) -> str:
     """The file that the page shows under its name."""
@@ -53,11 +60,14 @@ def test_the_workflow_runs_on_a_tiny_model(tmp_path: Path):
     assert install == "pip install '.[hf]'"
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    for name, arguments in (("python", ""), ("qeval", "-m qeval ")):
+    (bin_folder / "program.py").write_text(PROGRAM)
+    for name, arguments in (("python", ""), ("qeval", f'"{bin_folder / "program.py"}" ')):
         (bin_folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
         (bin_folder / name).chmod(0o755)
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    where = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+    where = os.pathsep.join(
+        [str(REPO), str(REPO / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
+    )
     summary = tmp_path / "summary.md"
     github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
     env = {**os.environ, "PATH": path, "PYTHONPATH": where, **github}

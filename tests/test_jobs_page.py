@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from in_process import InProcess
 
 from qeval.cli.main import cli
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
-from qeval.worker import _guarded
 
 PAGE = (Path(__file__).parents[1] / "docs" / "jobs.md").read_text(encoding="utf-8")
 SECTIONS = {
     part.splitlines()[0]: re.findall(r"^qeval .+$", part, re.M) for part in PAGE.split("\n## ")[1:]
 }
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        done = _guarded(Job.from_json(job.to_json()), on_progress)
-        return replace(done, timing={**done.timing, "wall_s": 1.0})
 
 
 def test_every_job_has_at_most_three_commands():
@@ -44,7 +30,7 @@ def test_the_page_runs_on_a_tiny_model(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
-    make(Path("model"), steps=20)
+    make(Path("model"), steps=6)
     said = {}
     for title, commands in SECTIONS.items():
         for command in commands:

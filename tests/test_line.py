@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import InProcess
+from program import qeval as program
 
 from qeval.llama.converter import converter_folder
 from qeval.store.records import Store, latest
@@ -36,10 +38,22 @@ HUMANEVAL = "humaneval/base/greedy/max8"
 MBPP = "mbpp/few-shot/greedy/7-problems/max8"
 
 
-def qeval(*args: object, code: int = 0) -> str:
-    command = [sys.executable, "-m", "qeval", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == code, done.stderr
+CELLS = {  # of a row, one for each path that no other row takes; True: by a worker of its own
+    "none": {"gptq": False, "llamacpp": False, "humaneval": True, "mbpp": False, "speed": False},
+    "RTN W8A16g4": {"gptq": True, "speed": False},
+    "F32": {"gptq": False, "llamacpp": False},
+    "Q8_0": {"gptq": False, "llamacpp": False, "humaneval": False, "speed": True},
+}
+
+
+def only(*kinds: bool) -> list[str]:
+    cells = [(row, task) for row, tasks in CELLS.items() for task in tasks if tasks[task] in kinds]
+    return [f"--only=* · {row} · {task}*" for row, task in cells]
+
+
+def qeval(*args: object) -> str:
+    done = program(*args)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -53,8 +67,12 @@ def results(tiny_llama: Path, cache_dir: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QEVAL_CACHE_DIR", str(folder / "cache"))
         patch.setenv("QEVAL_LLAMA_CPP", str(converter_folder(cache_dir)))
-        qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
-        again = qeval("run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu")
+        line = ["run", folder / "spec.yaml", "--results", folder / "r", "--device", "cpu"]
+        command = [sys.executable, "-m", "qeval", *map(str, line), *only(True)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stderr
+        patch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)  # builds are there
+        again = qeval(*line, *only(True, False))
     assert "gptq/pydoc@128" in again
     return folder / "r"
 
@@ -69,13 +87,12 @@ def metrics(results: Path) -> dict[tuple[str, str, str], float | None]:
 
 def test_every_cell_is_ok_once(results):
     records = [r for r in Store(results).read() if r.kind == "eval"]
-    assert len(records) == 20
-    statuses = {r.cell["quantization"]["label"]: [] for r in records}
+    found: dict[str, list[str]] = {row: [] for row in CELLS}
     for r in records:
-        statuses[r.cell["quantization"]["label"]].append(r.status)
-    simulated = statuses.pop("RTN W8A16g4")
-    assert simulated == ["ok", "ok", "ok", "ok", "skipped"]  # no speed of simulated weights
-    assert all(found == ["ok"] * 5 for found in statuses.values())
+        found[r.cell["quantization"]["label"]].append(r.status)
+    expected = {row: ["ok"] * len(tasks) for row, tasks in CELLS.items()}
+    expected["RTN W8A16g4"] = ["ok", "skipped"]  # no speed of simulated weights
+    assert found == expected
 
 
 def test_both_engines_agree_on_the_float_model(results):
@@ -143,7 +160,8 @@ def test_score_repeats_the_verdicts_without_a_model(results):
         assert last["totals"]["metrics"][0]["value"] == expected
 
 
-def test_a_built_file_is_a_checkpoint(results, tiny_llama, tmp_path):
+def test_a_built_file_is_a_checkpoint(results, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     found = metrics(results)
     gguf = next(
         r.artifact["path"]

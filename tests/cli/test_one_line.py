@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from in_process import InProcess
 
 from qeval.cli.main import cli
 from qeval.core.errors import QevalError
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
 from qeval.plan.spec import load_spec
-from qeval.worker import _guarded
 
 TEXT = "{perplexity: {dataset: 'file:text.txt', seq_len: 32}}"
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        done = _guarded(Job.from_json(job.to_json()), on_progress)
-        return replace(done, timing={**done.timing, "wall_s": 2.0})
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from in_process import InProcess
 
 from qeval.cli.main import cli
 from qeval.core.errors import StoreError, UsageError
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
-from qeval.worker import _guarded
 
 SPEC = """\
 name: toy
@@ -35,16 +33,6 @@ def spec(plugin, tiny_llama, tmp_path, monkeypatch):
         return "toy.yaml"
 
     return write
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        return _guarded(Job.from_json(job.to_json()), on_progress)
 
 
 def qeval(*args: str):

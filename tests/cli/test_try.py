@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from in_process import InProcess
 
 from qeval.cli.main import cli
 from qeval.core.errors import MissingExtraError, QevalError
 from qeval.doctor.tiny import docstrings, make
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
-from qeval.worker import _guarded
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        done = _guarded(Job.from_json(job.to_json()), on_progress)
-        return replace(done, timing={**done.timing, "wall_s": 1.0})
 
 
 @pytest.fixture
@@ -47,12 +34,12 @@ def test_it_prints_a_table_and_says_how_to_go_on(here, monkeypatch):
 
 
 def test_training_teaches_something(here):
-    assert make(Path("model"), steps=30) < make(Path("other"), steps=2) < 6.4  # ln 512 is 6.24
+    assert make(Path("model"), steps=12) < make(Path("other"), steps=2) < 6.4  # ln 512 is 6.24
     assert not list(here.glob(".*-unfinished"))
 
 
 def test_there_is_text_to_learn():
-    assert sum(map(len, docstrings())) > 200_000
+    assert any(total > 200_000 for total in accumulate(map(len, docstrings())))
 
 
 def test_what_is_in_the_way_is_one_line(here, monkeypatch):

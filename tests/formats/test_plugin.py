@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import InProcess
 
 from qeval.core.artifact import Artifact, ModelRef
 from qeval.core.errors import ModelError, UsageError
@@ -148,7 +149,7 @@ def test_a_built_in_format_is_asked_first(plugin, monkeypatch, tmp_path):
 def test_a_row_of_a_table_has_its_label_and_the_number_of_its_float_twin(
     packed, tiny_llama, tmp_path, monkeypatch
 ):
-    """In processes of their own, which know the format by its entry point alone."""
+    """In a process of its own, which knows the format by its entry point alone."""
     from safetensors.torch import save_file
 
     from qeval.cli.run import run_spec
@@ -165,6 +166,8 @@ def test_a_row_of_a_table_has_its_label_and_the_number_of_its_float_twin(
         f"tasks: [perplexity: {{dataset: 'file:{tmp_path / 'text.txt'}', seq_len: 32, limit: 2}}]\n"
     )
     monkeypatch.chdir(tmp_path)
+    assert run_spec(spec, only=["packed"]).exit_code == 0
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)  # for the twin
     outcome = run_spec(spec)
     assert outcome.exit_code == 0
     found, wanted = (r.metrics[0].values for r in outcome.results if r.kind == "eval")

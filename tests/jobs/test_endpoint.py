@@ -16,6 +16,8 @@ from pathlib import Path
 import completion_servers as servers
 import pytest
 from completion_servers import MODEL, Proxy, echo_headers, status
+from in_process import InProcess
+from program import qeval
 
 from qeval.cli.run import run_spec
 from qeval.core.record import Record
@@ -48,16 +50,6 @@ def spec(proxy: Proxy, tasks: str, options: str = "", more: str = "") -> Path:
 
 def evals() -> list[Record]:
     return [r for r in latest(Store(Path("results/served")).read()).values() if r.kind == "eval"]
-
-
-def qeval(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "qeval", *argv],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_a_row_of_a_server(proxy):
@@ -98,8 +90,9 @@ def test_a_row_of_a_server(proxy):
     } == {1}
 
 
-def test_a_server_beside_a_row_that_is_here(proxy, stories_gguf):
+def test_a_server_beside_a_row_that_is_here(proxy, stories_gguf, monkeypatch):
     """The row's model makes the prompts, and the columns are the same."""
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     endpoint = f"{{base_url: {proxy.url}, model: {MODEL}, max_retries: 0}}"
     Path("served.yaml").write_text(
         f"name: served\nmodels: [{stories_gguf}]\nquantizations: [none, endpoint: {endpoint}]\n"
@@ -114,7 +107,7 @@ def test_a_server_beside_a_row_that_is_here(proxy, stories_gguf):
     assert len(one.splitlines()) == 2 and here.notes == there.notes
 
 
-def test_ctrl_c_and_a_second_run_that_asks_only_for_the_rest(proxy):
+def test_ctrl_c_and_a_second_run_that_asks_only_for_the_rest(proxy, monkeypatch):
     """At temperature 1 the texts are those of an unbroken run: a sample has its own seed."""
     held, go = threading.Event(), threading.Event()
 
@@ -123,7 +116,9 @@ def test_ctrl_c_and_a_second_run_that_asks_only_for_the_rest(proxy):
         go.wait(60)
 
     path = spec(proxy, HUMANEVAL)
-    run_spec(path, Path("unbroken"))
+    with monkeypatch.context() as patch:
+        patch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
+        run_spec(path, Path("unbroken"))
     probes = len(proxy.completions) - N
     proxy.log.clear()
     proxy.n_passed, proxy.after, proxy.lasting = 0, probes + 3, hold
@@ -180,8 +175,10 @@ def test_a_planted_key_is_nowhere(proxy, tmp_path, when):
     path = spec(proxy, HUMANEVAL, options + (", label: '[key]'" if when == "x" else ""))
     if when == "before":
         proxy.models = [{"id": "another"}]
-    environ = {"QEVAL_TEST_KEY": KEY, "OPENAI_LOG": "debug"}
-    done = [qeval("--debug", "run", str(path), **environ), qeval("table", "results/served")]
+    command = [sys.executable, "-m", "qeval", "--debug", "run", str(path)]
+    environ = {**os.environ, "QEVAL_TEST_KEY": KEY, "OPENAI_LOG": "debug"}
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    done = [run, qeval("table", "results/served")]
     if when != "before":
         assert done[0].returncode == 3
         done.append(qeval("show", "humaneval", "results/served"))
@@ -210,7 +207,8 @@ def test_a_dry_run_tells_what_is_in_the_way(proxy, tmp_path):
     assert not Path("results").exists()
 
 
-def test_chat_is_a_protocol_of_its_own(proxy):
+def test_chat_is_a_protocol_of_its_own(proxy, monkeypatch):
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     tasks = (
         "humaneval: {max_new_tokens: 8, limit: 2}, humaneval: {mode: base, max_new_tokens: 8, limit: 2}"
     )

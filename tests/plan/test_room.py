@@ -6,18 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from in_process import InProcess
 
 from qeval.cli.run import run_spec
 from qeval.core.artifact import ModelRef
 from qeval.core.settings import EngineSettings, RunSettings
 from qeval.core.units import human_bytes
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
 from qeval.models.told import told_vocabulary
 from qeval.plan.spec import load_spec
 from qeval.plan.survey import survey
 from qeval.store.references import References
-from qeval.worker import _guarded
 
 SPEC = """\
 name: s
@@ -31,16 +29,6 @@ tasks:
 defaults:
   divergence: {{floors: [], baseline_from: {where}}}
 """
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        return _guarded(Job.from_json(job.to_json()), on_progress)
 
 
 @pytest.fixture

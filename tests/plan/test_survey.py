@@ -6,14 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
+from in_process import InProcess
 
 from qeval.cli.run import run_spec
 from qeval.core.errors import PreflightError
 from qeval.core.record import Record
-from qeval.jobs.executor import OnProgress
-from qeval.jobs.job import Job, JobResult
 from qeval.store.records import Store
-from qeval.worker import _guarded
 
 ROWS = [
     "copy: 8",
@@ -38,16 +36,6 @@ ROWS_IN_THE_WAY = [
     "copy: 8, kv_cache: 4",
 ]
 TASKS_IN_THE_WAY = ["perplexity: {dataset: 'file:gone.txt'}"]
-
-
-class InProcess:
-    """Runs jobs here and now, as a worker would."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        return _guarded(Job.from_json(job.to_json()), on_progress)
 
 
 @pytest.fixture

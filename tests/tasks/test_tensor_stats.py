@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from in_process import InProcess
 
 from qeval.cli.main import cli
 from qeval.cli.run import run_spec
@@ -60,7 +61,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_measures_and_skips_what_no_engine_shows(plugin, tiny_llama, text, tmp_path):
+def test_a_run_measures_and_skips_what_no_engine_shows(plugin, tiny_llama, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
     spec = tmp_path / "s.yaml"
     spec.write_text(SPEC.format(tiny_llama, text))
     folder = tmp_path / "results"
