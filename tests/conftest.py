@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ REPO = Path(__file__).parents[1]
 QUANTIZED = [
     f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "mixtures", "neighbours")
 ]
-FIRST = [*QUANTIZED, "test_line.py"]  # they take minutes
+LONG = [*QUANTIZED, "test_vllm.py", "test_line.py", "test_run.py", "test_gguf.py", "test_endpoint.py"]
+FIRST = {name: place for place, name in enumerate(LONG)}
 
 
 def _share_the_machine(workers: int) -> None:
@@ -39,7 +42,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.path.name not in FIRST)
+        items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -126,6 +129,19 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache or data directory."""
     monkeypatch.setenv("QEVAL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("QEVAL_DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _converter_that_is_warm() -> Iterator[None]:
+    """llama.cpp's converter, where a test itself converts: without its imports each time."""
+    import warm_converter
+
+    from qeval.quant import gguf
+
+    with pytest.MonkeyPatch.context() as patch:
+        named = {"PIPE": subprocess.PIPE, "STDOUT": subprocess.STDOUT, "run": warm_converter.run}
+        patch.setattr(gguf, "subprocess", SimpleNamespace(**named))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
     # This file's own folder leaves the path: its gguf.py and base.py are not those the converter means.
     sys.path[0:1] = [folder, f"{folder}/gguf-py"]
+    _lean()
     _read_files()
     _older_names()
     if pre_tokenizer:
@@ -34,6 +35,14 @@ def main(folder: str, pre_tokenizer: str, arguments: list[str]) -> None:
     script = f"{folder}/convert_hf_to_gguf.py"
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def _lean() -> None:
+    """Keep transformers from importing hqq, and with it torch's compiler, which takes longer than the
+    conversion of a small model (as ``lean_transformers`` does in models/loading.py)."""
+    from transformers import utils
+
+    utils.is_hqq_available = lambda *_: False
 
 
 def _read_files() -> None:
