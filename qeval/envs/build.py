@@ -339,7 +339,9 @@ def _build(
     steps.run(f"making it with Python {base.version}", [base.path, "-m", "venv", *flags, path])
     if system and base.packages:
         _inherit(path, base)
-    pip: list[str | Path] = [_python(path), "-m", "pip", "--disable-pip-version-check", "install"]
+    # Python compiles the modules that are imported; pip would compile all of them, for half a minute.
+    install = ["--disable-pip-version-check", "install", "--no-compile"]
+    pip: list[str | Path] = [_python(path), "-m", "pip", *install]
     pins = list(needs.constraints) if not system else []
     if needs.torch:
         if not system:
