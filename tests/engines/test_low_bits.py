@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, WINDOWS, make_model, one_thread
+from families import FAMILIES, SHAPES, WINDOWS, make_model, one_thread
 from torch import nn
 
 from qeval.core.errors import EngineError
@@ -139,7 +139,7 @@ def test_a_cache_without_rounding_changes_nothing(folders, kind, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_eight_bits_are_close_and_two_are_not(folders, kind):
     floats = nll(open_lm(folders[kind]))
     change = {b: np.abs(nll(open_lm(folders[kind], **kv(b))) - floats).mean() for b in (8, 4, 2)}
@@ -278,7 +278,7 @@ def test_every_linear_layer_but_the_head_reads_rounded_tokens(kind):
     assert 8 < max(seen.values()) <= 16
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_eight_bit_activations_are_close_and_four_are_not(folders, kind):
     floats = nll(open_lm(folders[kind]))
     change = {b: np.abs(nll(open_lm(folders[kind], **a(b))) - floats).mean() for b in (8, 4)}

@@ -68,6 +68,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, "q_lora_rank": 32},
 }
 MIXTURES = tuple(kind for kind, config in FAMILIES.items() if any("experts" in key for key in config))
+SHAPES = ("llama", "gpt2", "falcon", "mixtral", "deepseek_v3")
+"""One of each shape of linear layers, for what knows no more of a family: plain and grouped, transposed
+with biases, fused, experts, latent attention."""
 STARVED = 5  # the expert of each of their layers that no token is routed to
 WINDOWS = torch.randint(1, 256, (8, 64), generator=torch.Generator().manual_seed(1)).tolist()
 

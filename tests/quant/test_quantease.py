@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from families import MIXTURES, WINDOWS, build, divergence, one_thread, saved
+from families import MIXTURES, SHAPES, WINDOWS, build, divergence, one_thread, saved
 
 from qeval.core.artifact import ModelRef
 from qeval.core.errors import BuildError, UsageError
@@ -33,16 +33,17 @@ def test_both_predict_better_than_rtn(kind, tmp_path):
     rows = {
         "rtn": (Rtn(), RtnOptions(**GRID)),
         "gptq": (Gptq(), lab(**GRID, symmetric=False, act_order=True)),
-        "quantease": (QuantEase(), QuantEaseOptions(**GRID, sweeps=6)),
     }
+    if kind in SHAPES:  # the driver is GPTQ's
+        rows["quantease"] = (QuantEase(), QuantEaseOptions(**GRID, sweeps=6))
     found = {}
     for name, (method, options) in rows.items():
         artifact = build(method, options, model, tmp_path / name)
         assert artifact.simulated and artifact.engine == "hf"
         assert sorted(r.name for r in artifact.layers) == _linears(model)
         found[name] = divergence(artifact, model)
-    assert found["gptq"] < 0.95 * found["rtn"], found
-    assert found["quantease"] < 0.95 * found["rtn"], found
+    worst = 0.95 * found.pop("rtn")
+    assert all(moved < worst for moved in found.values()), (found, worst)
 
 
 def test_static_groups_cost_no_index_and_five_bits_and_the_first_block_are_the_laboratorys(tmp_path):
