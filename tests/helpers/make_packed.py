@@ -5,6 +5,7 @@ python make_packed.py MODEL_FOLDER OUT_FOLDER
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,24 @@ def quanto(path: Path, out: Path) -> None:
         model.save_pretrained(out / f"quanto-{kind.name}")
 
 
+def quanto_in_other_dtypes(out: Path) -> None:
+    """quanto-rounding.json: how far qeval's engine is in float16 and bfloat16 from float32 (a share of
+    the logits' norm), of files in float16."""
+    import numpy as np
+
+    from qeval.core.settings import EngineSettings
+    from qeval.engines.hf import HfEngine
+    from qeval.formats.describe import describe_folder
+
+    artifact, found = describe_folder(out / "quanto-qint8", "float16"), {}
+    for dtype in ("float16", "bfloat16", "float32"):
+        settings = EngineSettings(device="cpu", dtype=dtype, n_threads=1)
+        found[dtype] = HfEngine.open(artifact, settings).logits([7 * i % 512 for i in range(16)])
+    exact = found.pop("float32")
+    shares = [float(np.linalg.norm(x - exact) / np.linalg.norm(exact)) for x in found.values()]
+    (out / "quanto-rounding.json").write_text(json.dumps(shares))
+
+
 def hqq(path: Path, out: Path) -> None:
     from hqq.core.quantize import BaseQuantizeConfig
     from hqq.models.hf.base import AutoHQQHFModel
@@ -75,6 +94,21 @@ def torchao(path: Path, out: Path) -> None:
             model.save_pretrained(folder)
             (folder / "model.safetensors").unlink()
             torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    _torchao_int4(out)
+
+
+def _torchao_int4(out: Path) -> None:
+    """A file of its own tensor class: torchao's quantizer to it needs a GPU."""
+    from safetensors.torch import save_file
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4Tensor
+
+    scales = torch.rand(1, 256).bfloat16(), torch.rand(1, 256).bfloat16()
+    packed = Int4Tensor(torch.zeros(256, 64).char(), *scales, [1, 128], torch.Size([256, 128]))
+    state = {"model.layers.0.mlp.up_proj.weight": packed, "model.norm.weight": torch.rand(128)}
+    torch.save(state, out / "torchao-int4.bin")
+    tensors, metadata = flatten_tensor_state_dict(state)
+    save_file(tensors, out / "torchao-int4.safetensors", metadata)
 
 
 def llm_compressor(path: Path, out: Path) -> None:
@@ -92,3 +126,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for make in (bitsandbytes, quanto, hqq, torchao, llm_compressor):
         make(Path(sys.argv[1]), Path(sys.argv[2]))
+    quanto_in_other_dtypes(Path(sys.argv[2]))
