@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, final
@@ -83,6 +83,7 @@ class HfEngine(LM):
         self._is_causal = _is_noisy(settings)  # then `open` has looked before there was noise
         self._decoder: Decoder | Batcher | None = None
         self._fewer: Fewer | None = None
+        self._token_nll: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # compiled
         from qeval.models.loading import max_positions
 
         config = model.config.get_text_config()
@@ -143,16 +144,25 @@ class HfEngine(LM):
     def nll(self, windows: Sequence[Ids], *, first: int = 1) -> Iterator[NDArray[np.float32]]:
         self._check_causal()
         self._prepare(sum(map(len, windows)))
+        started: list[torch.Tensor] = []
         for batch, _ in self._batches(windows, first):
-            yield from self._score(batch, first)
+            following = self._score(batch, first)  # a GPU computes them while these are read
+            yield from (nll.cpu().numpy() for nll in started)
+            started = following
+        yield from (nll.cpu().numpy() for nll in started)
 
     def _prepare(self, n_tokens: int) -> None:
         """Compile what the forwards of so many tokens are worth."""
+        import torch
+
+        from qeval.engines.generation.cache import has_triton
         from qeval.engines.generation.fewer import Fewer
 
         work = 2 * n_tokens * self._model.num_parameters()
-        if self._fewer is None and self._device.type == "cuda" and work > _WORTH_COMPILING:
-            self._fewer = Fewer(self._model)
+        if self._device.type != "cuda" or work <= _WORTH_COMPILING or not has_triton():
+            return
+        self._fewer = self._fewer or Fewer(self._model)
+        self._token_nll = self._token_nll or torch.compile(token_nll, dynamic=True)
 
     def predictions(
         self, windows: Sequence[Ids], *, first: int | Sequence[int] = 1
@@ -351,13 +361,24 @@ class HfEngine(LM):
             for start in range(0, len(equal), size):
                 yield equal[start : start + size], start_at
 
-    def _score(self, batch: list[Ids], first: int) -> list[NDArray[np.float32]]:
+    def _score(self, batch: list[Ids], first: int) -> list[torch.Tensor]:
         import torch
 
         ids = self._tensor(batch)
         windows = zip(self._forward(ids, first)[:, :-1], ids[:, first:], strict=True)
         with torch.inference_mode():
-            return [_window_nll(rows, targets).cpu().numpy() for rows, targets in windows]
+            return [self._window_nll(rows, targets) for rows, targets in windows]
+
+    def _window_nll(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """token_nll; in pieces where it copies the logits."""
+        import torch
+
+        if self._token_nll is not None:
+            compiled: torch.Tensor = self._token_nll(logits, targets)
+            return compiled
+        step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+        starts = range(0, len(targets), step)
+        return torch.cat([token_nll(logits[i : i + step], targets[i : i + step]) for i in starts])
 
     def _forward(self, ids: torch.Tensor, first: int) -> torch.Tensor:
         """The logits after tokens ``first`` - 1 .. last of each window, [windows, len - first + 1,
@@ -399,15 +420,6 @@ def _place(device: torch.device) -> dict[str, str]:
         return {"device": device.type, "device_name": provenance.cpu_name()}
     index = torch.cuda.current_device() if device.index is None else device.index
     return {"device": f"cuda:{index}", "device_name": torch.cuda.get_device_name(index)}
-
-
-def _window_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """token_nll in pieces."""
-    import torch
-
-    step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    starts = range(0, len(targets), step)
-    return torch.cat([token_nll(logits[i : i + step], targets[i : i + step]) for i in starts])
 
 
 def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ class OnGptqModel(PackedFormat):
         candidates = KERNELS[device.type] if asked == "auto" else (asked,)
         library = import_gptqmodel(settings.n_threads, device)
         backends: dict[str, str] = {kernel: self.backends[kernel] for kernel in candidates}
-        with _safetensors(artifact.path) as folder:
+        with _readable(artifact.path, one_file="machete" in candidates) as folder:
             model, facts = _on_a_kernel(library, backends, folder, settings, device)
         check_whole(model, artifact)
         model.kernel_facts = facts
@@ -98,23 +98,29 @@ def _on_a_kernel(
 
 
 @contextmanager
-def _safetensors(folder: Path) -> Iterator[Path]:
-    """The folder; where its weights are .bin files, a temporary one with the same tensors in the only
-    kind of file that GPTQModel reads."""
+def _readable(folder: Path, *, one_file: bool) -> Iterator[Path]:
+    """The folder; where its weights are .bin files, which GPTQModel does not read, or more files than
+    it takes for a kernel, a temporary one with the same tensors in one safetensors file."""
     files = weight_files(folder)
-    if files[0].suffix == ".safetensors":
+    are_safe = files[0].suffix == ".safetensors"
+    if are_safe and (len(files) == 1 or not one_file):
         yield folder
         return
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if are_safe:
+            tensors |= load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            tensors |= {
+                name: tensor.contiguous().clone() for name, tensor in found.items()
+            }  # none shared
     with tempfile.TemporaryDirectory(prefix="qeval-safetensors-") as made:
         copy_side_files(folder, Path(made))
-        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # none shared
-        save_file(whole, Path(made) / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, Path(made) / "model.safetensors", metadata={"format": "pt"})
         yield Path(made)
 
 

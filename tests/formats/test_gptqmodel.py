@@ -53,6 +53,25 @@ def test_a_named_kernel_runs_and_another_gives_the_same_numbers(quantized, varia
     assert 0 < quantized.distance(quantized.logits(name), quantized.logits(variant)) < 0.02
 
 
+def test_a_kernel_that_takes_one_file_gets_one(tmp_path):
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from qeval.formats.gptqmodel import _readable
+
+    files = {name: f"model-0000{i}-of-00002.safetensors" for i, name in enumerate("ab", 1)}
+    for name, file in files.items():
+        save_file({name: torch.arange(4)}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with _readable(tmp_path, one_file=False) as folder:
+        assert folder == tmp_path
+    with _readable(tmp_path, one_file=True) as folder:
+        (file,) = folder.glob("*")
+        assert {k: v.tolist() for k, v in load_file(file).items()} == dict.fromkeys("ab", [0, 1, 2, 3])
+
+
 @pytest.mark.real
 def test_a_kernel_that_this_machine_lacks_is_named_with_its_reason(quantized):
     error = quantized.run_error("gptq-on-marlin")

@@ -326,7 +326,7 @@ def test_a_model_that_is_packed_already_is_refused(quantized, tmp_path, monkeypa
         ({"group_size": 100}, "group_size: backend gptqmodel packs -1, 16, 32"),
         ({"percdamp": 0.0}, "greater than 0"),
         ({"percdamp": 1.0}, "less than 1"),
-        ({"kernel": "cutlass"}, "'auto', 'marlin'"),
+        ({"kernel": "cutlass"}, "'auto', 'machete', 'marlin'"),
         ({"backend": "auto-gptq", "symmetric": False}, "asymmetric zero points wrong"),
         ({"calibration": {"n_samples": 0}}, "greater than or equal to 1"),
         ({"wbits": 4}, "not permitted"),

@@ -5,6 +5,8 @@ long to start as to run. While ``Fewer.on`` is open
 
 - linears that read the same input (the stages of models/architectures.py: q, k and v; gate and up) run
   as one product, where all of them are plain ones. Their weights become views of one tensor;
+- a GELU (of tanh) that follows a linear of a plain MLP is applied by the product itself (cuBLASLt's
+  epilogue), before its sum is rounded;
 - rotary embeddings and norms, a dozen operations each, are compiled by torch.compile, each once for
   all layers: a second or two, where whole layers would take minutes.
 
@@ -40,6 +42,7 @@ class Fewer:
         if model.device.type != "cuda" or not has_triton():
             return
         self._share(model)
+        self._join(model)
         self._compile(model)
 
     @contextmanager
@@ -78,6 +81,20 @@ class Fewer:
                         for i, linear in enumerate(linears)
                     ]
 
+    def _join(self, model: PreTrainedModel) -> None:
+        for module in model.modules():
+            parts = [part for part in module.children() if not isinstance(part, nn.Dropout)]
+            linears = [part for part in parts if type(part) is nn.Linear]
+            gelus = [part for part in parts if _is_tanh_gelu(part)]
+            if len(parts) != 3 or len(linears) != 2 or len(gelus) != 1:
+                continue
+            into, out_of = linears
+            if into.out_features != out_of.in_features or into.in_features != out_of.out_features:
+                continue
+            if into.bias is not None and _is_plain(into) and _is_plain(gelus[0]):
+                self._patches.append((into, "forward", partial(_linear_and_gelu, into)))
+                self._patches.append((gelus[0], "forward", _as_it_is))
+
     def _compile(self, model: PreTrainedModel) -> None:
         homes = {type(module).__module__ for module in model.modules()}
         for home in sorted(homes):
@@ -87,7 +104,7 @@ class Fewer:
         compiled: dict[type, Callable[..., Tensor]] = {}
         for module in model.modules():
             kind = type(module)
-            if not kind.__name__.endswith("Norm") or module._forward_pre_hooks or module._forward_hooks:
+            if not kind.__name__.endswith("Norm") or not _is_plain(module):
                 continue
             if kind not in compiled:
                 compiled[kind] = torch.compile(kind.forward)
@@ -101,8 +118,24 @@ def _are_alike(linears: Sequence[nn.Module]) -> bool:
         for x in linears
         if isinstance(x, nn.Linear)
     }
-    plain = [type(x) is nn.Linear and not (x._forward_pre_hooks or x._forward_hooks) for x in linears]
-    return len(kinds) == 1 and all(plain)
+    return len(kinds) == 1 and all(type(x) is nn.Linear and _is_plain(x) for x in linears)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return not (module._forward_pre_hooks or module._forward_hooks)
+
+
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    return type(module).__name__ in ("GELUTanh", "NewGELUActivation", "FastGELUActivation")
+
+
+def _linear_and_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
+    rows = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True)
+    return rows.view(*x.shape[:-1], -1)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class _Shared:

@@ -92,8 +92,7 @@ def attention(
     """
     rows, key_heads, group, dim = query.shape
     value_dim = value.shape[-1]
-    query = query.contiguous()
-    assert key.stride(-1) == 1 and value.stride(-1) == 1
+    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
     most = triton.cdiv(key.shape[2], 2 * _COLUMNS)
     splits = max(1, min(_PROGRAMS // (rows * key_heads), most, 32))
     out = torch.empty(rows, key_heads, group, value_dim, dtype=value.dtype, device=value.device)
@@ -114,6 +113,7 @@ def attention(
         scale,
         softcap,
         window,
+        *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
         group,
@@ -151,6 +151,9 @@ def _attend(
     scale,
     softcap,
     window,
+    query_row,
+    query_head,
+    query_member,
     key_row,
     key_head,
     key_column,
@@ -181,7 +184,7 @@ def _attend(
     member, d, v = tl.arange(0, GROUP), tl.arange(0, D), tl.arange(0, V)
     place = (row * tl.num_programs(1) + head) * group + member  # of a query among all
     q = tl.load(
-        query + place[:, None] * dim + d[None, :],
+        query + row * query_row + head * query_head + member[:, None] * query_member + d[None, :],
         mask=(member[:, None] < group) & (d[None, :] < dim),
         other=0.0,
     )
@@ -302,6 +305,10 @@ def _draw(
     kept = tl.sum(sums.to(tl.float64), 0)
 
     low = tl.full([], -2147483648 >> SHIFT, tl.int64)  # tokens from here on have top_p together
+    if NUCLEUS:  # as those do that no whole vocabulary of the others could take 1 - top_p from
+        bound = top + tl.log((kept * (1 - top_p) / vocab).to(tl.float32)) / sharpness
+        bound -= tl.abs(bound) * 1e-3 + 1e-3
+        low = tl.maximum(low, tl.where(bound > -float("inf"), _ordered(bound, SHIFT), low).to(tl.int64))
     spare = tl.full([], 2147483647, tl.int64)  # of those at ``low``, so many
     if NUCLEUS:
         wanted = kept * top_p
