@@ -106,6 +106,9 @@ class HfEngine(LM):
         cannot have the ``kv_cache`` that is asked."""
         import torch
 
+        from qeval.models.loading import lean_transformers
+
+        lean_transformers()  # before transformers_loop, which imports model classes
         from qeval.engines.generation.transformers_loop import take_no_advice
         from qeval.formats.load import load, nonfinite
         from qeval.models.linears import device_of

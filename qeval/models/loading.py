@@ -20,14 +20,15 @@ _LEAK = 0.02  # of the change at the changed token itself; 0 is usual, trained B
 
 
 def lean_transformers() -> None:
-    """Keep transformers from importing hqq, where that is installed, for classes that qeval never uses:
-    torch's compiler comes with it, a third of what a worker's imports take. Call it before any
-    model class.
+    """Keep transformers from importing hqq and scipy, where they are installed, for classes and losses
+    that qeval never uses. Torch's compiler comes with hqq; both took a third of a worker's start. Call
+    it before anything else is imported of transformers.
     """
     from transformers import utils
 
     for module in (utils, utils.import_utils):
         module.is_hqq_available = lambda *_: False
+        module.is_scipy_available = lambda: False
 
 
 def load_model(
