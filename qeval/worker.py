@@ -26,7 +26,7 @@ from qeval.core.cores import threads
 from qeval.core.endpoint import SERVER
 from qeval.core.errors import EngineError, NotOfferedError, QevalError, StoreError, with_class
 from qeval.core.files import disk_message, write_atomic
-from qeval.core.progress import Progress
+from qeval.core.progress import Progress, kind
 from qeval.core.record import MemoryReport, finite
 from qeval.engines.base import ENGINES
 from qeval.jobs.job import Job, JobResult, Stopwatch
@@ -109,7 +109,9 @@ def _build(job: Job, progress: Progress) -> JobResult:
     sampler, load = VramSampler(), machine.Load()
     sampler.start()
     if job.artifact is None and job.model.path.is_dir():  # else it was checked with the base
+        progress(0, 0, "checking the weights")
         check_finite(job.model.path, job.model.dtype if method.engine == "hf" else None)
+    progress(0, 0, "quantizing")
     artifact = method.build(method.Options.model_validate(job.options), context)
     memory = MemoryReport(vram_process=sampler.stop(), ram_peak=peak_rss())
     timing = {**watch.timing(), "build_s": watch.seconds()}
@@ -175,6 +177,7 @@ def _reference(job: Job, progress: Progress) -> JobResult:
 
     watch, task = Stopwatch(), TASKS[job.name]()
     assert job.artifact is not None
+    progress(0, 0, "loading the model")
     with closing(_open(job.artifact, job.settings)) as lm:
         options = task.Options.model_validate(job.options)
         rows, stream = task.remember(lm, options, _context(job, progress))
@@ -201,10 +204,12 @@ def _evaluate(job: Job, progress: Progress) -> JobResult:
     assert job.artifact is not None  # the parent built it first
     sampler = VramSampler()
     sampler.start()
+    progress(0, 0, "loading the model")
     with ExitStack() as stack:
         context = replace(_context(job, progress), baseline=_baseline(job, stack))
         lm = stack.enter_context(closing(_open(job.artifact, job.settings)))
         _check_signature(lm, job.out)
+        progress(0, 0, "measuring")
         loaded, load = watch.seconds(), machine.Load()
         result = task.run(lm, task.Options.model_validate(job.options), context)
         load_found = load.stop()
@@ -269,15 +274,16 @@ def _contamination(job: Job, facts: Mapping[str, object]) -> list[str]:
 
 
 def _reporter(fd: int) -> Progress:
-    """Writes ``[done, total, unit]`` lines; a parent that stopped reading is not our problem."""
-    last = 0.0
+    """Writes ``[done, total, unit]`` lines, ten a second at most, and each new phase; a parent that
+    stopped reading is not our problem."""
+    last, phase = 0.0, ""
 
     def report(done: int, total: int, unit: str) -> None:
-        nonlocal last
+        nonlocal last, phase
         now = time.monotonic()
-        if done < total and now - last < 0.1:
+        if kind(unit) == phase and done < total and now - last < 0.1:
             return
-        last = now
+        last, phase = now, kind(unit)
         try:
             os.write(fd, (json.dumps([done, total, unit]) + "\n").encode())
         except BrokenPipeError:

@@ -1,4 +1,5 @@
-"""Progress on stderr: what is running, how far, time left; plain lines where there is no terminal."""
+"""Progress on stderr: what is running and in which phase, how far, for how long, how long still; plain
+lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qeval.core.console import say, tell
 from qeval.core.errors import one_line
+from qeval.core.progress import kind
 from qeval.core.record import Metric, Record
 from qeval.core.units import human_seconds
 from qeval.store.results import cell_name
@@ -21,7 +23,29 @@ if TYPE_CHECKING:
 Told = Literal["failures", "usual", "all"]
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
+_WIDE = 80  # columns of a terminal that has room for a bar
 _TAIL = 20  # lines of a log without a traceback
+
+
+class Phase:
+    """What a job does, and when it began with it: the steps that it had done by then (a run that is
+    continued) are not its speed."""
+
+    def __init__(self, name: str, done: int, now: float) -> None:
+        self.name, self._first, self._start = name, done, now
+
+    def rate(self, done: int, now: float) -> str:
+        """``30/s``; "" where nothing was done since."""
+        took = now - self._start
+        speed = (done - self._first) / took if took > 0 else 0.0
+        return f"{speed:,.0f}/s" if speed >= 1 else f"{60 * speed:.1f}/min" if speed else ""
+
+    def left(self, done: int, total: int, now: float) -> str:
+        """``about 3 m 20 s left``, as if the other steps took as long on average; "" where unknown."""
+        if not self._first < done < total:
+            return ""
+        each = (now - self._start) / (done - self._first)
+        return f"about {human_seconds(each * (total - done))} left"
 
 
 class Progress:
@@ -46,37 +70,50 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and self._told != "failures":
-            self._bars = _bars()
-            self._all = self._bars.add_task("cells", total=self._n_cells)
-            self._job = self._bars.add_task("", total=None)
+            self._bars = _bars("{task.fields[count]}", "{task.fields[left]}")
+            none_yet = f"0/{self._n_cells:,}"
+            self._all = self._bars.add_task("cells", total=self._n_cells, count=none_yet, left="")
+            self._job = self._bars.add_task("", total=None, count="", left="")
             self._bars.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, err: object, trace: TracebackType | None
+        self, error: type[BaseException] | None, err: object, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
     def job_started(self, title: str) -> None:
-        self._title, self._job_start = title, time.monotonic()
-        self._said = self._job_start
+        self._job_start = self._said = time.monotonic()
+        self._title, self._phase = title, Phase("starting", 0, self._job_start)
         if self._bars is not None:
             self._bars.remove_task(self._job)  # reset() would keep the last job's total
-            self._job = self._bars.add_task(title, total=None)
+            self._job = self._bars.add_task(
+                f"{one_line(title)}: starting", total=None, count="", left=""
+            )
         elif self._told != "failures":
             self._line(f"{title} ...")
 
     def job_progress(self, done: int, total: int, unit: str) -> None:
+        """``total`` is 0 in a phase that has no steps (loading)."""
+        now = time.monotonic()
+        if self._phase.name != kind(unit):
+            self._phase = Phase(kind(unit), done, now)
+        left = self._phase.left(done, total, now)
         if self._bars is not None:
             self._bars.update(
-                self._job, completed=done, total=total, description=f"{self._title} [{unit}]"
+                self._job,
+                completed=done,
+                total=total or None,
+                description=f"{one_line(self._title)}: {unit}",
+                count=f"{done:,}/{total:,}" if total else "",
+                left=left,
             )
-        elif self._told != "failures" and (now := time.monotonic()) >= self._said + self.EVERY_S:
+        elif self._told != "failures" and now >= self._said + self.EVERY_S:
             self._said = now
-            self._line(
-                f"{self._title}: {done:,} of {total:,} {unit}, {human_seconds(now - self._job_start)}"
-            )
+            count = f"{done:,} of {total:,} {unit}" if total else unit
+            took = human_seconds(now - self._job_start)
+            self._line(f"{self._title}: {count}, {took}{', ' + left if left else ''}")
 
     def build_ended(self, record: Record) -> None:
         self._ended(record, f"{self._title}: {_outcome(record)}")
@@ -84,7 +121,8 @@ class Progress:
     def cell_ended(self, record: Record) -> None:
         self._done += 1
         if self._bars is not None:
-            self._bars.update(self._all, completed=self._done)
+            count = f"{self._done:,}/{self._n_cells:,}"
+            self._bars.update(self._all, completed=self._done, count=count, left=self._left()[2:])
         self._ended(record, f"{cell_name(record.cell)}: {_outcome(record)}{self._left()}")
 
     def _ended(self, record: Record, line: str) -> None:
@@ -156,53 +194,56 @@ class Bar:
 
     def __enter__(self) -> Bar:
         self._bars: RichProgress | None = None
-        self._first: tuple[float, int] | None = None  # when, and how much was done by then
+        self._phase: Phase | None = None
+        self._told = time.monotonic()
         if sys.stderr.isatty():
             self._bars = _bars("{task.fields[rate]}")
+            self._task = self._bars.add_task("starting", total=None, rate="")
             self._bars.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, err: object, trace: TracebackType | None
+        self, error: type[BaseException] | None, err: object, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
 
     def update(self, done: int, total: int, unit: str) -> None:
         now = time.monotonic()
-        if self._first is None:  # what an earlier run had done is not this one's speed
-            self._first, self._told = (now, done), now
-            if self._bars is not None:
-                self._task = self._bars.add_task(unit, total=total, rate="")
-        start, before = self._first
-        speed = (done - before) / (now - start) if now > start else 0.0
-        rate = f"{speed:,.0f}/s" if speed >= 1 else f"{60 * speed:.1f}/min" if speed else ""
+        if self._phase is None or self._phase.name != kind(unit):
+            self._phase = Phase(kind(unit), done, now)
+        phase = self._phase
+        rate = ", ".join(filter(None, (phase.rate(done, now), phase.left(done, total, now))))
+        count = f"{done:,} of {total:,} {unit}" if total else unit
         if self._bars is not None:
-            self._bars.update(self._task, completed=done, total=total, rate=rate)
+            rate = f"{done:,}/{total:,}  {rate}" if total else ""
+            self._bars.update(
+                self._task, completed=done, total=total or None, rate=rate, description=unit
+            )
         elif now >= self._told + self.EVERY_S:
             self._told = now
-            say(f"{done:,} of {total:,} {unit}{', ' + rate if rate else ''}")
+            say(f"{count}{', ' + rate if rate else ''}")
 
 
 def _bars(*more: str) -> RichProgress:
-    """Bars with further columns of text."""
+    """A line each: what it is, a bar, further columns of text, the time since it began. What does not
+    fit the terminal is cut off at the description, never put on a second line."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
+    def column(text: str) -> TextColumn:
+        cut = Column(no_wrap=True, overflow="ellipsis")
+        return TextColumn(text, markup=False, table_column=cut)
+
+    console = Console(stderr=True)
+    bar = [BarColumn(bar_width=20)] if console.width >= _WIDE else []
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        *(TextColumn(text, markup=False) for text in more),
+        column("{task.description}"),
+        *bar,
+        *(column(text) for text in more),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        refresh_per_second=2,  # a cell may be timing itself on the same cores
     )

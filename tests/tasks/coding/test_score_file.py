@@ -414,7 +414,7 @@ def test_the_bar_tells_how_many_a_second(terminal, monkeypatch, capsys):
         bar.update(900, 2000, "programs")
         bar.update(1500, 2000, "programs")
     said = capsys.readouterr().err
-    assert ("1500/2000" if terminal else "qeval: 1,500 of 2,000 programs, 30/s") in said
+    assert ("1,500/2,000" if terminal else "qeval: 1,500 of 2,000 programs, 30/s") in said
     assert "30/s" in said
 
 
