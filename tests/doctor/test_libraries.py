@@ -80,13 +80,13 @@ def test_what_a_library_does_is_one_line_about_it(fake):
 def test_one_that_hangs_is_ended_with_what_it_started(fake, tmp_path):
     code = f"""
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
-time.sleep(60)
+time.sleep(600)
 """
     (found,) = libraries.examine([fake("hqq", "hqq.core.quantize", code)], timeout=4)
     assert (found.state, found.error) == ("broken", "no answer in 4 s")
-    assert 4 <= found.seconds < 20
+    assert 4 <= found.seconds < 300
     _wait_for(partial(_has_ended, (tmp_path / "pid").read_text()))
 
 

@@ -157,11 +157,13 @@ def test_add_never_waits_for_the_sandbox():
             return super().judge(program)
 
     samples = [sample("failed", i % 4, i) for i in range(2000)]
+    patience = threading.Timer(300, go.set)  # else where it waits it would for ever
+    patience.start()
     with Grader(PROBLEMS, Slow(), LIMITS, workers=2) as grader:
-        start = time.perf_counter()
         for one in samples:
             grader.add(one)
-        assert time.perf_counter() - start < 2
+        patience.cancel()
+        assert not go.is_set()
         go.set()
         assert [g.sample for g in grader.finish()] == samples
 
@@ -454,10 +456,12 @@ def test_leaving_with_an_error_stops_the_sandbox_and_keeps_the_verdicts(tmp_path
 
 
 def test_leaving_ends_programs_that_have_time_to_go():
-    """With every lane busy: 60 s for each of them."""
+    """With every lane busy: ten minutes for each of them."""
     with (
         pytest.raises(RuntimeError, match="the model broke"),
-        Grader(PROBLEMS, find_sandbox(weak=True), replace(LIMITS, timeout_s=60.0), workers=2) as grader,
+        Grader(
+            PROBLEMS, find_sandbox(weak=True), replace(LIMITS, timeout_s=600.0), workers=2
+        ) as grader,
     ):
         for i in range(4):
             grader.add(Sample("P/3", f"while True: pass # {i}"))
@@ -465,7 +469,7 @@ def test_leaving_ends_programs_that_have_time_to_go():
         time.sleep(0.5)
         left = time.monotonic()
         raise RuntimeError("the model broke")
-    assert time.monotonic() - left < 30
+    assert time.monotonic() - left < 300
     assert not named("grader")
 
 
