@@ -56,6 +56,12 @@ def toy(plugin, tiny_llama, tmp_path, monkeypatch):
     return write
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs in this process, too: for what is the same wherever they run."""
+    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
+
+
 def evals(folder: Path | str = "results/toy") -> list[Record]:
     return [r for r in latest(Store(folder).read()).values() if r.kind == "eval"]
 
@@ -88,7 +94,7 @@ def _as_pass_at_1(metric: Metric) -> Metric:
     return replace(metric, name="pass@1", protocol="humaneval/x", pairs="problem")
 
 
-def test_a_task_of_a_third_party_compares_as_the_built_in_ones_do(toy):
+def test_a_task_of_a_third_party_compares_as_the_built_in_ones_do(toy, here):
     """Direction, paired difference with its interval, baseline, order, every form, `show`."""
     run_spec(toy(tasks=f"quiz: {{}}; {QUICK}", quantizations="copy: 8; copy: 2"))
     records = Store("results/toy").read()
@@ -126,7 +132,7 @@ def test_a_task_of_a_third_party_compares_as_the_built_in_ones_do(toy):
     assert theirs.rows[0].entries["pass@1 humaneval/x"] == table.rows[0].entries[column.id]
 
 
-def test_one_build_serves_all_tasks_and_all_results_folders(toy, tmp_path):
+def test_one_build_serves_all_tasks_and_all_results_folders(toy, here, tmp_path):
     spec = toy(tasks=f"{QUICK}; misbehave: {{how: garbage}}")
     run_spec(spec, Path("a"))
     run_spec(spec, Path("b"))
@@ -134,7 +140,7 @@ def test_one_build_serves_all_tasks_and_all_results_folders(toy, tmp_path):
     assert len(evals("a")) == len(evals("b")) == 2
 
 
-def test_a_renamed_spec_and_other_batch_size_measure_nothing_again(toy):
+def test_a_renamed_spec_and_other_batch_size_measure_nothing_again(toy, here):
     spec = toy()
     run_spec(spec)
     text = spec.read_text().replace("name: toy", "name: other") + "batch_size: 3\nn_threads: 1\n"
@@ -144,7 +150,9 @@ def test_a_renamed_spec_and_other_batch_size_measure_nothing_again(toy):
     assert Path("results/toy/records.jsonl").read_bytes() == before
 
 
-def test_what_measures_the_machine_is_measured_again_on_another_and_nothing_else(toy, monkeypatch):
+def test_what_measures_the_machine_is_measured_again_on_another_and_nothing_else(
+    toy, here, monkeypatch
+):
     spec = toy(tasks=f"{QUICK}; stopwatch: {{}}")
     monkeypatch.setenv("QEVAL_HOST", "laptop")
     run_spec(spec)
@@ -178,7 +186,7 @@ def test_every_record_of_a_worker_has_its_conditions(toy, monkeypatch):
     assert records[1].conditions.load_before is not None
 
 
-def test_names_baseline_and_order_are_those_of_the_spec_at_hand(toy):
+def test_names_baseline_and_order_are_those_of_the_spec_at_hand(toy, here):
     spec = toy(quantizations="copy: 8; copy: 4")
     run_spec(spec)
     text = spec.read_text().replace("[{copy: 8}, {copy: 4}]", "[{copy: 4}, {copy: 8}]")
@@ -322,8 +330,7 @@ def test_a_failed_build_fails_its_row_only_and_leaves_no_artifact(toy, tmp_path)
     assert not list((tmp_path / "cache" / "artifacts").glob(".building-*"))
 
 
-def test_a_model_of_nan_is_marked_broken_and_the_table_is_printed(toy, monkeypatch):
-    monkeypatch.setattr("qeval.jobs.executor.LocalExecutor", InProcess)
+def test_a_model_of_nan_is_marked_broken_and_the_table_is_printed(toy, here):
     outcome = run_spec(toy(tasks=PPL, quantizations="copy: 0"))
     (record,) = evals()
     assert record.metrics[0].value is None
@@ -357,17 +364,17 @@ def test_dry_run_runs_nothing(toy, capsys):
 
 
 @pytest.mark.parametrize("pattern", ["misbehave", "MISBEHAVE fine", "copy8", "COPY", "* · copy8 · *"])
-def test_only_takes_what_the_columns_and_rows_say(toy, pattern):
+def test_only_takes_what_the_columns_and_rows_say(toy, here, pattern):
     run_spec(toy(tasks=f"misbehave: {{how: fine}}; {PPL}"), only=[pattern])
     assert "misbehave fine" in [r.cell["task"]["label"] for r in evals()]
 
 
-def test_only_takes_a_tasks_name(toy):
+def test_only_takes_a_tasks_name(toy, here):
     run_spec(toy(tasks=f"{QUICK}; {PPL}"), only=["perplexity"])
     assert [r.cell["task"]["label"] for r in evals()] == ["gptq/file:text.txt@32"]
 
 
-def test_only_chooses_cells_by_name(toy):
+def test_only_chooses_cells_by_name(toy, here):
     spec = toy(quantizations="copy: 8; copy: 4")
     run_spec(spec, only=["copy4"])
     assert [r.cell["quantization"]["label"] for r in evals()] == ["copy4"]
@@ -549,7 +556,7 @@ def test_ctrl_c_twice(toy):
     ],
 )
 def test_a_run_goes_on_when_its_reader_goes_away(toy, line, code):
-    spec = toy(tasks="misbehave: {how: ok}", quantizations="copy: 8; copy: 4")
+    spec = toy(tasks=misbehaving(["ok", "fine"]))
     program = f"{sys.executable} -m qeval run {spec}"
     done = subprocess.run(
         ["bash", "-c", line], env={**os.environ, "Q": program}, capture_output=True, text=True

@@ -297,8 +297,7 @@ class Quantized:
             return self._json("float", f"{name}.run.json", failed)
         built = VARIANTS[name].of if name in VARIANTS else name
         self._built(built)
-        kind = "vary" if name in VARIANTS else "run"
-        return self._json(f"{kind} {BUILDS[built].method}", f"{name}.run.json", failed)
+        return self._json(f"run {BUILDS[built].method}", f"{name}.run.json", failed)
 
     def _json(self, step: str, name: str, failed: bool = False) -> dict[str, Any]:
         status, file = self.step(step), self.folder / name
