@@ -19,12 +19,11 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).parents[1]
-# Files that share the models of tests/helpers/quantized.py.
-QUANTIZED = [
-    f"test_{name}.py" for name in ("gptqmodel", "awq", "gptq", "gptq_format", "mixtures", "neighbours")
-]
-LONG = [*QUANTIZED, "test_vllm.py", "test_line.py", "test_run.py", "test_gguf.py", "test_endpoint.py"]
-FIRST = {name: place for place, name in enumerate(LONG)}
+# Files that share the models of tests/helpers/quantized.py, and others that take long; so begun, the
+# last files are short, and no process waits for the other.
+QUANTIZED = ("gptqmodel", "awq", "gptq", "gptq_format", "mixtures", "neighbours")
+BEGIN = ("vllm", "run", "line", "command_line", "attacks", "gguf", "endpoint", "build", "gate_page")
+FIRST = {f"test_{name}.py": place for place, name in enumerate((*QUANTIZED, *BEGIN))}
 
 
 def _share_the_machine(workers: int) -> None:
@@ -56,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "quantized" if file.rpartition("/")[2] in QUANTIZED else file
+            return "quantized" if FIRST.get(file.rpartition("/")[2], 99) < len(QUANTIZED) else file
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
