@@ -11,11 +11,11 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qeval.core.artifact import Artifact, Format, ModelRef
 from qeval.core.cores import threads
@@ -29,6 +29,9 @@ from qeval.models.weights import weight_files
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+_MERGES = ("cuda",)  # devices on which a small product takes as long as a larger one
 
 
 class OnGptqModel(PackedFormat):
@@ -58,8 +61,7 @@ class OnGptqModel(PackedFormat):
         library = import_gptqmodel(settings.n_threads, device)
         backends: dict[str, str] = {kernel: self.backends[kernel] for kernel in candidates}
         with _readable(artifact.path, one_file="machete" in candidates) as folder:
-            model, facts = _on_a_kernel(library, backends, folder, settings, device)
-        check_whole(model, artifact)
+            model, facts = _on_a_kernel(library, backends, artifact, folder, settings, device)
         model.kernel_facts = facts
         return model.eval()
 
@@ -67,6 +69,7 @@ class OnGptqModel(PackedFormat):
 def _on_a_kernel(
     library: ModuleType,
     backends: Mapping[str, str],
+    artifact: Artifact,
     folder: Path,
     settings: EngineSettings,
     device: torch.device,
@@ -74,17 +77,27 @@ def _on_a_kernel(
     """The model on the first of the kernels that takes it, and which that was."""
     import torch
 
+    from qeval.formats.merged import merge
+
+    merges = device.type in _MERGES and not settings.execution.running  # rounds each linear's input
     refused: dict[str, str] = {}
+
+    def as_in_the_files(model: PreTrainedModel) -> None:
+        check_whole(model, artifact)
+        if merges:
+            merge(model)
+
     for kernel, backend in backends.items():
         try:
-            loaded = library.GPTQModel.load(
-                str(folder),
-                backend=getattr(library.BACKEND, backend),
-                device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
-                dtype=getattr(torch, settings.dtype),
-                trust_remote_code=settings.trust_remote_code,
-            )
-        except torch.OutOfMemoryError:
+            with _before_kernels(as_in_the_files):
+                loaded = library.GPTQModel.load(
+                    str(folder),
+                    backend=getattr(library.BACKEND, backend),
+                    device="cpu" if device.type == "cpu" else f"cuda:{device.index or 0}",
+                    dtype=getattr(torch, settings.dtype),
+                    trust_remote_code=settings.trust_remote_code,
+                )
+        except (torch.OutOfMemoryError, EngineError):
             raise
         except (
             Exception
@@ -95,6 +108,24 @@ def _on_a_kernel(
         return loaded.model, {"kernel": kernel, **({"kernels_refused": refused} if refused else {})}
     reasons = "; ".join(f"{kernel}: {reason}" for kernel, reason in refused.items())
     raise EngineError(f"{folder}: no kernel takes these weights on {device.type}: {reasons}")
+
+
+@contextmanager
+def _before_kernels(then: Callable[[PreTrainedModel], None]) -> Iterator[None]:
+    """While it is open, a model that GPTQModel loads goes through ``then`` with its tensors as they are
+    in the files, before kernels lay them out in their own ways."""
+    loader: Any = importlib.import_module("gptqmodel.models.loader")
+    usual = loader.gptqmodel_post_init
+
+    def first(model: PreTrainedModel, *args: object, **kwargs: object) -> object:
+        then(model)
+        return usual(model, *args, **kwargs)
+
+    loader.gptqmodel_post_init = first
+    try:
+        yield
+    finally:
+        loader.gptqmodel_post_init = usual
 
 
 @contextmanager
