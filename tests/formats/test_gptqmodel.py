@@ -80,6 +80,21 @@ def test_a_kernel_that_this_machine_lacks_is_named_with_its_reason(quantized):
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(
+    ("variant", "apart", "linears", "products"),
+    [("gptq-merged", "llama-gptq-4", 14, 8), ("awq-merged", "starcoder2-awq-4", 12, 8)],
+)
+def test_linears_of_one_input_are_one_product_and_the_same_model(
+    quantized, variant, apart, linears, products
+):
+    assert np.array_equal(quantized.logits(variant), quantized.logits(apart))
+    found, before = (quantized.run(name) for name in (variant, apart))
+    assert list(before["facts"]["kernels"].values()) == [linears]
+    assert list(found["facts"]["kernels"].values()) == [products]
+    assert found["resident"][0] <= before["resident"][0] * 1.01
+
+
+@pytest.mark.real
 @pytest.mark.parametrize("variant", ["gptq-in-bin", "gptq-with-zeros"])
 def test_the_same_tensors_in_another_file_are_the_same_model(quantized, variant):
     """In a .bin file; and with the bias of zeros that AutoGPTQ gave to every linear."""

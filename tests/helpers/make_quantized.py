@@ -105,7 +105,14 @@ def _run(name: str) -> dict[str, Any]:
 
 
 def _vary(name: str, variant: Variant) -> dict[str, Any]:
-    return run(name, vary(name, variant), kernel=variant.kernel)
+    from qeval.formats import gptqmodel
+
+    if variant.merged:
+        gptqmodel._MERGES = ("cpu",)
+    try:
+        return run(name, vary(name, variant), kernel=variant.kernel)
+    finally:
+        gptqmodel._MERGES = ("cuda",)
 
 
 def _kept(name: str, result: Callable[[], Any]) -> None:

@@ -133,12 +133,15 @@ class Variant:
     tensor: str = ""
     kernel: str = "auto"
     value: float = 1.0  # of what is added
+    merged: bool = False  # as on a GPU
 
 
 _MLP = "model.layers.1.mlp"
 VARIANTS = {
     "gptq-on-torch": Variant("llama-gptq-4", kernel="torch"),
     "gptq-on-marlin": Variant("llama-gptq-4", kernel="marlin"),
+    "gptq-merged": Variant("llama-gptq-4", merged=True),
+    "awq-merged": Variant("starcoder2-awq-4", merged=True),
     "gptq-in-bin": Variant("llama-gptq-4", "bin"),
     "gptq-cut": Variant("llama-gptq-4", "cut"),
     "gptq-without-qweight": Variant("llama-gptq-4", "remove", f"{_MLP}.up_proj.qweight"),
