@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--kv-cache", type=int, help="bits, on hf")
     parser.add_argument("--dummy", action="store_true")
     parser.add_argument("--ways", default="transformers,hf,vllm")
+    parser.add_argument("--no-stops", action="store_true", help="do not read every new token, too")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,7 +127,8 @@ def _hf(args: argparse.Namespace) -> dict[str, float]:
         return generate(prompts, n, tokens, lambda ids: len(ids) > 10**9)
 
     rates = _measured(args, generate)
-    rates |= {f"{case}, stops": rate for case, rate in _measured(args, stopped).items()}
+    if not args.no_stops:
+        rates |= {f"{case}, stops": rate for case, rate in _measured(args, stopped).items()}
     if windows := _windows(args):
         lm._prepare(10**9)  # as where there are many more windows
 
