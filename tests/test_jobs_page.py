@@ -26,6 +26,7 @@ def test_every_job_has_at_most_three_commands():
 def test_the_page_runs_on_a_tiny_model(tmp_path, monkeypatch):
     pytest.importorskip("torchao")
     pytest.importorskip("optimum.quanto")
+    pytest.importorskip("vl_convert")
     from qeval.doctor.tiny import make
 
     monkeypatch.chdir(tmp_path)
@@ -44,3 +45,5 @@ def test_the_page_runs_on_a_tiny_model(tmp_path, monkeypatch):
     assert " 0 failed" in said["Gate a pull request"]
     assert "run " in said["Choose one for a machine"]
     assert "RTN W3A16g64" in said["Explain a difference"]
+    assert "report.html" in said["Share"] and Path("report.html").stat().st_size > 500_000
+    assert Path("plots/pareto.svg").exists() and Path("plots/pareto.png").exists()

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from qeval.api.comparison import Comparison
     from qeval.decide.gate import Check
+    from qeval.decide.need import Kind
     from qeval.decide.recommend import Recommendation
     from qeval.decide.rules import Rule
     from qeval.exports.rows import ExportRow
+    from qeval.page.verdict import Wanted
 
     Folder = str | os.PathLike[str]
 
@@ -196,6 +198,60 @@ class Results:
             found = compare_within(self.records, a, b or "", margins)
         return Comparison.of(found)
 
+    def report(
+        self,
+        path: Folder = "report.html",
+        *,
+        context: int | None = None,
+        vram: float | None = None,
+        ram: float | None = None,
+        batch: int = 1,
+        margin: float = 0.01,
+        metric: str | None = None,
+        baseline: str | None = None,
+    ) -> Path:
+        """Write one self-contained HTML page; its path. The arguments are those of ``recommend``, as
+        the page first shows them: all memories and the usual contexts can be chosen there.
+
+        Raises:
+            MissingExtraError: jinja2 or vl-convert is not installed.
+            UsageError: both of ``vram`` and ``ram``; no such metric or baseline.
+            StoreError: the file cannot be written.
+        """
+        from qeval.core.files import write_atomic
+        from qeval.page.collect import collect
+        from qeval.page.write import html
+
+        require("report", "jinja2", "vl_convert")
+        wanted = _wanted(vram, ram, context, batch, margin, metric, baseline)
+        page = Path(path)
+        write_atomic(page, html(collect(self.records, self.folders, wanted, page.name)))
+        return page
+
+    def plot(
+        self,
+        folder: Folder = ".",
+        *,
+        context: int | None = None,
+        vram: float | None = None,
+        ram: float | None = None,
+        batch: int = 1,
+        margin: float = 0.01,
+        metric: str | None = None,
+        baseline: str | None = None,
+    ) -> list[Path]:
+        """Draw loss against memory and divergence by certainty as svg and png; the files written.
+
+        Raises:
+            MissingExtraError: vl-convert is not installed.
+            UsageError: there is nothing to draw; as ``report``.
+            StoreError: the folder cannot be written.
+        """
+        from qeval.page.pictures import write_plots
+
+        wanted = _wanted(vram, ram, context, batch, margin, metric, baseline)
+        return write_plots(self.records, Path(folder), wanted)
+
     def rows(self, *, baseline: str | None = None, margin: float = 0.01) -> list[ExportRow]:
         """The rows with all that is exported of them: records, settings and tidy lines.
 
@@ -259,3 +315,20 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self.table().to("html")
+
+
+def _wanted(
+    vram: float | None,
+    ram: float | None,
+    context: int | None,
+    batch: int,
+    margin: float,
+    metric: str | None,
+    baseline: str | None,
+) -> Wanted:
+    from qeval.page.verdict import Wanted
+
+    if vram is not None and ram is not None:
+        raise UsageError("give one of vram and ram, not both")
+    kind: Kind | None = "ram" if ram is not None else "vram" if vram is not None else None
+    return Wanted(kind, vram if ram is None else ram, context, batch, margin, metric, baseline)

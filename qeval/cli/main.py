@@ -28,6 +28,7 @@ from qeval.cli.results.export import export
 from qeval.cli.results.gate import gate
 from qeval.cli.results.log import log
 from qeval.cli.results.recommend import recommend
+from qeval.cli.results.report import plot, report
 from qeval.cli.results.show import show
 from qeval.cli.results.table import table
 from qeval.cli.run import run
@@ -56,7 +57,7 @@ def cli() -> None:
 
 cli.sections = {
     "Measure": (try_, run, init, plan),
-    "Read results": (table, compare, recommend, gate, show, export, convert, log),
+    "Read results": (table, report, plot, compare, recommend, gate, show, export, convert, log),
     "Look closer": (stats, score),
     "This machine": (doctor, data, cache, env),
     "Find words": (list_, schema, completion),

@@ -126,14 +126,12 @@ def _compared(pairs: Sequence[tuple[SideRow, SideRow]], margins: Margins) -> tup
 
 
 def _row_pair(a: SideRow, b: SideRow, margins: Margins) -> RowPair:
-    metrics, used_a, used_b, flipped = [], [], [], []
+    metrics, used_a, used_b = [], [], []
     for name in a.cells:
         for one, other in _together(a.cells[name], b.cells.get(name, ())):
             metrics.append(_metric(one, other, margins))
             used_a.append(one[1].record)
             used_b.append(other[1].record)
-    for task, ours, theirs in _passing(a, b):
-        flipped.append(flips(task, ours, theirs))
     for name in a.costs:
         for place_a, place_b in _together(a.costs[name], b.costs.get(name, ())):
             metrics.append(_cost(*place_a, *place_b))
@@ -143,10 +141,16 @@ def _row_pair(a: SideRow, b: SideRow, margins: Margins) -> RowPair:
         b.name,
         tuple(metrics),
         tuple(differing(used_a, used_b)),
-        tuple(found for found in flipped if found is not None),
+        flips_of(a, b),
         only_a,
         only_b,
     )
+
+
+def flips_of(a: SideRow, b: SideRow) -> tuple[Flips, ...]:
+    """Of each task whose units pass or fail, those that changed sides."""
+    found = (flips(task, ours, theirs) for task, ours, theirs in _passing(a, b))
+    return tuple(one for one in found if one is not None)
 
 
 def _passing(a: SideRow, b: SideRow) -> Iterator[tuple[str, Passing, Passing]]:

@@ -37,12 +37,18 @@ _KINDS = ("settings", "versions", "hardware", "data")
 _Facts = dict[tuple[str, str], dict[str, None]]
 
 
+def facts_of(record: Record) -> Iterator[tuple[str, str, str]]:
+    """What is known of how a number was measured: kind (as of ``Differing``), what, value in words."""
+    for kind, what, value in _of(record):
+        if value not in (None, "", {}, []):
+            yield kind, what, _text(value)
+
+
 def _facts(records: Iterable[Record]) -> _Facts:
     found: _Facts = {}
     for record in records:
-        for kind, what, value in _of(record):
-            if value not in (None, "", {}, []):
-                found.setdefault((kind, what), {})[_text(value)] = None
+        for kind, what, value in facts_of(record):
+            found.setdefault((kind, what), {})[value] = None
     return found
 
 

@@ -42,7 +42,10 @@ class SideRow:
 
 def rows_of(records: Iterable[Record]) -> list[SideRow]:
     """All rows but the floors, named as in their table."""
-    draft = draft_of(records)
+    return rows_of_draft(draft_of(records))
+
+
+def rows_of_draft(draft: Draft) -> list[SideRow]:
     shown = names(draft.rows)
     return [
         SideRow(*shown[i], row, _cells(draft, i), _costs(draft, i))

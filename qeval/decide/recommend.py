@@ -142,6 +142,22 @@ def recommend(
     )
 
 
+def with_context(found: Recommendation, context: int) -> Recommendation:
+    """The same rows and ranks at another context."""
+    asked = replace(found.asked, context=context)
+    bare = [
+        replace(c, need=replace(c.need, context=context), dominated_by=None) for c in found.candidates
+    ]
+    placed = sorted((_placed(c, bare) for c in bare), key=lambda c: c.key)
+    return with_budget(replace(found, asked=asked, candidates=placed), asked.budget)
+
+
+def with_budget(found: Recommendation, budget: float) -> Recommendation:
+    """The same rows, ranks and front in so many bytes."""
+    fitting = [replace(c, fits=c.need.total <= budget) for c in found.candidates]
+    return replace(found, asked=replace(found.asked, budget=budget), candidates=fitting)
+
+
 def dominates(one: Candidate, other: Candidate) -> bool:
     if one.rank is None or other.rank is None:
         return False

@@ -19,11 +19,12 @@ from qeval.core.record import Record
 @dataclass(frozen=True)
 class Answer:
     """One sample: what was written. ``verdict``: ``passed``, ``failed: ValueError``, ``timeout``; ""
-    where unknown."""
+    where unknown. ``detail``: what the error said."""
 
     completion: str
     verdict: str
     sample: int = 0
+    detail: str = ""
 
 
 class KeptSamples:
@@ -43,14 +44,16 @@ class KeptSamples:
 
     @cached_property
     def _samples(self) -> Mapping[str, list[Answer]]:
-        verdicts = {(_unit(line), _number(line)): _verdict(line) for line in self._read("verdicts")}
+        judged = {(_unit(line), _number(line)): line for line in self._read("verdicts")}
         found: dict[str, list[Answer]] = {}
         for line in self._read("samples"):
             unit, number, text = _unit(line), _number(line), _text(line)
             if unit and text is not None:
                 own = found.setdefault(unit, [])
                 number = len(own) if "sample" not in line else number
-                own.append(Answer(text, verdicts.get((unit, number)) or _verdict(line), number))
+                verdict = judged.get((unit, number), {})
+                detail = str(verdict.get("detail") or "")
+                own.append(Answer(text, _verdict(verdict) or _verdict(line), number, detail))
         return found
 
     def _read(self, name: str) -> list[dict[str, object]]:

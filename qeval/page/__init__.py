@@ -1,0 +1,1 @@
+"""`qeval report` and `qeval plot`: results as one page that loads nothing, and as pictures."""
