@@ -22,6 +22,7 @@ from qeval.cli.env import env
 from qeval.cli.init import init
 from qeval.cli.list import list_
 from qeval.cli.plan import plan
+from qeval.cli.prune import prune
 from qeval.cli.results.compare import compare
 from qeval.cli.results.convert import convert
 from qeval.cli.results.export import export
@@ -59,7 +60,7 @@ cli.sections = {
     "Measure": (try_, run, init, plan),
     "Read results": (table, report, plot, compare, recommend, gate, show, export, convert, log),
     "Look closer": (stats, score),
-    "This machine": (doctor, data, cache, env),
+    "This machine": (doctor, data, cache, prune, env),
     "Find words": (list_, schema, completion),
 }
 for section in cli.sections.values():

@@ -25,7 +25,7 @@ KINDS = {
 NAME_CHARS = 50  # of the target's name in that of its temporary file: a name has at most 255 bytes
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str | bytes) -> None:
     """Write beside the target, sync, rename: a reader sees the old file or the new one.
 
     Only a regular file is ever replaced (``regular_target``). It keeps its permissions; a new one has
@@ -35,15 +35,16 @@ def write_atomic(path: Path, text: str) -> None:
         StoreError: the target is something else, or the folder cannot be written; with the fix.
     """
     target = regular_target(path)
+    data = text if isinstance(text, bytes) else text.encode()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name[:NAME_CHARS]}.{secrets.token_hex(8)}")
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "wb") as file:
                 if target.exists():
                     os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
-                file.write(text)
+                file.write(data)
                 file.flush()
                 os.fsync(handle)
             temporary.replace(target)

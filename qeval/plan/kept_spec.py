@@ -8,7 +8,7 @@ that the spec does not have, or no longer has, come last.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ def as_kept_spec_says(records: Sequence[Record], folder: Path) -> list[Record]:
     return [spec.applied(record) if record.kind == "eval" else record for record in records]
 
 
+def named_by(experiment: Experiment) -> Callable[[Record], bool]:
+    """Whether a spec has a record's cell: its model, its row and its task. The limit does not count."""
+    asked = _Asked(experiment)
+    return lambda record: all(asked.places(record))
+
+
 @dataclass(frozen=True)
 class _Place:
     """An entry of the spec, and its place among its kind."""
@@ -70,15 +76,22 @@ class _Asked:
             self._defaults[task.task] = _defaults(task)
             self._tasks.setdefault(self._key(task.task, options), _Place(task, i))
 
-    def applied(self, record: Record) -> Record:
+    def places(self, record: Record) -> tuple[_Place | None, _Place | None, _Place | None]:
+        """Of its model, its row and its task; None where the spec has none such."""
         cell = record.cell
         asked = [cell.get(part) or {} for part in ("model", "quantization", "task")]
-        order = list(cell.get("order") or (0, 0, 0))
         model = self._models.get(f"{asked[0].get('id')} {asked[0].get('dtype')}")
         row, task = (
             known.get(self._key(str(part.get("name")), part.get("options") or {}))
             for known, part in ((self._rows, asked[1]), (self._tasks, asked[2]))
         )
+        return model, row, task
+
+    def applied(self, record: Record) -> Record:
+        cell = record.cell
+        asked = [cell.get(part) or {} for part in ("model", "quantization", "task")]
+        order = list(cell.get("order") or (0, 0, 0))
+        model, row, task = self.places(record)
         places: Sequence[tuple[_Place | None, dict[str, _Place]]]
         places = ((model, self._models), (row, self._rows), (task, self._tasks))
         said: dict[str, object] = {

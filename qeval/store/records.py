@@ -34,16 +34,28 @@ class Store:
         Raises:
             StoreError: the file cannot be read, or holds a record of a newer qeval.
         """
+        return [record for _, record in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, Record]]:
+        """The same, with the place of its line among ``raw_lines``."""
+        self.warnings.clear()
+        lines = self.raw_lines()
+        found = ((i, self._line(i + 1, line, torn=i + 1 == len(lines))) for i, line in enumerate(lines))
+        return [(i, record) for i, record in found if record is not None]
+
+    def raw_lines(self) -> list[bytes]:
+        """The lines of the file without what ends them, whatever is in them; after the last end of line
+        comes one more, empty where nothing was torn.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
         try:
-            data = self.path.read_bytes()
+            return self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
         except OSError as err:
             raise StoreError(f"cannot read {self.path}: {os.strerror(err.errno or 0)}") from err
-        self.warnings.clear()
-        lines = data.split(b"\n")
-        found = (self._line(i, line, torn=i == len(lines)) for i, line in enumerate(lines, 1))
-        return [record for record in found if record is not None]
 
     def latest(self) -> dict[str, Record]:
         return latest(self.read())
@@ -82,6 +94,19 @@ class Store:
             yield
         finally:
             os.close(fd)
+
+    def in_use(self) -> bool:
+        """Whether another process holds the lock now."""
+        import fcntl
+
+        try:
+            with (self.folder / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # it was never locked, or may only be read
+        return False
 
     def _take(self, fd: int) -> None:
         import fcntl  # not on every system; reading needs no lock
