@@ -40,14 +40,16 @@ def env() -> None:
     metavar="SPEC",
     help="Another version of its library than the tested one: vllm==0.27.1.",
 )
+@click.option("--pip", is_flag=True, help="Use pip, even where uv is on PATH.")
 @click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
 @CACHE_DIR
 @click.pass_obj
 def env_create(cache_dir: Path, /, name: str, **options: object) -> None:
     """Make the environment NAME (`qeval env list` shows the names).
 
-    If it is ready, nothing is done; if it is out of date, it is made again. pip's own settings
-    (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX) hold.
+    If it is ready, nothing is done; if it is out of date, it is made again. uv makes it where it is on
+    PATH, else pip. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, pip.conf) hold for
+    both.
 
     \b
     Examples:

@@ -9,6 +9,8 @@ else of the environment that started it.
 An environment is complete if it has ``qeval-env.json``, which is written last: a virtual environment
 knows its own path, so that it cannot be built beside and renamed. pip inherits the lock, so that a
 build whose qeval was killed holds it until its pip has ended, too, which guard.py sees to.
+
+uv does what pip would where it is on PATH (uv.py); where it fails, pip does it.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from qeval.core import guard
-from qeval.core.errors import EnvError, StoreError, UsageError, did_you_mean
+from qeval.core.errors import EnvError, StoreError, UsageError, did_you_mean, one_line
 from qeval.core.files import disk_message, real_path, write_atomic
 from qeval.core.settings import default_cache_dir
 from qeval.envs.pip_log import why
+from qeval.envs.uv import Uv
+from qeval.envs.uv import found as uv_for
 
 FOLDER = Path(__file__).parents[1] / "_data" / "envs"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -233,12 +237,14 @@ def create(
     system_site_packages: bool = False,
     recreate: bool = False,
     library: str | None = None,
+    pip: bool = False,
     say: Say = lambda _: None,
 ) -> EnvState:
     """Make an environment, or make it again where it is out of date; nothing where it is ready.
 
     Args:
         library: see ``requirements``; an environment of another version is made again.
+        pip: do not use uv.
 
     Raises:
         UsageError: the interpreter is not one that it was tested with, or cannot make environments; the
@@ -249,6 +255,7 @@ def create(
     needs = requirements(name, library)
     path = cache_dir / "envs" / name
     base = _probed(python or Path(sys.executable), needs, cache_dir)
+    tool = None if pip else _uv(base, system_site_packages, say)
     with _lock(path, say) as lock:
         found = state_of(needs, cache_dir)
         same = library is None or library == (_marker(path) or {}).get("library")
@@ -258,7 +265,9 @@ def create(
         try:
             with path.with_suffix(".log").open("w+", encoding="utf-8") as log:
                 steps = _Steps(log, lock, needs, say)
-                _build(path, needs, base, system_site_packages, steps, library)
+                if tool is None or not _built_by_uv(tool, path, needs, base, steps, library):
+                    pip_tool = _Pip(base, system_site_packages)
+                    _build(path, needs, base, system_site_packages, steps, library, pip_tool)
         except OSError as err:
             _cleared(path)
             raise StoreError(disk_message(path.parent, err)) from err
@@ -303,7 +312,13 @@ class _Steps:
     needs: Requirements
     say: Say
 
-    def run(self, what: str, argv: Sequence[str | Path], hint: str = "") -> str:
+    def run(
+        self,
+        what: str,
+        argv: Sequence[str | Path],
+        hint: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> str:
         """The command's output. Raises EnvError, with the hint, where it ends with an error."""
         self.say(what)
         self.log.write(f"\n$ {' '.join(map(str, argv))}\n")
@@ -314,7 +329,12 @@ class _Steps:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             pass_fds=(self.lock.fileno(),),
-            env=_clean_environment() | {"PIP_NO_INPUT": "1"} | self.needs.variables,
+            env={
+                **_clean_environment(),
+                "PIP_NO_INPUT": "1",
+                **self.needs.variables,
+                **(variables or {}),
+            },
         )
         try:
             code = process.wait()
@@ -327,6 +347,100 @@ class _Steps:
         return output
 
 
+class _Tool(Protocol):
+    """What makes a virtual environment and installs into it."""
+
+    name: str
+
+    def venv(self, path: Path, steps: _Steps) -> None: ...
+
+    def install(
+        self,
+        what: str,
+        path: Path,
+        asked: Sequence[str | Path],
+        steps: _Steps,
+        *,
+        index: str | None = None,
+        hint: str = "",
+    ) -> None:
+        """``index``: of torch's CPU builds, which is not waited for long."""
+
+
+class _Pip:
+    name = "pip"
+
+    def __init__(self, base: _Base, system: bool) -> None:
+        self._base, self._system = base, system
+
+    def venv(self, path: Path, steps: _Steps) -> None:
+        flags = ["--system-site-packages"] if self._system else []
+        what = f"making it with Python {self._base.version}"
+        steps.run(what, [self._base.path, "-m", "venv", *flags, path])
+
+    def install(
+        self,
+        what: str,
+        path: Path,
+        asked: Sequence[str | Path],
+        steps: _Steps,
+        *,
+        index: str | None = None,
+        hint: str = "",
+    ) -> None:
+        quick = ["--timeout", "15", "--retries", "1", "--index-url", index] if index else []
+        # Python compiles the modules that are imported; pip would compile all, for half a minute.
+        flags = ["--disable-pip-version-check", "install", "--no-compile", *quick]
+        steps.run(what, [_python(path), "-m", "pip", *flags, *asked], hint)
+
+
+class _ByUv:
+    def __init__(self, uv: Uv, base: _Base) -> None:
+        self.name = f"uv {uv.version}"
+        self._uv, self._base = uv, base
+
+    def venv(self, path: Path, steps: _Steps) -> None:
+        what = f"making it with Python {self._base.version} ({self.name})"
+        steps.run(what, self._uv.venv(self._base.path, path), variables=self._uv.variables)
+
+    def install(
+        self,
+        what: str,
+        path: Path,
+        asked: Sequence[str | Path],
+        steps: _Steps,
+        *,
+        index: str | None = None,
+        hint: str = "",
+    ) -> None:
+        quick = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1"} if index else {}
+        argv = [*self._uv.install(_python(path), index), *asked]
+        steps.run(what, argv, hint, {**self._uv.variables, **quick})
+
+
+def _uv(base: _Base, system: bool, say: Say) -> _ByUv | None:
+    """uv, where it is on PATH and can do what pip would; where it cannot, that is said."""
+    found, why_not = uv_for(base.path, _clean_environment())
+    if found is not None and system:  # it would install again what the interpreter has
+        found, why_not = None, "it takes no account of --system-site-packages"
+    if why_not:
+        say(f"with pip, not uv: {why_not}")
+    return _ByUv(found, base) if found else None
+
+
+def _built_by_uv(
+    tool: _ByUv, path: Path, needs: Requirements, base: _Base, steps: _Steps, library: str | None
+) -> bool:
+    """Whether uv could make it; if not, nothing is left of it but the log."""
+    try:
+        _build(path, needs, base, False, steps, library, tool)
+    except EnvError as err:
+        _cleared(path)
+        steps.say(f"again with pip, since with {tool.name}: {one_line(str(err))}")
+        return False
+    return True
+
+
 def _build(
     path: Path,
     needs: Requirements,
@@ -334,33 +448,31 @@ def _build(
     system: bool,
     steps: _Steps,
     library: str | None,
+    tool: _Tool,
 ) -> None:
-    flags = ["--system-site-packages"] if system else []
-    steps.run(f"making it with Python {base.version}", [base.path, "-m", "venv", *flags, path])
+    tool.venv(path, steps)
     if system and base.packages:
         _inherit(path, base)
-    # Python compiles the modules that are imported; pip would compile all of them, for half a minute.
-    install = ["--disable-pip-version-check", "install", "--no-compile"]
-    pip: list[str | Path] = [_python(path), "-m", "pip", *install]
     pins = list(needs.constraints) if not system else []
     if needs.torch:
         if not system:
-            _install_torch(pip, needs.torch, steps)
+            _install_torch(tool, path, needs.torch, steps)
         pins.append(f"torch=={_installed_torch(path, needs, steps)}")
     constraints = path / "constraints.txt"
     constraints.write_text("\n".join(pins) + "\n", encoding="utf-8")
     if needs.requirements:
         what = f"installing {len(needs.requirements)} packages and what they need"
-        steps.run(what, [*pip, "-c", constraints, *needs.requirements])
+        tool.install(what, path, ["-c", constraints, *needs.requirements], steps)
     if needs.library:
         what = f"installing {', '.join(needs.library)}"
-        steps.run(what, [*pip, "--no-deps", "-c", constraints, *needs.library])
+        tool.install(what, path, ["--no-deps", "-c", constraints, *needs.library], steps)
     versions = _import(path, needs, steps)
     marker = {
         "sha256": needs.sha256,
         "python": base.version,
         "system_site_packages": system,
         "library": library,
+        "installer": tool.name,
         "versions": versions,
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -374,16 +486,16 @@ def _inherit(path: Path, base: _Base) -> None:
     (site / "inherited.pth").write_text("\n".join(base.packages) + "\n", encoding="utf-8")
 
 
-def _install_torch(pip: list[str | Path], version: str, steps: _Steps) -> None:
+def _install_torch(tool: _Tool, path: Path, version: str, steps: _Steps) -> None:
     """torch as scripts/setup takes it: a CPU build where there is no GPU, never gigabytes of CUDA."""
     if _wants_cuda():
-        steps.run(f"installing torch {version}", [*pip, f"torch=={version}"])
+        tool.install(f"installing torch {version}", path, [f"torch=={version}"], steps)
         return
     # The local version +cpu exists only on PyTorch's own index and in --find-links folders.
     wanted = f"torch=={version}+cpu"
-    quick = ["--timeout", "15", "--retries", "1", "--no-deps", "--index-url", TORCH_CPU_INDEX]
     hint = f"where {TORCH_CPU_INDEX} is out of reach, set PIP_FIND_LINKS to a folder with its wheel"
-    steps.run(f"installing {wanted}", [*pip, *quick, wanted], hint)
+    asked = ["--no-deps", wanted]
+    tool.install(f"installing {wanted}", path, asked, steps, index=TORCH_CPU_INDEX, hint=hint)
 
 
 def _installed_torch(path: Path, needs: Requirements, steps: _Steps) -> str:
@@ -468,6 +580,9 @@ def _clean_environment() -> dict[str, str]:
         "PIP_PREFIX",
         "PIP_USER",
         "PIP_REQUIRE_VIRTUALENV",
+        "UV_SYSTEM_PYTHON",
+        "UV_TARGET",
+        "UV_PREFIX",
     )
     return {k: v for k, v in os.environ.items() if k not in hidden}
 

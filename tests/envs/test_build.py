@@ -89,6 +89,14 @@ def described(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_pip():
+    """uv is in test_uv.py, whatever this machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envs, "uv_for", lambda *_: (None, ""))
+        yield
+
+
 @pytest.fixture(scope="module")
 def ready(links, described, tmp_path_factory):
     """A cache with the environment ``tiny`` in it."""
