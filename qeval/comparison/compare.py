@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from qeval.comparison.conditions import Differing, differing
-from qeval.comparison.flips import Flips, flips
+from qeval.comparison.flips import Flips, Kept, flips
 from qeval.comparison.sides import (
     SideRow,
     is_version,
@@ -147,9 +147,10 @@ def _row_pair(a: SideRow, b: SideRow, margins: Margins) -> RowPair:
     )
 
 
-def flips_of(a: SideRow, b: SideRow) -> tuple[Flips, ...]:
-    """Of each task whose units pass or fail, those that changed sides."""
-    found = (flips(task, ours, theirs) for task, ours, theirs in _passing(a, b))
+def flips_of(a: SideRow, b: SideRow, read: Kept | None = None) -> tuple[Flips, ...]:
+    """Of each task whose units pass or fail, those that changed sides. ``read``: samples of A, kept
+    for the next row that it is compared with."""
+    found = (flips(task, ours, theirs, read) for task, ours, theirs in _passing(a, b))
     return tuple(one for one in found if one is not None)
 
 

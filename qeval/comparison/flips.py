@@ -48,7 +48,17 @@ class Flips:
         return [flip for flip in self.flips if flip.direction == "gained"]
 
 
-def flips(task: str, a: tuple[Record, Metric], b: tuple[Record, Metric]) -> Flips | None:
+Kept = dict[str, KeptSamples]
+"""What was read already, by folder and key."""
+
+
+def _samples(record: Record, known: Kept) -> KeptSamples:
+    return known.setdefault(f"{record.folder} {record.key}", KeptSamples(record))
+
+
+def flips(
+    task: str, a: tuple[Record, Metric], b: tuple[Record, Metric], read: Kept | None = None
+) -> Flips | None:
     """The largest changes first, of equal ones in the task's order. None where units do not pair one by
     one, or say nothing of passing."""
     (record_a, metric_a), (record_b, metric_b) = a, b
@@ -58,7 +68,8 @@ def flips(task: str, a: tuple[Record, Metric], b: tuple[Record, Metric]) -> Flip
         return None
     one = SHARE_UNITS.get(metric_a.unit, 1.0)
     units = metric_a.units or tuple(str(i) for i in range(len(metric_a.values)))
-    samples_a, samples_b = KeptSamples(record_a), KeptSamples(record_b)
+    samples_a = KeptSamples(record_a) if read is None else _samples(record_a, read)
+    samples_b = KeptSamples(record_b)
     found = []
     pairs = zip(units, metric_a.values, metric_b.values, strict=True)
     known = [(u, x / one, y / one) for u, x, y in pairs if x is not None and y is not None]

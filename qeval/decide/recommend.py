@@ -102,10 +102,17 @@ def recommend(
     Raises:
         UsageError: no such metric, model or baseline; several models; nothing measures quality.
     """
-    margins = Margins(asked.margin, asked.margin, nats=math.log1p(asked.margin))
-    records = list(records)
+    records, margins = list(records), Margins(asked.margin, asked.margin)
     draft = draft_of(records, baseline, margins)
     table = build_table(records, columns=["*"], baseline=baseline, margins=margins)
+    return recommend_of(draft, table, asked, metric=metric, model=model)
+
+
+def recommend_of(
+    draft: Draft, table: Table, asked: Asked, *, metric: str | None = None, model: str | None = None
+) -> Recommendation:
+    """``recommend``, from the records' draft and their table with all columns."""
+    margins = Margins(asked.margin, asked.margin, nats=math.log1p(asked.margin))
     shown, name = _of_model(draft, model)
     deployable, excluded = _deployable(draft, shown, asked)
     column, beside = _quality(draft, deployable, metric)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qeval.comparison.compare import flips_of
-from qeval.comparison.flips import Flip, Flips
+from qeval.comparison.flips import Flip, Flips, Kept
 from qeval.comparison.sides import SideRow, rows_of_draft
 from qeval.core.errors import QevalError
 from qeval.core.record import Record
@@ -20,7 +20,7 @@ from qeval.store.samples import Answer
 from qeval.tasks.coding.samples import LOADERS, benchmark
 
 LONGEST = 8_000  # characters of one completion
-MOST = 2_000_000  # characters of all
+MOST = 1_500_000  # characters of all
 LISTED = 300  # flips of one row and task
 
 
@@ -77,10 +77,11 @@ def changed(draft: Draft) -> AllSides:
     whole = [i for i, row in enumerate(draft.rows) if not row.floor]
     rows = dict(zip(whole, rows_of_draft(draft), strict=True))
     room, known, found = _Room(MOST), _Tests(), []
+    read: Kept = {}
     for i, base in enumerate(baselines(draft.rows)):
         if base is None or i not in rows:
             continue
-        for flips in flips_of(rows[base], rows[i]):
+        for flips in flips_of(rows[base], rows[i], read):
             if flips.n:
                 found.append(_sides(rows[base], rows[i], flips, room, known))
     return AllSides(tuple(found), known.used)

@@ -17,7 +17,7 @@ from qeval.report.draft import Draft, draft_of
 from qeval.report.row_records import kept
 from qeval.report.rows import build_table
 from qeval.report.table import Table
-from qeval.report.tidy import tidy
+from qeval.report.tidy import tidy_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def collect(records: Sequence[Record], folders: Sequence[Path], wanted: Wanted, 
     table = build_table(records, columns=["*"], baseline=wanted.baseline, margins=margins)
     first = build_table(records, baseline=wanted.baseline, margins=margins)
     found = origin(draft, folders, name)
-    lines = tidy(records, wanted.baseline, margins)
+    lines = tidy_of(draft, table)
     return Page(
         draft,
         table,

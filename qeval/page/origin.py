@@ -3,11 +3,10 @@ all rows, and the files and commands that make the results again."""
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from qeval.report.tidy import Line
 _KINDS = ("versions", "hardware", "data")
 _OF_ENGINE = ("engine version", "batch size")
 LONGEST = 12  # rows named in a warning
-MOST_RECORDS = 24_000_000  # characters; what is over it leaves the units' values out
+MOST_RECORDS = 7_000_000  # characters; what is over it leaves the units' values out
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ def _facts(draft: Draft) -> tuple[Fact, ...]:
             for kind, what, value in facts_of(record) if record.status == "ok" else ():
                 if kind not in _KINDS:
                     continue
+                value = value[:12] if what == "git_commit" else value
                 said = f"{what} of {row.engine}" if what in _OF_ENGINE else what
                 said = f"{said}, {model}" if kind == "data" and several else said
                 found.setdefault((kind, said), {}).setdefault(value, {})[name] = None
@@ -140,26 +140,23 @@ def downloads(
 
 
 def _records(records: Sequence[Record]) -> Download:
-    made, kind = (
-        [json.dumps(r.to_json(), allow_nan=False) + "\n" for r in records],
-        "application/x-ndjson",
-    )
+    made, kind = [_line(r) for r in records], "application/x-ndjson"
     if sum(map(len, made)) <= MOST_RECORDS:
         return Download("records.jsonl", kind, "".join(made))
-    out = io.StringIO()
-    for record in records:
-        bare = record.to_json()
-        bare["metrics"] = [_without_units(m) for m in _mappings(bare["metrics"])]
-        out.write(json.dumps(bare, allow_nan=False) + "\n")
+    bare = [
+        replace(r, metrics=tuple(replace(m, values=(), units=()) for m in r.metrics)) for r in records
+    ]
     note = "without the values of single windows and problems, which would not fit a page"
-    return Download("records.jsonl", kind, out.getvalue(), note)
+    return Download("records.jsonl", kind, "".join(map(_line, bare)), note)
 
 
-def _mappings(value: object) -> Iterator[Mapping[str, object]]:
-    for one in value if isinstance(value, list) else ():
-        if isinstance(one, Mapping):
-            yield one
-
-
-def _without_units(metric: Mapping[str, object]) -> dict[str, object]:
-    return {**metric, "values": [], "units": []}
+def _line(record: Record) -> str:
+    """As ``Record.to_json`` has it, without its copy of every number."""
+    known = {name: value for name, value in vars(record).items() if name != "folder"}
+    known["metrics"] = [vars(metric) for metric in record.metrics]
+    for name in ("memory", "conditions"):
+        known[name] = known[name] and vars(known[name])
+    try:
+        return json.dumps(known, allow_nan=False) + "\n"
+    except ValueError:  # of another program's files
+        return json.dumps(record.to_json(), allow_nan=False) + "\n"

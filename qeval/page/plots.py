@@ -183,7 +183,7 @@ def _ticks(points: Sequence[Point]) -> tuple[list[float], float]:
 def pareto_values(verdict: Verdict, choice: Choice, budget: float) -> Values:
     """The page's script makes the same of the same facts (``paretoValues``)."""
     at = max(i for i, n in enumerate(choice.budgets) if n <= budget)
-    answer, out = choice.answers[at], []
+    answer, few, out = choice.answers[at], len(verdict.points) <= SERIES, []
     for point, needs, by in zip(verdict.points, choice.needs, choice.dominated, strict=True):
         state = state_of(point, needs, by, budget, answer)
         least = point.need.overhead is None or point.need.kv_token is None
@@ -200,7 +200,7 @@ def pareto_values(verdict: Verdict, choice: Choice, budget: float) -> Values:
                 "said": point.said,
                 "rank": "–" if point.rank is None else str(point.rank),
                 "speed": "–" if point.speed is None else f"{point.speed:.4g}",
-                "named": state in STATES[:2] or point.baseline,
+                "named": few or state in STATES[:2] or point.baseline,
                 "label": f"{point.row}: {state}, needs {memory}, {point.said}",
             }
         )

@@ -12,7 +12,7 @@ from qeval.core.errors import UsageError
 from qeval.core.record import Record
 from qeval.core.units import GIB
 from qeval.decide.need import Kind, Need, need
-from qeval.decide.recommend import Asked, Recommendation, recommend, with_budget, with_context
+from qeval.decide.recommend import Asked, Recommendation, recommend_of, with_budget, with_context
 from qeval.decide.recommend_forms import sentences
 from qeval.report.draft import Draft
 from qeval.report.format import difference_text, printed_unit, value_text
@@ -114,7 +114,7 @@ def _verdict(
     context = wanted.context or USUAL_CONTEXT
     asked = Asked(kind, wanted.budget or 1.0, context, wanted.batch, margin=wanted.margin)
     try:
-        found = recommend(records, asked, metric=wanted.metric, model=model, baseline=wanted.baseline)
+        found = recommend_of(draft, table, asked, metric=wanted.metric, model=model)
     except UsageError as err:
         if wanted.metric is not None:
             raise

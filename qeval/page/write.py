@@ -34,7 +34,7 @@ _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src {style}; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
-_GLOBALS = "window.vegaEmbed = vegaEmbed; window.vega = vega;"
+_GLOBALS = "window.vegaEmbed = vegaEmbed;"
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
     "\ud800-\udfff\ufff9-\ufffb]"

@@ -42,6 +42,11 @@ def tidy(
     records = list(records)
     draft = draft_of(records, baseline, margins)
     table = build_table(records, columns=["*"], baseline=baseline, margins=margins)
+    return tidy_of(draft, table)
+
+
+def tidy_of(draft: Draft, table: Table) -> list[Line]:
+    """The same, from the records' draft and their table with all columns."""
     return [line for i, row in enumerate(table.rows) for line in _row(draft, table, i, row)]
 
 

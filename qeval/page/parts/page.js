@@ -92,7 +92,7 @@
     return {
       row: p.row, needs: needs / GIB, memory, loss: p.loss, low: p.low ?? p.loss, high: p.high ?? p.loss,
       state, said: p.said, rank: p.rank === null ? "–" : String(p.rank), speed: short(p.speed),
-      named: data.states.indexOf(state) < 2 || p.baseline,
+      named: verdict.points.length <= data.series || data.states.indexOf(state) < 2 || p.baseline,
       label: `${p.row}: ${state}, needs ${memory}, ${p.said}`,
     };
   });
@@ -149,8 +149,7 @@
     const values = paretoValues();
     paretoNumbers(values);
     tell();
-    const change = (rows) => vega.changeset().remove(() => true).insert(rows);
-    views.pareto?.change("points", change(values)).change("memory", change([{ gib: budget / GIB }])).runAsync();
+    views.pareto?.data("points", values).data("memory", [{ gib: budget / GIB }]).runAsync();
   });
   if (data.verdicts.length) setModel(0);
 
