@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Told = Literal["failures", "usual", "all"]
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = re.compile(r"^(The above exception was|During handling of the above)")
+_SHORTEST = 12  # columns of a title that is worth more than the time left
 _WIDE = 80  # columns of a terminal that has room for a bar
 _TAIL = 20  # lines of a log without a traceback
 
@@ -70,10 +72,12 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and self._told != "failures":
-            self._bars = _bars("{task.fields[count]}", "{task.fields[left]}")
+            self._bars = _bars()
             none_yet = f"0/{self._n_cells:,}"
-            self._all = self._bars.add_task("cells", total=self._n_cells, count=none_yet, left="")
-            self._job = self._bars.add_task("", total=None, count="", left="")
+            self._all = self._bars.add_task(
+                "cells", total=self._n_cells, phase="", count=none_yet, left=""
+            )
+            self._job = self._bars.add_task("", total=None, phase="", count="", left="")
             self._bars.start()
         return self
 
@@ -89,7 +93,7 @@ class Progress:
         if self._bars is not None:
             self._bars.remove_task(self._job)  # reset() would keep the last job's total
             self._job = self._bars.add_task(
-                f"{one_line(title)}: starting", total=None, count="", left=""
+                one_line(title), total=None, phase="starting", count="", left=""
             )
         elif self._told != "failures":
             self._line(f"{title} ...")
@@ -105,7 +109,7 @@ class Progress:
                 self._job,
                 completed=done,
                 total=total or None,
-                description=f"{one_line(self._title)}: {unit}",
+                phase=one_line(unit),
                 count=f"{done:,}/{total:,}" if total else "",
                 left=left,
             )
@@ -197,8 +201,8 @@ class Bar:
         self._phase: Phase | None = None
         self._told = time.monotonic()
         if sys.stderr.isatty():
-            self._bars = _bars("{task.fields[rate]}")
-            self._task = self._bars.add_task("starting", total=None, rate="")
+            self._bars = _bars()
+            self._task = self._bars.add_task("", total=None, phase="starting", count="", left="")
             self._bars.start()
         return self
 
@@ -212,38 +216,55 @@ class Bar:
         now = time.monotonic()
         if self._phase is None or self._phase.name != kind(unit):
             self._phase = Phase(kind(unit), done, now)
-        phase = self._phase
-        rate = ", ".join(filter(None, (phase.rate(done, now), phase.left(done, total, now))))
-        count = f"{done:,} of {total:,} {unit}" if total else unit
+        speed, left = self._phase.rate(done, now), self._phase.left(done, total, now)
         if self._bars is not None:
-            rate = f"{done:,}/{total:,}  {rate}" if total else ""
+            count = f"{done:,}/{total:,}" if total else ""
+            if speed:
+                count = f"{count}, {speed}"
             self._bars.update(
-                self._task, completed=done, total=total or None, rate=rate, description=unit
+                self._task, completed=done, total=total or None, phase=unit, count=count, left=left
             )
         elif now >= self._told + self.EVERY_S:
             self._told = now
-            say(f"{count}{', ' + rate if rate else ''}")
+            count = f"{done:,} of {total:,} {unit}" if total else unit
+            say(", ".join(filter(None, (count, speed, left))))
 
 
-def _bars(*more: str) -> RichProgress:
-    """A line each: what it is, a bar, further columns of text, the time since it began. What does not
-    fit the terminal is cut off at the description, never put on a second line."""
+def _bars() -> RichProgress:
+    """A line for each task: a bar where there is room, and ``_fitted`` of its fields."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task
     from rich.table import Column
-
-    def column(text: str) -> TextColumn:
-        cut = Column(no_wrap=True, overflow="ellipsis")
-        return TextColumn(text, markup=False, table_column=cut)
+    from rich.text import Text
 
     console = Console(stderr=True)
-    bar = [BarColumn(bar_width=20)] if console.width >= _WIDE else []
+    bar = 20 if console.width >= _WIDE else 0
+
+    class Line(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            told = [task.fields["phase"], task.fields["count"], human_seconds(int(task.elapsed or 0))]
+            return Text(_fitted(task.description, told, task.fields["left"], console.width - bar - 1))
+
     return Progress(
-        column("{task.description}"),
-        *bar,
-        *(column(text) for text in more),
-        TimeElapsedColumn(),
+        *([BarColumn(bar_width=bar)] if bar else []),
+        Line(table_column=Column(no_wrap=True, overflow="crop")),
         console=console,
         transient=True,
         refresh_per_second=2,  # a cell may be timing itself on the same cores
     )
+
+
+def _fitted(title: str, told: Sequence[str], left: str, width: int) -> str:
+    """One line of at most so many columns: the title loses its beginning first (its end, the task, is
+    what changes), then the time left goes."""
+    from rich.cells import cell_len
+
+    rest = "  ".join(filter(None, told))
+    if cell_len(rest) + cell_len(left) + _SHORTEST + 4 <= width and left:
+        rest = f"{rest}  {left}"
+    room = width - cell_len(rest) - 2
+    if cell_len(title) > room:
+        while title and cell_len(title) > room - 1:
+            title = title[1:]
+        title = f"…{title}" if title else ""
+    return f"{title}  {rest}" if title else rest[: max(width, 0)]
