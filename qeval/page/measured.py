@@ -96,8 +96,8 @@ def speeds(draft: Draft) -> list[Speed]:
     for i, (model, row) in enumerate(names(draft.rows)):
         if draft.rows[i].costs_as_float:
             continue
-        for name, cell in draft.cells[i].items():
-            column = draft.columns[name].column
+        cells = [(draft.columns[name].column, cell) for name, cell in draft.cells[i].items()]
+        for column, cell in sorted(cells, key=lambda pair: batch_of(pair[0])):
             metric = cell.metric if cell else None
             if column.name != SPEED or metric is None or metric.value is None:
                 continue
@@ -107,7 +107,7 @@ def speeds(draft: Draft) -> list[Speed]:
             found.append(
                 Speed(model, row, what, batch_of(column), metric.value, metric.low, metric.high)
             )
-    return sorted(found, key=lambda s: s.batch)  # stable: rows keep their order
+    return found
 
 
 def _newest(draft: Draft, i: int) -> Iterator[tuple[Record, Sequence[Metric]]]:

@@ -241,7 +241,7 @@ def certainty(colours: Mapping[str, str]) -> Spec:
         "type": "quantitative",
         "title": "mean KLD, nats",
         "scale": {"type": "log"},
-        "axis": {"format": "~g"},
+        "axis": {"format": "~g", "values": [10.0**n for n in range(-7, 3)]},
     }
     tooltip: list[Spec] = [
         {"field": "row", "title": "row"},

@@ -101,10 +101,13 @@ def verdicts(records: Sequence[Record], draft: Draft, table: Table, wanted: Want
         draft, table: of the records, the table with all columns.
 
     Raises:
-        UsageError: ``wanted.metric`` is no column.
+        UsageError: no model has the metric that is wanted.
     """
     shown = [", ".join(filter(None, (row.model, row.dtype))) for row in table.rows]
-    return [_verdict(records, draft, table, wanted, model) for model in dict.fromkeys(shown)]
+    found = [_verdict(records, draft, table, wanted, model) for model in dict.fromkeys(shown)]
+    if wanted.metric is not None and found and all(v.reason for v in found):
+        raise UsageError(found[0].reason)
+    return found
 
 
 def _verdict(
@@ -116,8 +119,6 @@ def _verdict(
     try:
         found = recommend_of(draft, table, asked, metric=wanted.metric, model=model)
     except UsageError as err:
-        if wanted.metric is not None:
-            raise
         return Verdict(model, str(err))
     budget = wanted.budget or _enough(c.need.total for c in found.candidates)
     points, undrawn = _points(found, draft, table)

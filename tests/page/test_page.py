@@ -339,3 +339,12 @@ def test_records_of_older_versions_make_a_page(tmp_path):
     records = qeval.load(folder)
     path = records.report(tmp_path / "old.html")
     assert Record and data_of(path.read_text())["rows"]
+
+
+def test_a_metric_that_nobody_has_is_refused_and_another_one_is_drawn(made_results, tmp_path):
+    results = qeval.load(made_results)
+    with pytest.raises(QevalError, match="'nothing'"):
+        results.report(tmp_path / "x.html", metric="nothing")
+    results.report(tmp_path / "y.html", metric="pass@1")
+    (verdict,) = data_of((tmp_path / "y.html").read_text())["verdicts"]
+    assert "loss of pass@1 from none, points" in json.dumps(verdict["spec"])

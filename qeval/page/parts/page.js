@@ -335,8 +335,10 @@
     const written = (name, answer) => {
       const box = make("div", {}, make("h3", {}, name));
       if (!answer) { box.append(make("p", { className: "quiet" }, "What was written is not kept.")); return box; }
-      const detail = answer.detail ? `: ${answer.detail}` : "";
-      box.append(make("p", {}, `${answer.verdict || "verdict unknown"}${detail} (sample ${answer.sample})`));
+      const verdict = answer.verdict || "verdict unknown";
+      const error = verdict.split(": ").pop(); // which the detail may begin with, too
+      const more = answer.detail.startsWith(error) ? answer.detail.slice(error.length).replace(/^[:\s]+/, "") : answer.detail;
+      box.append(make("p", {}, `${verdict}${more ? `: ${more}` : ""} (sample ${answer.sample})`));
       box.append(make("pre", { tabIndex: 0, "aria-label": `Completion of ${name}` }, answer.completion));
       if (answer.left_out) {
         box.append(make("p", { className: "quiet" },
