@@ -55,14 +55,15 @@ def data_fetch(names: tuple[str, ...], data_dir: Path) -> None:
 
 @data.command(name="verify")
 @click.option("--data-dir", type=FOLDER, help="[default: QEVAL_DATA_DIR].")
-def data_verify(data_dir: Path | None) -> None:
+@TEXT_OR_JSON
+def data_verify(data_dir: Path | None, fmt: str) -> None:
     """Compare the files of a data directory with the sha256s of the manifest.
 
     \b
     Examples:
       qeval data verify --data-dir ./data
     """
-    text, ok = verify_datasets(data_dir)
+    text, ok = verify_datasets(data_dir, fmt)
     echo(text)
     sys.exit(0 if ok else 3)
 
@@ -107,7 +108,10 @@ def fetch_datasets(names: Sequence[str], data_dir: Path) -> Iterator[str]:
         yield f"{name}: {state}, {n} documents, {got.path}, sha256 {got.file_sha256}"
 
 
-def verify_datasets(data_dir: Path | None) -> tuple[str, bool]:
+def verify_datasets(data_dir: Path | None, fmt: str = "text") -> tuple[str, bool]:
+    import json
+    from dataclasses import asdict
+
     from qeval.data.datasets import DATA_DIR_VARIABLE, DataSource
     from qeval.data.manage import verify
 
@@ -115,5 +119,9 @@ def verify_datasets(data_dir: Path | None) -> tuple[str, bool]:
     if folder is None:
         raise UsageError(f"qeval data verify: give --data-dir, or set {DATA_DIR_VARIABLE}")
     found = verify(folder)
+    ok = all(v.status != "wrong" for v in found)
+    if fmt == "json":
+        files = [{**asdict(v), "path": str(v.path)} for v in found]
+        return json.dumps(files, indent=1, ensure_ascii=False), ok
     rows = [(v.status, v.name, str(v.path), v.file_sha256[:16], v.message) for v in found]
-    return columns(rows) or f"{folder}: no known dataset", all(v.status != "wrong" for v in found)
+    return columns(rows) or f"{folder}: no known dataset", ok

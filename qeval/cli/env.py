@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import CACHE_DIR, FOLDER, TEXT_OR_JSON, group
+from qeval.cli.shared import CACHE_DIR, FOLDER, QUIET_Q, TEXT_OR_JSON, group
 from qeval.core.console import columns, echo, say
 from qeval.core.units import human_bytes
 
@@ -42,9 +42,11 @@ def env() -> None:
 )
 @click.option("--pip", is_flag=True, help="Use pip, even where uv is on PATH.")
 @click.option("--recreate", is_flag=True, help="Make it again, even where it is ready.")
+@QUIET_Q
+@click.option("-v", "--verbose", is_flag=True, help="Say each command that is run, and its log.")
 @CACHE_DIR
 @click.pass_obj
-def env_create(cache_dir: Path, /, name: str, **options: object) -> None:
+def env_create(cache_dir: Path, /, name: str, **options: Any) -> None:
     """Make the environment NAME (`qeval env list` shows the names).
 
     If it is ready, nothing is done; if it is out of date, it is made again. uv makes it where it is on
@@ -87,16 +89,21 @@ def env_remove(cache_dir: Path, names: tuple[str, ...]) -> None:
     echo(remove_environments(cache_dir, names))
 
 
-def create_environment(cache_dir: Path, name: str, **options: Any) -> str:
+def create_environment(
+    cache_dir: Path, name: str, *, quiet: bool = False, verbose: bool = False, **options: Any
+) -> str:
     """Make an environment, saying its steps on stderr; where it is and how it stands."""
+    from qeval.cli.run import told
     from qeval.envs import build as envs
 
+    how = told(quiet, verbose)
     started = time.monotonic()
 
     def step(what: str) -> None:
-        say(f"[{name} {time.monotonic() - started:3.0f}s] {what}")
+        if how != "failures":
+            say(f"[{name} {time.monotonic() - started:3.0f}s] {what}")
 
-    made = envs.create(name, cache_dir, say=step, **options)
+    made = envs.create(name, cache_dir, say=step, verbose=how == "all", **options)
     versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
     return f"{name} is {made.state}: {made.path} (Python {made.python}, {versions})"
 

@@ -141,6 +141,8 @@ def _asked(what: Path, results: Path | None, *, needed: bool) -> tuple[Path, Exp
     if results is not None:
         raise UsageError(f"--results: {what} is a results folder itself")
     kept = what / SPEC_NAME
+    if needed and what.is_dir() and not kept.is_file():
+        raise UsageError(f"{what}: has no {SPEC_NAME}: qeval prune SPEC --results {what} --unlisted")
     try:
         return what, load_spec(kept) if kept.is_file() or needed else None
     except QevalError:

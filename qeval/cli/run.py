@@ -11,7 +11,7 @@ import click
 from qeval.api.settings import spec_settings
 from qeval.cli.asking import Asked, line_options
 from qeval.cli.results.table import print_table
-from qeval.cli.shared import FOLDER, command, debug, spec_options
+from qeval.cli.shared import FOLDER, QUIET, command, debug, spec_options
 from qeval.core.console import echo, say
 from qeval.core.errors import OutputError, UsageError, short
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--force", is_flag=True, help="Measure again what has a result already; keep the old one, too."
 )
-@click.option("--quiet", is_flag=True, help="Say only what failed, and print the table.")
+@QUIET
 @click.option("-v", "--verbose", is_flag=True, help="Say where the log of every job is.")
 @click.option("--no-table", is_flag=True, help="Do not print the table at the end.")
 def run(
@@ -71,12 +71,17 @@ def run(
     """
     line = ("quantizations", "tasks", "name", "dtype")
     asked = Asked(spec, save=save, **{key: over.pop(key) for key in line})
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose: give one of them")
-    told: Told = "failures" if quiet else "all" if verbose else "usual"
-    ended = run_asked(asked, results, dry_run=dry_run, only=only, told=told, debug=debug(), **over)
+    how = told(quiet, verbose)
+    ended = run_asked(asked, results, dry_run=dry_run, only=only, told=how, debug=debug(), **over)
     print_outcome(ended, table=not no_table)
     sys.exit(ended.exit_code)
+
+
+def told(quiet: bool, verbose: bool) -> Told:
+    """How much is said on standard error. Raises UsageError where both are asked for."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose: give one of them")
+    return "failures" if quiet else "all" if verbose else "usual"
 
 
 class Outcome(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qeval.cli.shared import FOLDER, command
+from qeval.cli.shared import FOLDER, QUIET_Q, command
 from qeval.core.console import echo
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     "--verdicts", type=FOLDER, help="Their file [default: NAME.verdicts.jsonl beside NAME.jsonl]."
 )
 @click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@QUIET_Q
 @click.option("--allow-weak-sandbox", "weak", is_flag=True, help="Use resource limits only.")
 def score(samples: Path, fmt: str, **options: Any) -> None:
     """Score a file of completions, without a model.
@@ -63,11 +64,12 @@ def score_samples(
     workers: int | None,
     verdicts: Path | None,
     weak: bool,
+    quiet: bool = False,
 ) -> ScoreReport:
     from qeval.jobs.display import Bar
     from qeval.tasks.coding.score_file import score_file
 
-    with Bar() as bar:
+    with Bar(quiet) as bar:
         return score_file(
             samples,
             k=list(ks),

@@ -21,6 +21,11 @@ TEXT_OR_JSON = click.option(
 )
 
 
+QUIET = click.option("--quiet", is_flag=True, help="Say only what failed; no progress.")
+# -q is what people will type most with `run`, `plan` and `init`: there it is no --quiet.
+QUIET_Q = click.option("--quiet", "-q", is_flag=True, help="Say only what failed; no progress.")
+
+
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's newest versions alone
     """A number that is written with its unit; ``parse`` raises ValueError for what is none."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qeval.api.settings import run_settings
-from qeval.cli.shared import FOLDER, FORMATS, command
+from qeval.cli.shared import FOLDER, FORMATS, QUIET_Q, command
 from qeval.core.console import echo, say
 from qeval.core.errors import UsageError
 
@@ -68,6 +68,7 @@ STATISTICS = ("absmax", "std", "kurtosis", "outlier", "sqnr")
 @click.option(
     "--save", type=FOLDER, help="Keep the statistics: a .jsonl that stands for the model later."
 )
+@QUIET_Q
 def stats(models: tuple[str, ...], **options: Any) -> None:
     """Statistics of every layer's weights, inputs, keys and values: which will quantization hurt?
 
@@ -98,6 +99,7 @@ def model_statistics(
     data_dir: Path | None,
     cache_dir: Path | None,
     trust_remote_code: bool,
+    quiet: bool = False,
     **options: object,
 ) -> str:
     """The table of one model or of two. ``options`` are those of the task tensor_stats.
@@ -127,7 +129,7 @@ def model_statistics(
     found = []
     for model in models:
         entry = ModelEntry(id=model or ".", dtype=dtype, trust_remote_code=trust_remote_code)
-        found.append(_statistics(entry, task, settings, save))
+        found.append(_statistics(entry, task, settings, save, quiet))
     if png:
         from qeval.tensor_stats.heat_map import draw
 
@@ -137,7 +139,7 @@ def model_statistics(
 
 
 def _statistics(
-    model: ModelEntry, task: TaskEntry, settings: RunSettings, save: Path | None
+    model: ModelEntry, task: TaskEntry, settings: RunSettings, save: Path | None, quiet: bool
 ) -> Statistics:
     """Those of a model folder or hub id, measured as a run of this one cell would; ``save`` keeps their
     file. A file that was saved (``.jsonl``) is read.
@@ -170,8 +172,9 @@ def _statistics(
             )
     with TemporaryDirectory(prefix="qeval-stats-") as temporary:
         folder = Path(temporary)
-        say(f"{model.id} · {task.label} ...")
-        with Bar() as bar:
+        if not quiet:
+            say(f"{model.id} · {task.label} ...")
+        with Bar(quiet) as bar:
             executor = LocalExecutor(folder / "jobs")
             [record] = Runner(Store(folder), executor, settings, _Quiet(bar)).run(found.steps)
         if record.status != "ok":

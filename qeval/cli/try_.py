@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from qeval.cli.asking import Asked
-from qeval.cli.run import print_outcome, run_asked
-from qeval.cli.shared import FOLDER, command
+from qeval.cli.run import print_outcome, run_asked, told
+from qeval.cli.shared import FOLDER, QUIET_Q, command
 from qeval.core.console import say, tell
 from qeval.core.errors import QevalError
 
@@ -19,7 +19,9 @@ ROWS, TASKS, LIMIT = "rtn:3:g32", "perplexity:pydoc", 16
 
 @command(name="try")
 @click.argument("folder", type=FOLDER, default="qeval-try", required=False)
-def try_(folder: Path) -> None:
+@QUIET_Q
+@click.option("-v", "--verbose", is_flag=True, help="Say where the log of every job is.")
+def try_(folder: Path, quiet: bool, verbose: bool) -> None:
     """Make a tiny model and round it to 3 bits: a first table in a minute or two.
 
     Needs the extra `hf` and nothing else: no download, no GPU. The model (200,000 weights, trained for
@@ -35,24 +37,27 @@ def try_(folder: Path) -> None:
     require("hf", "torch", "transformers")
     model = folder / "model"
     if not model.exists():
-        train(model)
+        train(model, quiet)
     asked = Asked(str(model), (ROWS,), (TASKS,), "try", "float32", folder / "try.yaml")
-    ended = run_asked(asked, folder / "results", limit=LIMIT, device="cpu")
+    how = told(quiet, verbose)
+    ended = run_asked(asked, folder / "results", limit=LIMIT, device="cpu", told=how)
     print_outcome(ended)
-    tell(
-        f"\nYour own model: qeval run ORG/NAME -q Q4_K_M,gptq:4,awq -t perplexity --dry-run\n"
-        f"What ran here:  {folder / 'try.yaml'}; again: qeval table {folder / 'results'} --wide"
-    )
+    if not quiet:
+        tell(
+            f"\nYour own model: qeval run ORG/NAME -q Q4_K_M,gptq:4,awq -t perplexity --dry-run\n"
+            f"What ran here:  {folder / 'try.yaml'}; again: qeval table {folder / 'results'} --wide"
+        )
     sys.exit(ended.exit_code)
 
 
-def train(model: Path) -> None:
+def train(model: Path, quiet: bool = False) -> None:
     """In a process of its own: this one imports no torch.
 
     Raises:
         QevalError: it failed; with what it said last.
     """
-    say(f"training a tiny model into {model} (seconds, once)")
+    if not quiet:
+        say(f"training a tiny model into {model} (seconds, once)")
     model.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "qeval.doctor.tiny", str(model)]
     done = subprocess.run(argv, capture_output=True, text=True)

@@ -238,6 +238,7 @@ def create(
     recreate: bool = False,
     library: str | None = None,
     pip: bool = False,
+    verbose: bool = False,
     say: Say = lambda _: None,
 ) -> EnvState:
     """Make an environment, or make it again where it is out of date; nothing where it is ready.
@@ -245,6 +246,7 @@ def create(
     Args:
         library: see ``requirements``; an environment of another version is made again.
         pip: do not use uv.
+        verbose: say each command, and where its output goes.
 
     Raises:
         UsageError: the interpreter is not one that it was tested with, or cannot make environments; the
@@ -264,7 +266,7 @@ def create(
         _cleared(path)
         try:
             with path.with_suffix(".log").open("w+", encoding="utf-8") as log:
-                steps = _Steps(log, lock, needs, say)
+                steps = _Steps(log, lock, needs, say, verbose)
                 if tool is None or not _built_by_uv(tool, path, needs, base, steps, library):
                     pip_tool = _Pip(base, system_site_packages)
                     _build(path, needs, base, system_site_packages, steps, library, pip_tool)
@@ -311,6 +313,7 @@ class _Steps:
     lock: IO[str]
     needs: Requirements
     say: Say
+    verbose: bool = False
 
     def run(
         self,
@@ -321,7 +324,10 @@ class _Steps:
     ) -> str:
         """The command's output. Raises EnvError, with the hint, where it ends with an error."""
         self.say(what)
-        self.log.write(f"\n$ {' '.join(map(str, argv))}\n")
+        command = f"$ {' '.join(map(str, argv))}"
+        if self.verbose:
+            self.say(f"{command} > {self.log.name}")
+        self.log.write(f"\n{command}\n")
         self.log.flush()
         start = self.log.tell()
         process = guard.start(

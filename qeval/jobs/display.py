@@ -3,6 +3,7 @@ lines where there is no terminal."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -71,7 +72,7 @@ class Progress:
         self._bars: RichProgress | None = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and self._told != "failures":
+        if _redrawn() and self._told != "failures":
             self._bars = _bars()
             none_yet = f"0/{self._n_cells:,}"
             self._all = self._bars.add_task(
@@ -192,15 +193,19 @@ def _shown(metric: Metric) -> str:
 
 
 class Bar:
-    """One bar on stderr with what is done per second; a line at times where there is no terminal."""
+    """One bar on stderr with what is done per second; a line at times where there is no terminal.
+    ``quiet``: nothing."""
 
     EVERY_S = 10.0
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
 
     def __enter__(self) -> Bar:
         self._bars: RichProgress | None = None
         self._phase: Phase | None = None
         self._told = time.monotonic()
-        if sys.stderr.isatty():
+        if _redrawn() and not self._quiet:
             self._bars = _bars()
             self._task = self._bars.add_task("", total=None, phase="starting", count="", left="")
             self._bars.start()
@@ -224,10 +229,15 @@ class Bar:
             self._bars.update(
                 self._task, completed=done, total=total or None, phase=unit, count=count, left=left
             )
-        elif now >= self._told + self.EVERY_S:
+        elif now >= self._told + self.EVERY_S and not self._quiet:
             self._told = now
             count = f"{done:,} of {total:,} {unit}" if total else unit
             say(", ".join(filter(None, (count, speed, left))))
+
+
+def _redrawn() -> bool:
+    """Whether standard error is a terminal that can go back to a line's start."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _bars() -> RichProgress:

@@ -96,9 +96,12 @@ def test_show_finds_cells_by_key_row_and_name(results):
         ("list cells r", "key"),
         ("data list", "licence"),
         ("env list", "state"),
+        ("data verify --data-dir d", "status"),
     ],
 )
 def test_lists_are_json_where_asked(line, key, results):
+    Path("d", "wikitext2").mkdir(parents=True)
+    Path("d", "wikitext2", "wiki.test.raw").write_text("not what it should be")
     found = json.loads(qeval(*line.split(), "--format", "json").stdout)
     assert isinstance(found, list) and key in found[0]
 
@@ -113,3 +116,19 @@ def test_other_lists_are_json_too(results):
     )
     assert isinstance(qeval("list", "methods", "gtpq", "--format", "json").exception, QevalError)
     assert json.loads(qeval("schema").stdout)["title"] == "A spec of qeval"
+
+
+def test_what_shows_progress_can_be_quiet_and_the_letters_are_one_thing_each():
+    """-q is --quantizations where there are some, else --quiet; -v is --verbose everywhere."""
+    quiet = set()
+    for name in leaves():
+        command: click.Command = cli
+        for word in name.split():
+            command = command.commands[word]
+        letters = {o: p.name for p in command.params for o in p.opts if re.fullmatch(r"-\w", o)}
+        assert letters.get("-v", "verbose") == "verbose"
+        assert letters.get("-q", "quiet") in ("quiet", "quantizations")
+        quiet |= {name for p in command.params if "--quiet" in p.opts}
+    assert quiet == {"try", "run", "score", "stats", "env create"}
+    both = qeval("env", "create", "vllm", "-q", "-v").exception
+    assert isinstance(both, UsageError) and "give one of them" in str(both)

@@ -45,6 +45,7 @@ def test_lines_have_the_phase_the_time_and_the_rest_of_the_phase(capsys, monkeyp
 def test_a_terminal_has_a_line_for_all_and_one_for_the_job_at_any_width(width, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(
         "rich.console.Console", lambda **_: Console(file=out, width=width, force_terminal=True)
     )
@@ -58,3 +59,21 @@ def test_a_terminal_has_a_line_for_all_and_one_for_the_job_at_any_width(width, m
     assert all(len(line) <= width for line in text)
     assert "programs  41/164" in text[1]  # whatever of the title has room beside it
     assert (TITLE in text[1]) == (width in (79, 200)) and "0/3" in text[0]
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(Progress, "EVERY_S", 0.0)
+    with Progress(3) as progress:
+        steps(progress)
+    said = capsys.readouterr().err
+    assert ": 132 of 164 windows, " in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_can_be_quiet(quiet, capsys):
+    with display.Bar(quiet) as bar:
+        bar.update(1, 3, "programs")
+        bar.update(2, 3, "programs")
+    assert capsys.readouterr().err.count("2 of 3 programs, ") == (not quiet)

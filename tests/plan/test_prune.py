@@ -149,6 +149,7 @@ def test_what_is_refused_is_one_line_and_changes_nothing(place):
         (("other.yaml", "--results", "r", "--unlisted", "--yes"), 2, "has none of its cells"),
         (("r", "--format", "json"), 2, "it cannot ask"),
         (("empty",), 1, "no records in"),
+        (("empty", "--unlisted", "--yes"), 2, "has no spec.yaml: qeval prune SPEC --results empty"),
         (("r", "--results", "r"), 2, "is a results folder itself"),
         (("r",), 2, "nobody can be asked here"),
     ]:
