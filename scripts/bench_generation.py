@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -213,6 +214,7 @@ def _transformers(args: argparse.Namespace) -> dict[str, float]:
 
 def _vllm(args: argparse.Namespace) -> dict[str, float]:
     """Bare ``LLM.generate``, started as the engine `vllm` starts it."""
+    os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # as the engine: it knows no seed of a sequence
     from vllm import LLM, SamplingParams
 
     longest = max(int(case.split("x")[2]) for case in args.cases.split(","))

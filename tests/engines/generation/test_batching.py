@@ -80,7 +80,7 @@ def test_a_model_that_rounds_more_than_usual_is_compared_with_its_own_decoding(m
     take_no_advice(model)
     trial, noise = 0.25, 0.2
     monkeypatch.setattr(Batcher, "trial", lambda *_: trial)
-    assert 0 < Batcher(model, 128, lambda: None).noise(*PROMPTS) < 0.1
+    assert Batcher(model, 128, lambda: None).noise(*PROMPTS) < 0.1
     monkeypatch.setattr(Batcher, "noise", lambda *_: noise)
 
     def fits() -> bool:
