@@ -37,7 +37,9 @@ def try_(folder: Path, quiet: bool, verbose: bool) -> None:
     require("hf", "torch", "transformers")
     model = folder / "model"
     if not model.exists():
-        train(model, quiet)
+        if not quiet:
+            say(f"training a tiny model into {model} (seconds, once)")
+        train(model)
     asked = Asked(str(model), (ROWS,), (TASKS,), "try", "float32", folder / "try.yaml")
     how = told(quiet, verbose)
     ended = run_asked(asked, folder / "results", limit=LIMIT, device="cpu", told=how)
@@ -50,14 +52,12 @@ def try_(folder: Path, quiet: bool, verbose: bool) -> None:
     sys.exit(ended.exit_code)
 
 
-def train(model: Path, quiet: bool = False) -> None:
+def train(model: Path) -> None:
     """In a process of its own: this one imports no torch.
 
     Raises:
         QevalError: it failed; with what it said last.
     """
-    if not quiet:
-        say(f"training a tiny model into {model} (seconds, once)")
     model.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "qeval.doctor.tiny", str(model)]
     done = subprocess.run(argv, capture_output=True, text=True)
