@@ -1,5 +1,5 @@
 """The worker process: one job file in, one result file out
-(``python -m qeval.worker JOB RESULT FD``).
+(``python -m qeval.worker JOB RESULT FD``), or a zygote that forks one for each job (jobs/zygote.py).
 
 It and what it starts end with the ``qeval run`` that started it (guard.py). Progress goes as one
 JSON line a step to the file descriptor FD; whatever libraries print goes to the job's log.
@@ -29,6 +29,7 @@ from qeval.core.files import disk_message, write_atomic
 from qeval.core.progress import Progress, kind
 from qeval.core.record import MemoryReport, finite
 from qeval.engines.base import ENGINES
+from qeval.jobs import zygote
 from qeval.jobs.job import Job, JobResult, Stopwatch
 from qeval.jobs.memory import VramSampler, peak_rss
 from qeval.models.endpoint import endpoint_of
@@ -293,4 +294,6 @@ def _reporter(fd: int) -> Progress:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == zygote.FLAG:
+        sys.exit(zygote.serve(sys.argv[2:], main))
     sys.exit(main(sys.argv[1:]))

@@ -102,8 +102,10 @@ def measure(
         n = len(found.steps)
         if told != "failures":
             say(f"{n - len(steps)} of {n} cells are done in {store.folder}")
-        with Progress(len(steps), store.folder if debug else None, told) as progress:
-            executor = LocalExecutor(store.folder.resolve() / "jobs")
+        with (
+            Progress(len(steps), store.folder if debug else None, told) as progress,
+            LocalExecutor(store.folder.resolve() / "jobs") as executor,
+        ):
             Runner(store, executor, settings, progress).run(steps)
         records = found.records(store.read())
         warn(store.warnings)

@@ -174,8 +174,7 @@ def _statistics(
         folder = Path(temporary)
         if not quiet:
             say(f"{model.id} · {task.label} ...")
-        with Bar(quiet) as bar:
-            executor = LocalExecutor(folder / "jobs")
+        with Bar(quiet) as bar, LocalExecutor(folder / "jobs") as executor:
             [record] = Runner(Store(folder), executor, settings, _Quiet(bar)).run(found.steps)
         if record.status != "ok":
             raise EngineError(f"{model.id}: {record.error}")

@@ -21,11 +21,26 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any, Protocol
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL
+
+
+_TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Command(Protocol):
+    """What ``stop`` needs of a ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 def start(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -35,7 +50,7 @@ def start(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True, **options)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: Command) -> None:
     """End every process of the group, first gently; the command has ended, and is reaped, on return."""
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
@@ -61,29 +76,65 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def main(argv: list[str]) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # it ends when the command does, which gets them, too
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    own = os.getpid()
-
-    def with_me() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != own:
-                os._exit(1)
-
+    _hear_nothing()
+    ends_with_me = _ends_with(os.getpid())
     try:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=with_me)
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=ends_with_me
+        )
     except OSError as err:
         print(f"{argv[0]}: cannot be run ({err.strerror})", file=sys.stderr)
         return 127
+    return _attend(process.wait)
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Make this process, the leader of its group with the pipe as its standard input, the guard of a
+    fork of it, which does ``work``. Returns in the fork, with what ``work`` returns; the guard ends as
+    the fork does."""
+    _ends_with(os.getppid())()
+    _hear_nothing()
+    ends_with_me = _ends_with(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        ends_with_me()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        return work()
+    os._exit(_attend(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+
+
+def _hear_nothing() -> None:
+    for number in _TOLD:
+        signal.signal(number, lambda *_: None)  # it ends when the command does, which gets them, too
+
+
+def _ends_with(parent: int) -> Callable[[], None]:
+    """For a child to call: the kernel then kills it when ``parent``, its parent, ends."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def call() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return call
+
+
+def _attend(wait: Callable[[], int]) -> int:
+    """Wait for the command while the pipe is open; its exit code, or its end by a signal."""
     threading.Thread(target=_end_with_the_pipe, daemon=True).start()
-    code = process.wait()
+    code = wait()
     if code < 0:  # whoever waits for this process is to see the same
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)
-        os.kill(own, -code)
+        os.kill(os.getpid(), -code)
     return code
 
 

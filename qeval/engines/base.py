@@ -137,6 +137,9 @@ class LM(Protocol):
     runs: ClassVar[frozenset[str]] = frozenset()
     # The environment (`qeval env`) whose interpreter it needs where its packages are not here.
     environment: ClassVar[str | None] = None
+    # A module that imports what every model needs, without a thread or a GPU: one process imports it,
+    # and each cell on the CPU is a fork of that (jobs/zygote.py). None: each starts an interpreter.
+    shared_imports: ClassVar[str | None] = None
     max_seq_len: int
     vocab_size: int
 

@@ -60,6 +60,7 @@ class HfEngine(LM):
     name: ClassVar[str] = "hf"
     version: ClassVar[int] = 3  # 2: nothing but the spec decides generation; 3: continuous batching
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    shared_imports: ClassVar[str | None] = "qeval.engines.hf_imports"
     capabilities: ClassVar[frozenset[str]] = frozenset(
         {"nll", "logits", "steps", "generate", "memory", "tensors", "activations", "kv_cache", "floor"}
     )

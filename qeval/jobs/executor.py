@@ -1,7 +1,9 @@
 """Where jobs run: an executor takes a job and returns its result.
 
-LocalExecutor starts one worker process at a time on this machine, in a process group of its own, and
-kills the whole group on a timeout or an interrupt; guard.py does so where this process was killed.
+LocalExecutor has one worker process at a time on this machine, in a process group of its own, and
+kills the whole group on a timeout or an interrupt; guard.py does so where this process was killed. A
+cell on the CPU whose engine has ``shared_imports`` is a fork of a process that has them (zygote.py);
+any other job starts an interpreter.
 Another place to run is another class with ``run``.
 """
 
@@ -16,14 +18,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from qeval.core import guard
 from qeval.core.cores import waiting
 from qeval.core.files import write_atomic
+from qeval.engines.base import ENGINES
 from qeval.jobs.job import Job, JobResult, Stopwatch
+from qeval.jobs.zygote import Zygote
+from qeval.plan.cells import device_kind
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -36,14 +41,27 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs workers of this interpreter; ``folder`` keeps job files and logs, a pair a key."""
+    """Runs workers of this interpreter; ``folder`` keeps job files and logs, a pair a key. Use it in a
+    ``with``, or close it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._zygotes: dict[str, _Kept] = {}  # by what they import
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what was kept for further jobs."""
+        while self._zygotes:
+            self._zygotes.popitem()[1].zygote.close()
 
     def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
-        """Start a fresh worker and wait. Never raises for what the worker does; KeyboardInterrupt
-        passes through after the worker's group is dead."""
+        """Give the job a process of its own and wait. Never raises for what the worker does;
+        KeyboardInterrupt passes through after the worker's group is dead."""
         stem = self.folder / f"{job.kind}-{job.key[:16]}"
         job_file, result_file = stem.with_suffix(".job.json"), stem.with_suffix(".result.json")
         log_file = stem.with_suffix(".log")
@@ -52,25 +70,62 @@ class LocalExecutor:
         watch = Stopwatch()
         read_fd, write_fd = os.pipe()
         with log_file.open("wb") as log, os.fdopen(read_fd, "rb", buffering=0) as progress:
-            argv = [str(job_file), str(result_file), str(write_fd)]
-            process = guard.start(
-                [str(job.python or sys.executable), "-m", "qeval.worker", *argv],
-                stdout=log,
-                stderr=log,
-                pass_fds=(write_fd,),
-                env=_environment(job),
-            )
-            os.close(write_fd)
+            try:
+                process = self._start(job, [str(job_file), str(result_file)], log, write_fd, timeout)
+            finally:
+                os.close(write_fd)
             try:
                 timed_out = _wait(process, progress, timeout, on_progress)
             finally:
                 guard.stop(process)
-        result = _collect(process.returncode, result_file, log_file, timeout if timed_out else None)
+        code = process.wait()
+        result = _collect(code, result_file, log_file, timeout if timed_out else None)
         return replace(
             result,
             timing={**watch.timing(), **result.timing, "wall_s": watch.seconds()},
             log=str(log_file),
         )
+
+    def _start(
+        self, job: Job, argv: list[str], log: BufferedWriter, progress: int, timeout: float | None
+    ) -> guard.Command:
+        env = _environment(job)
+        zygote = self._zygote(job, env)
+        if zygote is not None and zygote.ready(timeout):
+            process = zygote.fork(argv, log.fileno(), progress)
+            if process is not None:
+                return process
+        return guard.start(
+            [str(job.python or sys.executable), "-m", "qeval.worker", *argv, str(progress)],
+            stdout=log,
+            stderr=log,
+            pass_fds=(progress,),
+            env=env,
+        )
+
+    def _zygote(self, job: Job, env: dict[str, str]) -> Zygote | None:
+        """The one that has what the job imports, started now or before under the same conditions."""
+        if job.kind == "build" or job.artifact is None or job.python or sys.platform != "linux":
+            return None
+        name = job.artifact.engine
+        modules: str | None = getattr(ENGINES[name], "shared_imports", None)
+        if modules is None or device_kind(name, job.settings.device) == "cuda":  # forks untested there
+            return None
+        conditions = (env, job.settings.n_threads, Path.cwd())
+        kept = self._zygotes.get(modules)
+        if kept is not None and kept.conditions != conditions:
+            self._zygotes.pop(modules).zygote.close()
+            kept = None
+        if kept is None:
+            log = self.folder / f"imports-{modules.rpartition('.')[2]}.log"
+            kept = _Kept(Zygote(modules, job.settings.n_threads, env, log), conditions)
+            self._zygotes[modules] = kept
+        return kept.zygote
+
+
+class _Kept(NamedTuple):
+    zygote: Zygote
+    conditions: tuple[object, ...]  # what its imports may have read
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -96,7 +151,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], progress: FileIO, timeout: float | None, on_progress: OnProgress
+    process: guard.Command, progress: FileIO, timeout: float | None, on_progress: OnProgress
 ) -> bool:
     """Pass progress lines on until the worker ends; True where the timeout ended the wait."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -118,7 +173,7 @@ def _wait(
     return False
 
 
-def _wait_closed(process: subprocess.Popen[bytes], deadline: float | None) -> bool:
+def _wait_closed(process: guard.Command, deadline: float | None) -> bool:
     try:
         process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

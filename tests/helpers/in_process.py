@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from qeval.jobs.executor import OnProgress
 from qeval.jobs.job import Job, JobResult
@@ -16,6 +17,11 @@ class InProcess:
 
     def __init__(self, folder: Path) -> None:
         pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
     def run(self, job: Job, timeout: float | None, on_progress: OnProgress) -> JobResult:
         done = _guarded(Job.from_json(job.to_json()), on_progress)

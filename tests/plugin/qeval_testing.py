@@ -116,6 +116,7 @@ class NgramEngine:
     name = "ngram"
     version = 1
     capabilities = frozenset({"nll", "steps", "memory"})
+    shared_imports = "qeval.tasks.perplexity"  # its cells are forks; builds start an interpreter
     max_seq_len = 64
     vocab_size = 512
 
