@@ -315,13 +315,40 @@ def test_states_of_points(made_results):
 # -- sizes and errors -------------------------------------------------------------------------------
 
 
-def test_fifty_rows_are_under_8_mb(tmp_path, made_folder):
-    folder = tmp_path / "fifty"
-    rows = [f"Q{i}" for i in range(49)]
-    made_folder(folder, rows, windows=560, problems=164, completion=lambda r, i: f"{r} {i}\n" * 300)
-    page = page_of(folder)
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory, made_folder):
+    """50 rows of a whole text and a whole benchmark: the records of two, again and again."""
+    folder = tmp_path_factory.mktemp("fifty") / "results"
+    made = made_folder(
+        folder, ["Q4_K_M"], windows=560, problems=164, completion=lambda r, i: f"{r} {i}\n" * 300
+    )
+    own = [r for r in made if r.cell["quantization"]["label"] == "Q4_K_M"]
+    for i in range(48):
+        named = {"name": "gguf", "label": f"Q{i}", "options": {"type": f"Q{i}"}}
+        for r in own:
+            again = replace(r, key=f"{i} {r.key}", cell={**r.cell, "quantization": named})
+            Store(folder).append(again)
+    return folder
+
+
+def test_fifty_rows_are_under_8_mb_with_all_that_records_hold(fifty):
+    page = page_of(fifty)
     assert len(page.encode()) < 8_000_000
-    assert len(data_of(page)["windows"]) == 50
+    data = data_of(page)
+    assert len(data["windows"]) == 50 and len(data["flips"]) == 49
+    assert "would not fit" not in page
+
+
+def test_what_would_not_fit_is_left_out_and_said(fifty, monkeypatch):
+    monkeypatch.setattr("qeval.page.origin.MOST_RECORDS", 1_000_000)
+    monkeypatch.setattr("qeval.page.changed.MOST", 10_000)
+    page = page_of(fifty)
+    data = data_of(page)
+    assert "without the values of single windows and problems, which would not fit" in page
+    (file,) = [unpacked(f) for f in data["downloads"] if f["name"] == "records.jsonl"]
+    assert all(m["values"] == [] for line in file.splitlines() for m in json.loads(line)["metrics"])
+    told = [f[side] for s in data["flips"] for f in s["flips"] for side in "ab"]
+    assert sum(len(t["completion"]) for t in told) == 10_000 and told[-1]["left_out"] > 0
 
 
 def test_a_missing_package_and_a_wrong_name_are_one_line(made_results, tmp_path, monkeypatch):
