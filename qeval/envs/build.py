@@ -421,6 +421,15 @@ class _ByUv:
     ) -> None:
         quick = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1"} if index else {}
         argv = [*self._uv.install(_python(path), index), *asked]
+        if (
+            index and self._uv.has_folders
+        ):  # uv ends where an index is out of reach; pip looks into these
+            try:
+                steps.run(f"{what} of find-links", [*argv, "--no-index"], hint, self._uv.variables)
+            except EnvError:
+                pass  # its log has why
+            else:
+                return
         steps.run(what, argv, hint, {**self._uv.variables, **quick})
 
 

@@ -46,6 +46,10 @@ class Uv:
     def venv(self, python: Path, path: Path) -> list[str]:
         return [self.program, "venv", "--no-project", "--python", str(python), str(path)]
 
+    @property
+    def has_folders(self) -> bool:
+        return "--find-links" in self.options
+
     def install(self, python: Path, index: str | None = None) -> list[str]:
         """The command that packages and pip's ``-c`` and ``--no-deps`` are added to."""
         chosen = index or self.index

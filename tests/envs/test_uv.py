@@ -106,6 +106,26 @@ def test_where_uv_fails_pip_does_it_and_says_so(place, monkeypatch):
     assert [p.name for p in (place / "c" / "envs").iterdir() if p.name[0] != "."] == ["tiny.log"]
 
 
+def test_torch_is_taken_from_a_folder_where_its_index_is_out_of_reach(place, monkeypatch):
+    wheel(place / "links", "torch", "1.0+cpu")
+    lines = (place / "tiny.toml").read_text()
+    (place / "tiny.toml").write_text(f'torch = "1.0"\n{lines}')
+    (place / "pip.conf").write_text(f"[global]\nfind-links = {place / 'links'}\n")
+    monkeypatch.setattr(envs, "TORCH_CPU_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(envs, "_wants_cuda", lambda: False)
+    monkeypatch.setenv(
+        "UV_DEFAULT_INDEX", (place / "links").as_uri()
+    )  # no page of the outside is asked
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    steps: list[str] = []
+    assert envs.create("tiny", place / "c", say=steps.append).versions["torch"] == "1.0+cpu"
+    assert [s for s in steps if "torch" in s] == [
+        "installing torch==1.0+cpu of find-links",
+        "looking for torch",
+    ]
+    assert not [s for s in steps if "pip" in s]
+
+
 def test_pips_settings_are_handed_over_and_uvs_own_win():
     plain = Uv("uv", "1")
     told = {"index-url": "https://mirror/simple", "extra-index-url": "https://a https://b"}
