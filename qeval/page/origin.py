@@ -13,6 +13,7 @@ from pathlib import Path
 from qeval.comparison.conditions import facts_of
 from qeval.core.record import Record
 from qeval.exports.tidy_files import csv_text as tidy_csv
+from qeval.page.verdict import short_name
 from qeval.plan.kept_spec import SPEC_NAME
 from qeval.report.draft import Draft
 from qeval.report.render import csv_text as table_csv
@@ -76,14 +77,14 @@ def _facts(draft: Draft) -> tuple[Fact, ...]:
     found: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
     several = len({row.identity for row in draft.rows}) > 1
     for (model, label), row in zip(names(draft.rows), draft.rows, strict=True):
-        name = f"{model} · {label}" if several else label
+        name = f"{short_name(model)} · {label}" if several else label
         for record in row.evals:
             for kind, what, value in facts_of(record) if record.status == "ok" else ():
                 if kind not in _KINDS:
                     continue
                 value = value[:12] if what == "git_commit" else value
                 said = f"{what} of {row.engine}" if what in _OF_ENGINE else what
-                said = f"{said}, {model}" if kind == "data" and several else said
+                said = f"{said}, {short_name(model)}" if kind == "data" and several else said
                 found.setdefault((kind, said), {}).setdefault(value, {})[name] = None
     facts = [
         Fact(kind, what, tuple((value, tuple(rows)) for value, rows in values.items()))

@@ -201,9 +201,14 @@ def pareto_values(verdict: Verdict, choice: Choice, budget: float) -> Values:
                 "rank": "–" if point.rank is None else str(point.rank),
                 "speed": "–" if point.speed is None else f"{point.speed:.4g}",
                 "named": few or state in STATES[:2] or point.baseline,
+                "baseline": point.baseline,
                 "label": f"{point.row}: {state}, needs {memory}, {point.said}",
             }
         )
+    front = [value for value in out if value["state"] == STATES[1]]
+    if not few and len(front) > SERIES:  # names would cover each other
+        for value in front:
+            value["named"] = value["baseline"]
     return out
 
 

@@ -123,7 +123,7 @@ def _said(page: Page) -> dict[str, object]:
     first = page.verdicts[0] if page.verdicts else Verdict("", "nothing was measured")
     hidden = [c for c in page.table.columns if c.id not in page.first_columns]
     return {
-        "title": ", ".join(short_name(model) for model in models[:3])
+        "title": " and ".join(short_name(model) for model in models[:3])
         + (" and more" if models[3:] else ""),
         "about": f"{rows} quantizations, {len(page.table.columns)} kinds of numbers"
         + (f", measured {measured}" if measured else ""),
@@ -242,7 +242,9 @@ def _data(page: Page) -> dict[str, object]:
         ],
         "more_columns": [c.id for c in page.table.columns if c.id not in page.first_columns],
         "first_rows": {
-            v.model: [p.row for p, by in zip(v.points, _default(v).dominated, strict=True) if not by]
+            short_name(v.model): [
+                p.row for p, by in zip(v.points, _default(v).dominated, strict=True) if not by
+            ]
             for v in page.verdicts
             if v.points
         },
@@ -317,7 +319,7 @@ def _verdict_data(verdict: Verdict) -> dict[str, object]:
     simulated = any(p.simulated for p in verdict.points)
     sequences = "1 sequence" if verdict.batch == 1 else f"{verdict.batch} sequences"
     return {
-        "model": verdict.model,
+        "model": short_name(verdict.model),
         "reason": verdict.reason,
         "kind": verdict.kind,
         "context": verdict.context,

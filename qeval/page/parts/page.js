@@ -85,7 +85,14 @@
         : needs > budget ? data.states[3]
           : dominatedBy ? data.states[2] : data.states[1];
   const place = () => choice.budgets.findLastIndex((n) => n <= budget);
-  const paretoValues = () => verdict.points.map((p, i) => {
+  const paretoValues = () => {
+    const values = verdict.points.map(paretoValue);
+    const front = values.filter((v) => v.state === data.states[1]);
+    // Names only where they do not cover each other.
+    if (values.length > data.series && front.length > data.series) front.forEach((v) => { v.named = v.baseline; });
+    return values;
+  };
+  const paretoValue = (p, i) => {
     const needs = choice.needs[i];
     const state = stateOf(p, needs, choice.dominated[i], choice.answers[place()]);
     const memory = `${p.least ? "at least " : ""}${short(needs / GIB)} GiB`;
@@ -93,9 +100,9 @@
       row: p.row, needs: needs / GIB, memory, loss: p.loss, low: p.low ?? p.loss, high: p.high ?? p.loss,
       state, said: p.said, rank: p.rank === null ? "–" : String(p.rank), speed: short(p.speed),
       named: verdict.points.length <= data.series || data.states.indexOf(state) < 2 || p.baseline,
-      label: `${p.row}: ${state}, needs ${memory}, ${p.said}`,
+      baseline: p.baseline, label: `${p.row}: ${state}, needs ${memory}, ${p.said}`,
     };
-  });
+  };
   const tell = () => {
     const said = verdict.reason ? [verdict.reason] : choice.said[place()];
     by("sentence").textContent = said[0];
