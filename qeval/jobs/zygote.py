@@ -71,9 +71,11 @@ class Zygote:
         self._ready: bool | None = None
 
     def ready(self, timeout: float | None) -> bool:
-        """Wait for the imports; False where it cannot fork, ended, or took too long."""
+        """Wait for the imports; False where it cannot fork, has ended, or is not ready yet."""
         if self._ready is None:
-            self._ready = self._receive(timeout) == {"can_fork": True}
+            if not self._hears(timeout):
+                return False
+            self._ready = self._receive() == {"can_fork": True}
         return self._ready
 
     def fork(self, argv: Sequence[str], log: int, progress: int) -> Forked | None:
@@ -83,7 +85,7 @@ class Zygote:
         try:
             request = json.dumps(list(argv)).encode()
             socket.send_fds(self._socket, [request], [read_end, log, progress])
-            answer = self._receive(None)
+            answer = self._receive()
         except OSError:
             answer = None
         finally:
@@ -102,22 +104,24 @@ class Zygote:
     def _end(self, timeout: float | None) -> int | None:
         """The exit code of the job; None where the time is over first. The kernel kills a job with its
         zygote."""
-        if timeout is not None and not select.select([self._socket], [], [], max(0.0, timeout))[0]:
+        if not self._hears(timeout):
             return None
-        answer = self._receive(None)
+        answer = self._receive()
         if answer is None:
             self._ready = False
             return -signal.SIGKILL
         return answer["code"]
 
-    def _receive(self, timeout: float | None) -> dict[str, int] | None:
-        self._socket.settimeout(timeout)
+    def _hears(self, timeout: float | None) -> bool:
+        wait = None if timeout is None else max(0.0, timeout)
+        return bool(select.select([self._socket], [], [], wait)[0])
+
+    def _receive(self) -> dict[str, int] | None:
+        """What it says next; None where it has ended."""
         try:
             data = self._socket.recv(_MESSAGE)
-        except OSError:  # its end, or the time is over
+        except OSError:
             return None
-        finally:
-            self._socket.settimeout(None)
         return json.loads(data) if data else None
 
 

@@ -43,7 +43,7 @@ def plain(data: object) -> object:
 
 def test_numbers_memory_and_logs_are_a_cells_own(tiny_llama: Path, tmp_path: Path):
     """Seconds long: torch and transformers are imported, once, in the process that is forked."""
-    small, large = cell(tiny_llama, tmp_path, 1), cell(tiny_llama, tmp_path, 500)
+    small, large = cell(tiny_llama, tmp_path, 1), cell(tiny_llama, tmp_path, 1000)
     before, between, after = small, large, replace(small, key="b" * 64)
     with LocalExecutor(tmp_path / "jobs") as executor:
         first, second, third = (executor.run(j, 300, lambda *_: None) for j in (before, between, after))
@@ -54,8 +54,8 @@ def test_numbers_memory_and_logs_are_a_cells_own(tiny_llama: Path, tmp_path: Pat
     assert first.payload["metrics"] == third.payload["metrics"] == plain(alone.payload["metrics"])
     assert second.payload["metrics"] != first.payload["metrics"]
     peaks = [r.memory["ram_peak"] / 2**20 for r in (first, second, third)]  # MiB
-    assert peaks[1] > peaks[0] + 8  # a larger batch
-    assert abs(peaks[0] - peaks[2]) < 4
+    assert peaks[1] > peaks[0] + 32  # a larger batch
+    assert abs(peaks[0] - peaks[2]) < 8  # how much of libraries' files is resident varies
     assert first.provenance["argv"][0] == str(tmp_path / "jobs" / f"eval-{'1' * 16}.job.json")
     assert len({r.log for r in (first, second, third)}) == 3
 
