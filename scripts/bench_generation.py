@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generation and scoring by the engine `hf`, beside transformers' own loop and vLLM, in one run.
+"""Generation and scoring by the engine `hf`, beside transformers' loop, vLLM and llama.cpp, in one run.
 
     python scripts/bench_generation.py models/SmolLM2-135M-Instruct --cases 1x50x64,1x1x64 --device cpu
     python scripts/make_random_model.py starcoder2-15b models/big --config
@@ -16,7 +16,8 @@ do.
 
 ``--dummy`` reads the folder's configuration alone and makes the weights up, as ``--load-format dummy``
 of vLLM does; ``--activations`` and ``--kv-cache`` give bits to the engine `hf`, simulated. vLLM runs
-where it is installed.
+where it is installed. ``--gguf`` adds the same model as a .gguf file, on the engine `llamacpp` and by
+``llama_decode`` alone, which draws nothing (bench_llamacpp.py says more).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def main() -> None:
     parser.add_argument("--activations", type=int, help="bits, on hf")
     parser.add_argument("--kv-cache", type=int, help="bits, on hf")
     parser.add_argument("--dummy", action="store_true")
-    parser.add_argument("--ways", default="transformers,hf,vllm")
+    parser.add_argument("--gguf", type=Path, help="the model for llama.cpp")
+    parser.add_argument("--ways", default="transformers,hf,vllm,llama_decode,llamacpp")
     parser.add_argument("--no-stops", action="store_true", help="do not read every new token, too")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -57,7 +59,9 @@ def main() -> None:
     if args.way:
         print(json.dumps(globals()[f"_{args.way}"](args)))
         return
-    asked = [way for way in args.ways.split(",") if way != "vllm" or find_spec("vllm")]
+    missing = set() if find_spec("vllm") else {"vllm"}
+    missing |= set() if args.gguf else {"llama_decode", "llamacpp"}
+    asked = [way for way in args.ways.split(",") if way not in missing]
     found: dict[str, dict[str, float]] = {}
     for way in asked:
         done = subprocess.run(
@@ -74,12 +78,20 @@ def main() -> None:
 
 def _print(found: dict[str, dict[str, float]]) -> None:
     ways = list(found)
-    print(f"{'':28}" + "".join(f"{way:>14}" for way in ways) + f"{'hf / best':>12}")
+    titles = "".join(f"{title:>16}" for title in ("hf / best", "llamacpp / raw"))
+    print(f"{'':28}" + "".join(f"{way:>14}" for way in ways) + titles)
     for case in dict.fromkeys(case for rates in found.values() for case in rates):
         rates = {way: found[way][case] for way in ways if case in found[way]}
-        others = [rate for way, rate in rates.items() if way != "hf"]
-        ratio = f"{rates['hf'] / max(others):12.2f}" if others and "hf" in rates else ""
-        print(f"{case:28}" + "".join(f"{rates.get(way, 0):14,.1f}" for way in ways) + ratio)
+        ratios = (
+            _ratio(rates, "hf", ("transformers", "vllm")),
+            _ratio(rates, "llamacpp", ("llama_decode",)),
+        )
+        print(f"{case:28}" + "".join(f"{rates.get(way, 0):14,.1f}" for way in ways) + "".join(ratios))
+
+
+def _ratio(rates: dict[str, float], ours: str, others: tuple[str, ...]) -> str:
+    best = max((rates[way] for way in others if way in rates), default=0.0)
+    return f"{rates[ours] / best:16.2f}" if best and ours in rates else f"{'':16}"
 
 
 # ---- the ways: each prints numbers of the cases, tokens a second
@@ -254,6 +266,43 @@ def _vllm(args: argparse.Namespace) -> dict[str, float]:
         score()
         rates["perplexity"] = median(_rate(score) for _ in range(args.repeats))
     return rates
+
+
+def _llamacpp(args: argparse.Namespace) -> dict[str, float]:
+    from qeval.engines.base import Sampling
+
+    lm = _llama_engine(args)
+
+    def generate(prompts: list[list[int]], n: int, tokens: int) -> int:
+        sampling = Sampling(n=n, temperature=TEMPERATURE, top_p=TOP_P, max_new_tokens=tokens)
+        return sum(len(c.ids) for c in lm.generate(prompts, sampling, lambda ids: False))
+
+    rates = _measured(args, generate)
+    print("llamacpp:", lm.facts(), file=sys.stderr, flush=True)
+    return rates
+
+
+def _llama_decode(args: argparse.Namespace) -> dict[str, float]:
+    """The steps alone, one prompt after the other."""
+    from bench_llamacpp import raw
+
+    lm = _llama_engine(args)
+
+    def decode(prompts: list[list[int]], n: int, tokens: int) -> int:
+        for prompt in prompts:
+            raw(lm, prompt, n, tokens, unified=True, halves=1)
+        return len(prompts) * n * tokens
+
+    return _measured(args, decode)
+
+
+def _llama_engine(args: argparse.Namespace) -> Any:
+    from qeval.core.artifact import Artifact
+    from qeval.core.settings import EngineSettings
+    from qeval.engines.llamacpp import LlamaCppEngine
+
+    artifact = Artifact(args.gguf, "llamacpp", False, 0, 0, None, None)
+    return LlamaCppEngine.open(artifact, EngineSettings(device=args.device.partition(":")[0]))
 
 
 if __name__ == "__main__":
