@@ -172,6 +172,10 @@ def adopt_orphans(yes: bool) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
+# In /dev/shm: the attacks' targets, and what multiprocessing of tests beside these makes (vLLM's).
+_OTHERS = (TARGET_PREFIX, "psm_", "mp-", "sem.mp-")
+
+
 def belongings() -> dict[str, list[str]]:
     """Everything that could leak, by kind: what belongs to this process, and what of the machine an
     attack may have made (their files have ``hostile`` in their names)."""
@@ -187,7 +191,7 @@ def belongings() -> dict[str, list[str]]:
             *(str(p) for folder in kept for p in folder.glob("*qeval*")),
             *(str(p) for folder in kept | {Path("/tmp")} for p in folder.glob("*hostile*")),
         ],
-        "POSIX shared memory": [n for n in _listed("/dev/shm") if not n.startswith(TARGET_PREFIX)],
+        "POSIX shared memory": [n for n in _listed("/dev/shm") if not n.startswith(_OTHERS)],
         "System V objects": [
             " ".join(line.split()[:2])
             for kind in ("shm", "msg", "sem")
