@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from qeval.core.errors import UsageError
 from qeval.core.units import parse_bytes, parse_percent
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,3 +155,11 @@ def spec_options(function: Callable[..., object]) -> Callable[..., object]:
 def debug() -> bool:
     """Asked before the command line is understood, since that may be what fails."""
     return "--debug" in sys.argv
+
+
+def check_order(name: str, *words: str) -> None:
+    """For a command whose results folders come last. Raises UsageError where one comes first."""
+    first, *others = words
+    if Path(first).is_dir() and not any(Path(word).is_dir() for word in others):
+        said = " ".join(map(shlex.quote, [*others, first]))
+        raise UsageError(f"qeval {name}: the results folder comes last: qeval {name} {said}")

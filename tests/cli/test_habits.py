@@ -89,6 +89,15 @@ def test_show_finds_cells_by_key_row_and_name(results):
     assert isinstance(wrong, UsageError) and "did you mean 'Q4_K_M'?" in str(wrong)
 
 
+def test_a_folder_that_comes_before_the_rows_is_told_where_it_belongs(results):
+    for given, right in (
+        ("show r Q8_0", "show Q8_0 r"),
+        ("compare r Q8_0 none", "compare Q8_0 none r"),
+    ):
+        wrong = qeval(*given.split()).exception
+        assert isinstance(wrong, UsageError) and str(wrong).endswith(f"qeval {right}")
+
+
 @pytest.mark.parametrize(
     ("line", "key"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qeval.cli.shared import FOLDER, command, margin_option
+from qeval.cli.shared import FOLDER, check_order, command, margin_option
 from qeval.core.console import echo
 from qeval.core.errors import UsageError
 
@@ -43,6 +43,7 @@ def compare(a: str, b: str, results: tuple[Path, ...], margin: float, flips: int
     from qeval.comparison import forms
 
     if results:
+        check_order("compare", a, b, *map(str, results))
         found = load(*results).compare(a, b, margin=margin)
     else:
         for side in (a, b):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qeval.cli.shared import FOLDER, TEXT_OR_JSON, command
+from qeval.cli.shared import FOLDER, TEXT_OR_JSON, check_order, command
 from qeval.core.console import echo
 
 
@@ -29,6 +29,7 @@ def show(cell: str, results: tuple[Path, ...], fmt: str) -> None:
     from qeval.api.results import load
     from qeval.report.describe import describe
 
+    check_order("show", cell, *map(str, results))
     found = load(*results).cells(cell)
     if fmt == "json":
         import json
