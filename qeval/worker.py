@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -149,6 +149,10 @@ def _context(job: Job, progress: Progress) -> TaskContext:
     )
 
 
+def _settings(asked: EngineSettings, needs: Set[str]) -> EngineSettings:
+    return replace(asked, layers_apart="tensors" in needs)
+
+
 def _open(artifact: Artifact, settings: EngineSettings) -> LM:
     floor = settings.execution.running.floor
     if floor and floor.kind == "repetition":  # in batches of another size than other rows
@@ -179,7 +183,7 @@ def _reference(job: Job, progress: Progress) -> JobResult:
     watch, task = Stopwatch(), TASKS[job.name]()
     assert job.artifact is not None
     progress(0, 0, "loading the model")
-    with closing(_open(job.artifact, job.settings)) as lm:
+    with closing(_open(job.artifact, _settings(job.settings, task.needs))) as lm:
         options = task.Options.model_validate(job.options)
         rows, stream = task.remember(lm, options, _context(job, progress))
         done, parts = 0, iter(stream)

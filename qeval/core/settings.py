@@ -21,6 +21,9 @@ class EngineSettings:
     n_threads: int | None = None  # CPU threads; None, or more than there are: the cores it may use
     trust_remote_code: bool = False  # run code that comes with the model
     execution: Execution = field(default_factory=Execution)  # the row's own part
+    layers_apart: bool = (
+        False  # a task looks at single linears: none are put together (formats/merged.py)
+    )
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "execution": self.execution.to_json()}

@@ -79,7 +79,9 @@ def _on_a_kernel(
 
     from qeval.formats.merged import merge
 
-    merges = device.type in _MERGES and not settings.execution.running  # rounds each linear's input
+    # Rounded activations are those of each linear.
+    apart = settings.layers_apart or settings.execution.running
+    merges = device.type in _MERGES and not apart
     refused: dict[str, str] = {}
 
     def as_in_the_files(model: PreTrainedModel) -> None:

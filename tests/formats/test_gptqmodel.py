@@ -94,6 +94,15 @@ def test_linears_of_one_input_are_one_product_and_the_same_model(
     assert found["resident"][0] <= before["resident"][0] * 1.01
 
 
+def test_a_task_that_looks_at_single_linears_finds_each_by_its_name():
+    from qeval.core.settings import EngineSettings
+    from qeval.tasks.base import TASKS
+    from qeval.worker import _settings
+
+    apart = {n for n in TASKS if _settings(EngineSettings(), TASKS[n].needs).layers_apart}
+    assert apart == {"tensor_stats"}
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("variant", ["gptq-in-bin", "gptq-with-zeros"])
 def test_the_same_tensors_in_another_file_are_the_same_model(quantized, variant):
